@@ -1,0 +1,49 @@
+# Everything a user or a maintainer does, by name. `make run` and `make test` set up what they need.
+VENV    := .venv
+BIN     := $(VENV)/bin
+PYTHON  ?= python3.11
+ARGS    ?=
+TESTS   ?= tests
+STAMP   := $(VENV)/.installed
+
+.PHONY: install run test lint types bench browser clean help
+
+help:            ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: $(STAMP) ## Install into .venv and resolve the Java archives
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is missing: install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "installing into $(VENV) (the first time takes some minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m spark_compat.jars
+	@touch $@
+
+run: install      ## Start the whole pipeline: make run ARGS="--rate 500 --duration 60"
+	@exec $(BIN)/ray-pipeline run $(ARGS)
+
+test: install browser ## Pass every test (TESTS=tests/unit for a part)
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+browser:
+	@command -v chromium >/dev/null || { \
+	  echo "installing Debian's chromium for the browser tests"; \
+	  if [ "$$(id -u)" = 0 ]; then SUDO=; else SUDO="sudo -n"; fi; \
+	  { $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
+	  || { echo "chromium is missing and could not be installed: run 'sudo apt-get install chromium'"; exit 1; }; }
+
+lint: install     ## ruff and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: install    ## mypy, strict
+	$(BIN)/mypy
+
+bench: install    ## Run every benchmark, or one: make bench ARGS=producer
+	$(BIN)/python -m bench $(ARGS)
+
+clean:            ## Remove what was built here
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

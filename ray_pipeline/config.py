@@ -1,0 +1,259 @@
+"""The one settings model: flag > environment (``RAY_PIPELINE_…``) > file (TOML) > default.
+
+Every setting is declared once, here, with its unit, range and help text; the command line, the error messages and
+the documentation read it from here. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from ray_pipeline.errors import ConfigurationError
+
+__all__ = ["ENVIRONMENT_PREFIX", "EVENT_FIELDS", "Settings", "load_settings"]
+
+ENVIRONMENT_PREFIX = "RAY_PIPELINE_"
+
+EVENT_FIELDS = (
+    "seed",
+    "users",
+    "movies",
+    "rank",
+    "mean_rating",
+    "rating_sd",
+    "user_bias_share",
+    "movie_bias_share",
+    "factor_share",
+    "popularity_exponent",
+    "activity_sigma",
+    "partitions",
+)
+"""The settings that an event is a function of, together with the catalogue's content (see :meth:`Settings.digest`)."""
+
+
+def _default_state_dir() -> Path:
+    return Path(platformdirs.user_state_dir("ray-pipeline"))
+
+
+class Settings(BaseSettings):
+    """All settings of the pipeline."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True)
+
+    # -- load: how much, how long
+    rate: float = Field(100.0, gt=0, le=1e9, description="target rate, ratings per second; fractions allowed")
+    duration_s: float | None = Field(None, gt=0, description="stop after this many seconds of event time")
+    ratings: int | None = Field(None, gt=0, description="stop after exactly this many ratings")
+    start_time_ms: int | None = Field(
+        None, ge=0, description="event time of the first instant, epoch ms UTC; default: now"
+    )
+
+    # -- the events: what an event is a function of
+    seed: int = Field(42, ge=0, lt=2**63, description="seed of everything that is drawn")
+    users: int = Field(138_493, ge=1, le=2**31 - 1, description="number of users; ids are 1 … users")
+    movies: int = Field(27_278, ge=1, le=2**24, description="number of movies of the built-in catalogue")
+    catalog: Path | None = Field(
+        None, description="movies.csv in MovieLens layout, in place of the built-in catalogue"
+    )
+    rank: int = Field(20, ge=1, le=512, description="number of latent factors")
+    mean_rating: float = Field(3.5, ge=0.5, le=5.0, description="mean of the raw score, in stars")
+    rating_sd: float = Field(1.1, gt=0, le=5, description="standard deviation of the raw score, in stars")
+    user_bias_share: float = Field(0.15, ge=0, le=1, description="share of variance due to the user's bias")
+    movie_bias_share: float = Field(0.2, ge=0, le=1, description="share of variance due to the movie's bias")
+    factor_share: float = Field(
+        0.35, ge=0, le=1, description="signal strength: share of variance explained by the factors"
+    )
+    popularity_exponent: float = Field(
+        0.9, ge=0, le=3, description="Zipf exponent of movie popularity; 0 = uniform"
+    )
+    activity_sigma: float = Field(1.2, ge=0, le=3, description="sigma of lognormal user activity; 0 = all equal")
+
+    # -- Kafka
+    bootstrap_servers: str | None = Field(
+        None, min_length=1, description="brokers, HOST:PORT[,…]; default: an embedded broker"
+    )
+    broker_port: int = Field(0, ge=0, le=65535, description="port of the embedded broker; 0 = any free port")
+    partitions: int = Field(4, ge=1, le=10_000, description="partitions of the ratings topic (= shards)")
+    replication_factor: int = Field(1, ge=1, le=32_767, description="replicas of topics that are created")
+    ratings_topic: str = Field("ratings", description="topic of the ratings")
+    metrics_topic: str = Field("metrics", description="topic of the windows (compacted)")
+    rejected_topic: str = Field("ratings.rejected", description="topic of records that are no valid rating")
+    progress_topic: str = Field("ratings.progress", description="topic of the shards' progress (compacted)")
+    control_topic: str = Field("ratings.control", description="topic of rate changes, pause and resume")
+    job_topic: str = Field("metrics.progress", description="topic of the Spark job's progress (compacted)")
+
+    # -- generator
+    actors: int = Field(2, ge=1, le=10_000, description="generator actors; at most one a partition")
+    delivery: Literal["exactly-once", "at-least-once"] = Field(
+        "exactly-once", description="exactly-once (a transaction a commit) or at-least-once (idempotent only)"
+    )
+    commit_interval_ms: int = Field(
+        100, ge=10, le=60_000, description="time between commits of a shard, ms"
+    )
+
+    # -- windows
+    tumbling_s: int = Field(60, ge=1, le=86_400, description="length of the tumbling window, seconds")
+    sliding_s: int = Field(300, ge=1, le=86_400 * 7, description="length of the sliding window, seconds")
+    slide_s: int = Field(60, ge=1, le=86_400, description="slide of the sliding window, seconds")
+    watermark_s: float = Field(
+        60.0, ge=0, description="how long a window waits for late ratings, seconds of event time"
+    )
+    top_n: int = Field(100, ge=1, le=10_000, description="movies kept in each window's top-N")
+    checkpoint: str | None = Field(
+        None, description="Hadoop URI of the Spark checkpoint; default: a folder in the state directory"
+    )
+    trigger_interval_ms: int = Field(
+        0, ge=0, le=600_000, description="least time between micro-batches, ms; 0 = at once"
+    )
+    max_offsets_per_trigger: int = Field(
+        1_000_000, ge=1_000, description="most records in one micro-batch"
+    )
+    fair_scheduler_file: Path | None = Field(None, description="fairscheduler.xml in place of the shipped one")
+
+    # -- Ray and Spark
+    ray_address: str | None = Field(None, description="Ray cluster to join; default: RAY_ADDRESS, else a local Ray")
+    executors: int = Field(1, ge=1, le=10_000, description="Spark executors")
+    executor_cores: int = Field(2, ge=1, le=1_024, description="cores of a Spark executor")
+    executor_memory: str = Field("1g", pattern=r"^\d+[kmgtKMGT]$", description="memory of a Spark executor")
+
+    # -- serving
+    api_host: str = Field("127.0.0.1", description="address the HTTP API listens on")
+    api_port: int = Field(8000, ge=0, le=65535, description="port of the HTTP API; 0 = any free port")
+    ui_host: str = Field("127.0.0.1", description="address the dashboard listens on")
+    ui_port: int = Field(8501, ge=0, le=65535, description="port of the dashboard; 0 = any free port")
+    ui: bool = Field(True, description="show the dashboard")
+    refresh_s: float = Field(2.0, ge=0.5, le=5.0, description="refresh interval of the dashboard, seconds")
+    control_token: str | None = Field(
+        None, min_length=8, description="token for control requests from other machines; default: made by run"
+    )
+
+    # -- state
+    state_dir: Path = Field(default_factory=_default_state_dir, description="where state is kept between runs")
+    stop_timeout_s: float = Field(120.0, gt=0, description="longest orderly shutdown, seconds")
+
+    @field_validator("rate", "duration_s", "watermark_s")
+    @classmethod
+    def _finite(cls, value: float | None) -> float | None:
+        if value is not None and value in (float("inf"), float("-inf")):
+            msg = "must be a finite number"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Settings:
+        if self.duration_s is not None and self.ratings is not None:
+            msg = "duration_s and ratings exclude each other: give one of them"
+            raise ValueError(msg)
+        if self.actors > self.partitions:
+            msg = (
+                f"actors={self.actors} is more than partitions={self.partitions}: an actor owns whole partitions, "
+                "so lower actors or raise partitions"
+            )
+            raise ValueError(msg)
+        if self.user_bias_share + self.movie_bias_share + self.factor_share > 1 + 1e-9:
+            msg = (
+                "user_bias_share + movie_bias_share + factor_share is more than 1: noise gets the rest, lower one"
+            )
+            raise ValueError(msg)
+        if self.sliding_s % self.slide_s:
+            msg = f"sliding_s={self.sliding_s} is not a multiple of slide_s={self.slide_s}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def checkpoint_uri(self) -> str:
+        """Where Spark keeps its checkpoint, as a Hadoop URI."""
+        return self.checkpoint or (self.state_dir.absolute() / "checkpoint").as_uri()
+
+    def event_settings(self) -> dict[str, Any]:
+        """The settings an event is a function of, ready for JSON."""
+        return {name: getattr(self, name) for name in EVENT_FIELDS}
+
+    def digest(self, catalogue_digest: str) -> str:
+        """Name of the stream these settings define: 16 hex digits of a SHA-256.
+
+        Args:
+            catalogue_digest: digest of the movie catalogue's content.
+        """
+        text = json.dumps({**self.event_settings(), "catalogue": catalogue_digest}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.removesuffix("_s").replace("_", "-")
+
+
+def _explain(error: ValidationError) -> ConfigurationError:
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"]]
+    if not names:
+        return ConfigurationError(str(first["msg"]).removeprefix("Value error, "))
+    name = names[0]
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(sorted(Settings.model_fields))
+        return ConfigurationError(f"unknown setting {name!r}", f"The settings are: {known}")
+    field = Settings.model_fields.get(name)
+    meaning = f" ({field.description})" if field and field.description else ""
+    reason = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    value = first.get("input")
+    return ConfigurationError(
+        f"setting {name}{meaning}: {value!r} {reason}",
+        f"Set it with {_flag(name)}, {ENVIRONMENT_PREFIX}{name.upper()} or {name} in the settings file",
+    )
+
+
+def load_settings(file: Path | None = None, **flags: Any) -> Settings:
+    """Settings from flags, environment, file and defaults, in this order of precedence.
+
+    Args:
+        file: TOML file; None = none.
+        flags: values that were given on the command line; those that are None count as not given.
+
+    Raises:
+        ConfigurationError: a value is out of range, a key is unknown, or the file cannot be read.
+    """
+    if file is not None and not file.is_file():
+        raise ConfigurationError(f"settings file {file} does not exist", "Name an existing TOML file")
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
+            raise ConfigurationError(
+                f"environment variable {variable} names no setting", "Correct or unset it"
+            )
+
+    class _FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+            return (*sources, TomlConfigSettingsSource(settings_cls, file)) if file else sources
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        merged = _FromFile(**given)
+        return Settings.model_validate(merged.model_dump())
+    except ValidationError as error:
+        raise _explain(error) from None
+    except ValueError as error:  # malformed TOML
+        raise ConfigurationError(f"settings file {file}: {error}", "Correct the TOML") from None
+
+

@@ -1,0 +1,99 @@
+"""Every error a user can meet, in one tree.
+
+::
+
+    RayPipelineError                 exit code 1
+    ├── ConfigurationError           exit code 2: a setting is wrong; names it and the fix
+    │   ├── CatalogueError           a row of the movie catalogue is malformed; names the line
+    │   └── StateMismatchError       state on disk or in Kafka belongs to another configuration
+    ├── EnvironmentProblem           exit code 3: Java, a port, disk or CPUs are missing
+    ├── BrokerUnavailableError       exit code 4: no Kafka broker answers
+    ├── DeliveryError                exit code 5: records could not be delivered
+    │   └── FencedError              another producer of the same shard took over
+    ├── ProcessingError              exit code 6: the Spark job failed
+    └── StageFailedError             exit code 7: a stage kept failing and was given up
+
+Errors carry fields, not only text, and survive pickling between Ray processes.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BrokerUnavailableError",
+    "CatalogueError",
+    "ConfigurationError",
+    "DeliveryError",
+    "EnvironmentProblem",
+    "FencedError",
+    "ProcessingError",
+    "RayPipelineError",
+    "StageFailedError",
+    "StateMismatchError",
+]
+
+
+class RayPipelineError(Exception):
+    """Root of the tree.
+
+    Args:
+        problem: what is wrong, one sentence.
+        fix: what to change, one sentence; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(problem, fix)
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.fix}" if self.fix else self.problem
+
+
+class ConfigurationError(RayPipelineError):
+    """A setting is wrong."""
+
+    exit_code = 2
+
+
+class CatalogueError(ConfigurationError):
+    """A row of the movie catalogue is malformed."""
+
+
+class StateMismatchError(ConfigurationError):
+    """State on disk or in Kafka belongs to another configuration."""
+
+
+class EnvironmentProblem(RayPipelineError):
+    """The machine or cluster lacks something: Java, a port, disk, CPUs."""
+
+    exit_code = 3
+
+
+class BrokerUnavailableError(RayPipelineError):
+    """No Kafka broker answers."""
+
+    exit_code = 4
+
+
+class DeliveryError(RayPipelineError):
+    """Records could not be delivered."""
+
+    exit_code = 5
+
+
+class FencedError(DeliveryError):
+    """Another producer of the same shard took over; this one must stop."""
+
+
+class ProcessingError(RayPipelineError):
+    """The Spark job failed."""
+
+    exit_code = 6
+
+
+class StageFailedError(RayPipelineError):
+    """A stage kept failing and was given up."""
+
+    exit_code = 7
