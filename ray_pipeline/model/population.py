@@ -1,0 +1,182 @@
+"""Users and movies: biases, latent factors, activity and popularity, each a pure function of (seed, id).
+
+A score is ``mean + user bias + movie bias + U·V + noise``; the four random terms have the shares of variance that the settings
+name and together the standard deviation ``rating_sd``. This is the biased matrix-factorisation model of Koren, Bell
+and Volinsky, "Matrix Factorization Techniques for Recommender Systems" (IEEE Computer, 2009).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.config import Settings
+from ray_pipeline.model.alias import AliasTable
+from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.model.partitioner import partition_of
+from ray_pipeline.model.streams import halfwords, lognormal_weights, normal_table
+
+__all__ = ["Movies", "UserMap", "Users", "build_movies", "build_user_map", "build_users", "movie_factors"]
+
+_CHUNK = 1 << 17
+_POPULARITY_UNIT = 2**34
+
+
+@dataclass(frozen=True, slots=True)
+class Movies:
+    """What a shard must know of all movies; the same for every shard, so a node keeps one copy.
+
+    Attributes:
+        movie_ids: shape (n,), int64, ascending.
+        factors: shape (n, rank), float32, standard normal.
+        biases: shape (n,), float32, stars.
+        popularity: the law of the movie of a rating, by position in ``movie_ids``.
+    """
+
+    movie_ids: npt.NDArray[np.int64]
+    factors: npt.NDArray[np.float32]
+    biases: npt.NDArray[np.float32]
+    popularity: AliasTable
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """The users of one shard.
+
+    Attributes:
+        user_ids: shape (n,), int64, ascending.
+        factors: shape (n, rank), float32, scaled so that ``U·V`` is in stars.
+        biases: shape (n,), float32, stars, the mean rating included.
+        activity: the law of the user of a rating, by position in ``user_ids``.
+    """
+
+    user_ids: npt.NDArray[np.int64]
+    factors: npt.NDArray[np.float32]
+    biases: npt.NDArray[np.float32]
+    activity: AliasTable
+
+
+@dataclass(frozen=True, slots=True)
+class UserMap:
+    """Who belongs to which shard.
+
+    Attributes:
+        partition: shape (users,), int32: the partition of user ``i + 1``.
+        activity: shape (partitions,), int64: summed activity of each partition's users.
+    """
+
+    partition: npt.NDArray[np.int32]
+    activity: npt.NDArray[np.int64]
+
+    def share(self, partition: int) -> float:
+        """Share of all ratings that fall to a partition, 0 … 1."""
+        return int(self.activity[partition]) / int(self.activity.sum())
+
+    def users_of(self, partition: int) -> npt.NDArray[np.int64]:
+        """Ids of a partition's users, ascending."""
+        return np.flatnonzero(self.partition == partition).astype(np.int64) + 1
+
+
+def build_user_map(settings: Settings) -> UserMap:
+    """Assign every user to its partition and sum the activity of each."""
+    partition = np.empty(settings.users, np.int32)
+    activity = np.zeros(settings.partitions, np.int64)
+    for first in range(0, settings.users, _CHUNK):
+        ids = np.arange(first, min(first + _CHUNK, settings.users), dtype=np.int64) + 1
+        chosen = partition_of(ids, settings.partitions)
+        partition[first : first + len(ids)] = chosen
+        np.add.at(activity, chosen, _activity(settings, ids))
+    return UserMap(partition, activity)
+
+
+def build_users(settings: Settings, user_ids: npt.NDArray[np.int64]) -> Users:
+    """Factors, biases and activity of some users.
+
+    Args:
+        settings: the event settings are used.
+        user_ids: shape (n,), int64, ascending, n ≥ 1.
+    """
+    scale = np.float32(settings.rating_sd * math.sqrt(settings.factor_share / settings.rank))
+    bias = np.float32(settings.rating_sd * math.sqrt(settings.user_bias_share))
+    factors = np.empty((len(user_ids), settings.rank), np.float32)
+    biases = np.empty(len(user_ids), np.float32)
+    for lo, hi in _ranges(user_ids):
+        ids = user_ids[lo:hi]
+        factors[lo:hi] = _normals(settings, "user/factors", ids, settings.rank) * scale
+        biases[lo:hi] = np.float32(settings.mean_rating) + _normals(settings, "user/bias", ids, 1)[:, 0] * bias
+    return Users(user_ids, factors, biases, AliasTable.from_weights(_activity(settings, user_ids)))
+
+
+def movie_factors(
+    settings: Settings, movie_ids: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Factors, shape (n, rank), and biases, shape (n,), of some movies.
+
+    Args:
+        settings: the event settings are used.
+        movie_ids: shape (n,), int64, ascending.
+    """
+    bias = np.float32(settings.rating_sd * math.sqrt(settings.movie_bias_share))
+    factors = np.empty((len(movie_ids), settings.rank), np.float32)
+    biases = np.empty(len(movie_ids), np.float32)
+    for lo, hi in _ranges(movie_ids):
+        factors[lo:hi] = _normals(settings, "movie/factors", movie_ids[lo:hi], settings.rank)
+        biases[lo:hi] = _normals(settings, "movie/bias", movie_ids[lo:hi], 1)[:, 0] * bias
+    return factors, biases
+
+
+def build_movies(
+    settings: Settings,
+    catalogue: Catalogue,
+    parts: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] | None = None,
+) -> Movies:
+    """All movies.
+
+    Args:
+        settings: the event settings are used.
+        catalogue: gives the ids.
+        parts: results of :func:`movie_factors` for consecutive runs of the catalogue, made elsewhere; None = make them here.
+    """
+    made = [movie_factors(settings, catalogue.movie_ids)] if parts is None else parts
+    factors = made[0][0] if len(made) == 1 else np.concatenate([part[0] for part in made])
+    biases = made[0][1] if len(made) == 1 else np.concatenate([part[1] for part in made])
+    return Movies(catalogue.movie_ids, factors, biases, _popularity(settings, len(catalogue)))
+
+
+def _popularity(settings: Settings, count: int) -> AliasTable:
+    """Zipf's law, P(rank k) ∝ k^-s, over a random ranking of the movies."""
+    draws = halfwords(settings.seed, "movie/ranking", 0, count * 4).reshape(count, 4).astype(np.uint64)
+    keys = draws[:, 0] | draws[:, 1] << np.uint64(16) | draws[:, 2] << np.uint64(32) | draws[:, 3] << np.uint64(48)
+    order = np.argsort(keys, kind="stable")
+    by_rank = [
+        max(1, round(_POPULARITY_UNIT * math.pow(k, -settings.popularity_exponent))) for k in range(1, count + 1)
+    ]
+    # n · sum must stay below 2^63; a flat law over many movies has the greatest sum
+    shift = max(0, (sum(by_rank) * count).bit_length() - 62)
+    weights = np.empty(count, np.int64)
+    weights[order] = np.maximum(np.array(by_rank, np.int64) >> shift, 1)
+    return AliasTable.from_weights(weights)
+
+
+def _activity(settings: Settings, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return lognormal_weights(settings.activity_sigma)[_at(settings, "user/activity", ids, 1)[:, 0]]
+
+
+def _normals(settings: Settings, name: str, ids: npt.NDArray[np.int64], each: int) -> npt.NDArray[np.float32]:
+    return normal_table()[_at(settings, name, ids, each)]
+
+
+def _at(settings: Settings, name: str, ids: npt.NDArray[np.int64], each: int) -> npt.NDArray[np.uint16]:
+    """The ``each`` 16-bit words of every id; makes the whole range of ids and picks, so ids should be dense."""
+    first, last = int(ids[0]), int(ids[-1])
+    drawn = halfwords(settings.seed, name, first * each, (last - first + 1) * each)
+    return drawn.reshape(-1, each)[ids - first]
+
+
+def _ranges(ids: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Cut ascending ids into runs that span at most a chunk of ids, so that memory stays bounded."""
+    bounds = np.searchsorted(ids, np.arange(int(ids[0]), int(ids[-1]) + 1, _CHUNK)).tolist() if len(ids) else []
+    return [(lo, hi) for lo, hi in zip(bounds, [*bounds[1:], len(ids)], strict=True) if lo < hi]

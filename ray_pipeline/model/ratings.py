@@ -1,0 +1,96 @@
+"""Every rating as a pure function of (seed, configuration, partition, index)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.config import Settings
+from ray_pipeline.events import HALF_STARS_MAX, HALF_STARS_MIN
+from ray_pipeline.model.population import Movies, Users
+from ray_pipeline.model.streams import normal_table, words
+
+__all__ = ["Drawn", "ShardModel"]
+
+_BLOCK = 4096  # ratings scored at a time: what fits the second-level cache; no effect on any value
+_NOISE_BITS = np.uint64(0xFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Ratings without their times.
+
+    Attributes:
+        user_ids: shape (n,), int64.
+        movie_ids: shape (n,), int64.
+        scores: shape (n,), float32, stars, before rounding and clipping, noise included.
+        half_stars: shape (n,), uint8, 1 … 10.
+    """
+
+    user_ids: npt.NDArray[np.int64]
+    movie_ids: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    half_stars: npt.NDArray[np.uint8]
+
+
+class ShardModel:
+    """The ratings of one shard, by index.
+
+    Args:
+        settings: the event settings are used.
+        partition: the shard.
+        users: the shard's own users.
+        movies: all movies.
+    """
+
+    def __init__(self, settings: Settings, partition: int, users: Users, movies: Movies) -> None:
+        self.partition = partition
+        self._seed = settings.seed
+        self._users = users
+        self._movies = movies
+        shares = settings.user_bias_share + settings.movie_bias_share + settings.factor_share
+        self._noise_sd = np.float32(settings.rating_sd * math.sqrt(max(0.0, 1.0 - shares)))
+
+    def draw(self, first: int, count: int) -> Drawn:
+        """Ratings ``first … first + count - 1``.
+
+        Counter n of the shard's stream makes rating n: word 0 its user, word 1 its movie, 16 bits of word 2 its noise.
+
+        Args:
+            first: index of the first rating, ≥ 0.
+            count: how many, ≥ 0.
+        """
+        drawn = words(self._seed, "events", self.partition, first, count)
+        user = self._users.activity.draw(drawn[:, 0])
+        movie = self._movies.popularity.draw(drawn[:, 1])
+        noise = normal_table()[drawn[:, 2] & _NOISE_BITS]
+        scores = np.empty(count, np.float32)
+        for lo in range(0, count, _BLOCK):
+            part = slice(lo, lo + _BLOCK)
+            scores[part] = self._score(user[part], movie[part])
+        scores += self._noise_sd * noise
+        return Drawn(self._users.user_ids[user], self._movies.movie_ids[movie], scores, to_half_stars(scores))
+
+    def _score(self, user: npt.NDArray[np.int64], movie: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Scores without noise. Added rank by rank, so that every CPU rounds alike; BLAS and einsum do not."""
+        product = self._users.factors[user] * self._movies.factors[movie]
+        score = self._users.biases[user] + self._movies.biases[movie]
+        for column in range(product.shape[1]):
+            score += product[:, column]
+        return score
+
+
+def to_half_stars(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Round to the nearest half star, ties upwards, and clip to 0.5 … 5.0.
+
+    Args:
+        scores: shape (n,), float32, stars.
+
+    Returns:
+        Shape (n,), uint8, half stars, 1 … 10.
+    """
+    rounded = np.floor(scores * np.float32(2.0) + np.float32(0.5))
+    return np.clip(rounded, HALF_STARS_MIN, HALF_STARS_MAX).astype(np.uint8)
