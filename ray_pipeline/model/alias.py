@@ -64,7 +64,7 @@ class AliasTable:
             filler = np.searchsorted(left_over, before, side="right")
             alias[light] = heavy[np.minimum(filler, len(heavy) - 1)]
             # heavy j gives more than it has to the light item that crosses its end, and is filled by j + 1
-            crossing = np.searchsorted(lacking, left_over, side="right")
+            crossing = np.searchsorted(lacking, left_over, side="left")
             given = np.append(lacking, lacking[-1])[crossing]
             over = np.clip(given - left_over, 0, None)
             over[-1] = 0

@@ -1,0 +1,228 @@
+"""What the shards of a run are told, all together: plan, ends, and what became of them. Pure: no Ray, Kafka or clock."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from dataclasses import dataclass
+
+from ray_pipeline.config import Settings
+from ray_pipeline.delivery.interface import Epoch, ShardProgress
+from ray_pipeline.errors import ConfigurationError, StateMismatchError
+from ray_pipeline.generator.plan import RatePlan, ShardSchedule, allocate
+from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport
+
+__all__ = ["Coordinator", "Totals", "change_lead_ms"]
+
+change_lead_ms = 200
+"""How far ahead of now a rate change takes effect, so that every shard hears of it before it is past."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The run so far.
+
+    Attributes:
+        delivered: ratings committed in this run.
+        base: ratings of earlier runs on the same topic.
+        behind_s: how long the most overdue rating has been due, seconds.
+        finished: whether every shard has ended.
+        failed: the first failure that was given up; None when there is none.
+        failures: deliveries begun again.
+    """
+
+    delivered: int
+    base: int
+    behind_s: float
+    finished: bool
+    failed: str | None
+    failures: int
+
+
+class Coordinator:
+    """Keeps the plan of every shard and decides what each is told.
+
+    Args:
+        settings: all settings.
+        config: digest of the event settings and catalogue.
+        shares: share of all ratings of each partition.
+
+    Raises:
+        ConfigurationError: a partition has no users.
+    """
+
+    def __init__(self, settings: Settings, config: str, shares: list[float]) -> None:
+        empty = [p for p, share in enumerate(shares) if share <= 0]
+        if empty:
+            raise ConfigurationError(
+                problem=f"no user falls to partition {empty[0]}: users={settings.users} are too few",
+                fix="Raise users or lower partitions",
+            )
+        self.config = config
+        self.run = uuid.uuid4().hex[:12]
+        self.rate = settings.rate
+        self.paused = False
+        self.requested: int | None = settings.ratings
+        self._settings = settings
+        self._shares = shares
+        self._epochs: dict[int, tuple[Epoch, ...]] = {}
+        self._starts: list[int] = []
+        self._ends: list[int | None] = [None] * len(shares)
+        self._reports: dict[int, ShardReport] = {}
+        self._start_ms = 0
+        self._offset_ms = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether the plan was made."""
+        return bool(self._starts)
+
+    @property
+    def start_ms(self) -> int:
+        """Event time at which this run began, epoch milliseconds; 0 before."""
+        return self._start_ms
+
+    def event_now_ms(self, now_ms: int) -> int:
+        """Event time that belongs to a wall-clock time."""
+        return now_ms + self._offset_ms
+
+    def plan_rate(self, now_ms: int) -> float:
+        """Rate in force now, ratings per second; 0 = paused or not started."""
+        return RatePlan(self._epochs[0]).rate_at(self.event_now_ms(now_ms)) if self._epochs else 0.0
+
+    # -- what is heard
+
+    def observe(self, reports: list[ShardReport]) -> None:
+        """Note what shards say of themselves."""
+        for report in reports:
+            self._reports[report.partition] = report
+            if report.epochs and report.state in (RunnerState.RUNNING, RunnerState.DONE):
+                self._epochs[report.partition] = report.epochs
+
+    def totals(self) -> Totals:
+        """The run so far, from what was heard."""
+        reports = [self._reports[p] for p in sorted(self._reports)]
+        known = {report.partition: report.next_index for report in reports}
+        base = sum(self._starts)
+        delivered = sum(known.get(p, start) for p, start in enumerate(self._starts)) - base
+        over = (RunnerState.DONE, RunnerState.STOPPED)
+        failed = next((f"shard {r.partition}: {r.error}" for r in reports if r.state is RunnerState.FAILED), None)
+        return Totals(
+            delivered=max(0, delivered),
+            base=base,
+            behind_s=max((r.behind_s for r in reports), default=0.0),
+            finished=len(reports) == len(self._shares) and all(r.state in over for r in reports),
+            failed=failed,
+            failures=sum(r.failures for r in reports),
+        )
+
+    # -- what is told
+
+    def assignments(self, now_ms: int) -> dict[int, Assignment]:
+        """What to tell the shards that are ready, by partition; none until all have been ready once.
+
+        Raises:
+            StateMismatchError: a shard's progress is of another configuration.
+        """
+        if not self.started:
+            if len(self._reports) < len(self._shares) or any(
+                r.state is RunnerState.OPENING for r in self._reports.values()
+            ):
+                return {}
+            self._make_plan([self._reports[p].progress for p in range(len(self._shares))], now_ms)
+        ready = [p for p, report in self._reports.items() if report.state is RunnerState.READY]
+        return {
+            p: Assignment(
+                self.run,
+                self.config,
+                self._epochs[p],
+                self._shares[p],
+                self._phase(p),
+                self._ends[p],
+                self._offset_ms,
+            )
+            for p in ready
+        }
+
+    def change(self, now_ms: int, *, rate: float | None = None, paused: bool | None = None) -> Epoch | None:
+        """Change the rate, pause or resume.
+
+        Args:
+            now_ms: wall-clock time.
+            rate: new rate, ratings per second, > 0; None = as it is.
+            paused: None = as it is.
+
+        Returns:
+            The epoch to tell every shard; None when nothing changes now.
+
+        Raises:
+            ConfigurationError: the rate is no finite number above 0.
+        """
+        if rate is not None and not (math.isfinite(rate) and 0 < rate <= 1e9):
+            raise ConfigurationError(
+                problem=f"rate {rate!r} is not a number above 0", fix="Give ratings per second, such as 250 or 0.2"
+            )
+        before = 0.0 if self.paused else self.rate
+        self.rate = self.rate if rate is None else rate
+        self.paused = self.paused if paused is None else paused
+        after = 0.0 if self.paused else self.rate
+        if after == before or not self.started:
+            return None
+        epoch = Epoch(self.event_now_ms(now_ms) + change_lead_ms, after)
+        for p, epochs in self._epochs.items():
+            self._epochs[p] = RatePlan(epochs).with_epoch(epoch).epochs
+        self._set_ends()
+        return epoch
+
+    def ends(self) -> dict[int, int | None]:
+        """Where each shard ends (exclusive); None = never."""
+        return dict(enumerate(self._ends))
+
+    # -- inside
+
+    def _phase(self, partition: int) -> float:
+        return (partition + 0.5) / len(self._shares)
+
+    def _make_plan(self, progress: list[ShardProgress | None], now_ms: int) -> None:
+        known = [p for p in progress if p is not None]
+        for p in known:
+            if p.config != self.config:
+                raise StateMismatchError(
+                    problem=f"topic {self._settings.ratings_topic} holds ratings of another configuration "
+                    f"({p.config}, not {self.config}): seed, users, movies or another event setting differs",
+                    fix="Give the settings of the first run, another topic or state directory, "
+                    "or clear them with: ray-pipeline reset",
+                )
+        rate = 0.0 if self.paused else self.rate
+        fixed = self._settings.start_time_ms
+        if not known:
+            self._start_ms = now_ms if fixed is None else fixed
+            self._epochs = {p: (Epoch(self._start_ms, rate),) for p in range(len(progress))}
+        else:
+            self.run = known[0].run
+            last_ms = max((p.event_time_ms for p in known if p.event_time_ms is not None), default=now_ms)
+            stopped_ms = last_ms + 1
+            # with a fixed event clock the stream goes on without a gap; else the time between the runs is a pause
+            self._start_ms = stopped_ms if fixed is not None else max(now_ms, stopped_ms)
+            longest = max((p.epochs for p in known), key=len)
+            for number, shard in enumerate(progress):
+                plan = RatePlan(shard.epochs if shard and shard.epochs else longest)
+                if self._start_ms > stopped_ms:
+                    plan = plan.with_epoch(Epoch(stopped_ms, 0.0))
+                self._epochs[number] = plan.with_epoch(Epoch(self._start_ms, rate)).epochs
+        self._offset_ms = 0 if fixed is None else self._start_ms - now_ms
+        self._starts = [p.next_index if p else 0 for p in progress]
+        self._set_ends()
+
+    def _set_ends(self) -> None:
+        settings = self._settings
+        if settings.duration_s is not None:
+            plan = RatePlan(self._epochs[0])
+            end_ms = self._start_ms + settings.duration_s * 1000
+            self.requested = math.floor(plan.expected(end_ms) - plan.expected(self._start_ms) + 1e-6)
+        if self.requested is None:
+            return
+        schedules = [
+            ShardSchedule(RatePlan(self._epochs[p]), share, self._phase(p)) for p, share in enumerate(self._shares)
+        ]
+        self._ends = list(allocate(schedules, self._starts, self.requested))

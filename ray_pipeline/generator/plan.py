@@ -1,0 +1,138 @@
+"""The rate plan: the cumulative number of ratings due by an event time, and its inverse.
+
+The plan is Λ(t), piecewise linear over epochs of constant rate, the same for all shards. Shard p, with share s of all ratings
+and phase φ, has its rating n due when Λ(t) = (n + φ) / s. So event times do not depend on who sends, or when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from heapq import heapify, heapreplace
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.delivery.interface import Epoch
+
+__all__ = ["NEVER_MS", "RatePlan", "ShardSchedule", "allocate"]
+
+NEVER_MS = 2**62
+"""The due time of a rating that no epoch of the plan reaches."""
+
+
+class RatePlan:
+    """Epochs of constant rate.
+
+    Args:
+        epochs: at least one, ``from_ms`` strictly ascending, rates ≥ 0. Before the first one nothing is due.
+    """
+
+    def __init__(self, epochs: Iterable[Epoch]) -> None:
+        self.epochs = tuple(epochs)
+        starts = [epoch.from_ms for epoch in self.epochs]
+        if not starts or any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+            msg = "a plan needs at least one epoch, in ascending order of time"
+            raise ValueError(msg)
+        cumulative = [0.0]
+        for now, following in zip(self.epochs, self.epochs[1:], strict=False):
+            cumulative.append(cumulative[-1] + now.rate * ((following.from_ms - now.from_ms) / 1000.0))
+        self._cumulative = cumulative
+        self._cumulative_array = np.array(cumulative)
+        self._starts = np.array(starts, np.int64)
+        self._rates = np.array([epoch.rate for epoch in self.epochs])
+
+    @property
+    def rate(self) -> float:
+        """Rate of the last epoch, ratings per second over all shards; 0 = paused."""
+        return self.epochs[-1].rate
+
+    def rate_at(self, at_ms: int) -> float:
+        """Rate in force at an event time, ratings per second over all shards."""
+        position = int(np.searchsorted(self._starts, at_ms, side="right")) - 1
+        return self.epochs[position].rate if position >= 0 else 0.0
+
+    def expected(self, at_ms: float) -> float:
+        """Λ: ratings due up to ``at_ms`` (epoch milliseconds), over all shards."""
+        position = int(np.searchsorted(self._starts, at_ms, side="right")) - 1
+        if position < 0:
+            return 0.0
+        epoch = self.epochs[position]
+        return self._cumulative[position] + epoch.rate * ((at_ms - epoch.from_ms) / 1000.0)
+
+    def time_of(self, expected: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """The inverse of Λ: first epoch millisecond, rounded down, at which it reaches each value.
+
+        Args:
+            expected: shape (n,), float64, > 0.
+
+        Returns:
+            Shape (n,), int64; :data:`NEVER_MS` where the plan ends paused below the value.
+        """
+        position = np.searchsorted(self._cumulative_array, expected, side="left") - 1
+        position = np.maximum(position, 0)
+        rate = self._rates[position]
+        reached = rate > 0
+        past = (expected - self._cumulative_array[position]) / np.where(reached, rate, 1.0)
+        at_ms = self._starts[position] + np.floor(past * 1000.0).astype(np.int64)
+        return np.where(reached, at_ms, NEVER_MS)
+
+    def with_epoch(self, epoch: Epoch) -> RatePlan:
+        """This plan, going on with another rate from ``epoch.from_ms`` on (later epochs are replaced)."""
+        return RatePlan([*(e for e in self.epochs if e.from_ms < epoch.from_ms), epoch])
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSchedule:
+    """When the ratings of one shard are due.
+
+    Attributes:
+        plan: the rate plan.
+        share: the shard's share of all ratings, 0 < share ≤ 1.
+        phase: 0 < phase < 1; sets the shards apart so that they do not fire together.
+    """
+
+    plan: RatePlan
+    share: float
+    phase: float
+
+    def due_ms(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """Event time of ratings ``first … first + count - 1``, epoch milliseconds, not decreasing."""
+        return self.plan.time_of((np.arange(first, first + count) + self.phase) / self.share)
+
+    def count_due(self, at_ms: float) -> int:
+        """How many ratings are due up to ``at_ms``, that is the index of the next one."""
+        return max(0, int(np.floor(self.plan.expected(at_ms) * self.share - self.phase)) + 1)
+
+
+def allocate(schedules: list[ShardSchedule], starts: list[int], total: int) -> list[int]:
+    """Share out the next ``total`` ratings: those that are due first, whatever the rate.
+
+    Args:
+        schedules: of each shard; only share and phase are used.
+        starts: next index of each shard.
+        total: how many ratings over all shards, ≥ 0.
+
+    Returns:
+        End index (exclusive) of each shard; ``sum(ends) - sum(starts) == total``.
+    """
+    if not schedules:
+        return []
+    # all but a few ratings a shard can be counted at once; the last few are taken one by one in order
+    done = sum(starts)
+    safe = max(0.0, float(done + total - 2 * len(schedules)))
+    ends = [
+        max(start, int(np.floor(safe * s.share - s.phase)) + 1)
+        for s, start in zip(schedules, starts, strict=True)
+    ]
+    left = done + total - sum(ends)
+    if left < 0:  # starts are far from the shares: count from the starts alone
+        ends = list(starts)
+        left = total
+    queue = [((end + s.phase) / s.share, p) for p, (s, end) in enumerate(zip(schedules, ends, strict=True))]
+    heapify(queue)
+    for _ in range(left):
+        _, p = queue[0]
+        ends[p] += 1
+        heapreplace(queue, ((ends[p] + schedules[p].phase) / schedules[p].share, p))
+    return ends
