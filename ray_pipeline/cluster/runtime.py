@@ -1,0 +1,110 @@
+"""The Ray cluster: joined, or started for the life of this process; and whether it is large enough."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from ray_pipeline.cluster.generation import ACTOR_CPUS
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import EnvironmentProblem
+
+__all__ = ["NAMESPACE", "SERVING_CPUS", "SPARK_DRIVER_CPUS", "CpuBudget", "RayRuntime", "cpu_budget"]
+
+NAMESPACE = "ray-pipeline"
+SPARK_DRIVER_CPUS = 0.5
+SERVING_CPUS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class CpuBudget:
+    """CPUs that Ray must set aside, by stage."""
+
+    generator: float
+    spark_driver: float
+    executors: float
+    serving: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.generator + self.spark_driver + self.executors + self.serving
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total:g} CPUs (generator {self.generator:g}, Spark driver {self.spark_driver:g}, "
+            f"executors {self.executors:g}, API {self.serving:g})"
+        )
+
+
+def cpu_budget(settings: Settings, stages: tuple[str, ...] = ("generate", "process", "serve")) -> CpuBudget:
+    """What the stages need."""
+    process = "process" in stages
+    return CpuBudget(
+        generator=settings.actors * ACTOR_CPUS if "generate" in stages else 0.0,
+        spark_driver=SPARK_DRIVER_CPUS if process else 0.0,
+        executors=float(settings.executors * settings.executor_cores) if process else 0.0,
+        serving=SERVING_CPUS if "serve" in stages else 0.0,
+    )
+
+
+class RayRuntime:
+    """Joins the Ray cluster that the settings or RAY_ADDRESS name, or starts a local one.
+
+    A local Ray gets as many CPUs as the stages need, however few cores there are: on a laptop they share.
+
+    Args:
+        settings: all settings.
+        stages: which stages will run.
+    """
+
+    def __init__(self, settings: Settings, stages: tuple[str, ...] = ("generate", "process", "serve")) -> None:
+        self._settings = settings
+        self._budget = cpu_budget(settings, stages)
+        self.local = settings.ray_address is None and "RAY_ADDRESS" not in os.environ
+
+    def start(self) -> None:
+        """Join or start Ray.
+
+        Raises:
+            EnvironmentProblem: the cluster cannot be joined, or has too few CPUs.
+        """
+        if ray.is_initialized():
+            self.local = False
+        elif self.local:
+            ray.init(
+                num_cpus=max(os.cpu_count() or 1, int(self._budget.total) + 1),
+                include_dashboard=False,
+                namespace=NAMESPACE,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+        else:
+            address = self._settings.ray_address or os.environ["RAY_ADDRESS"]
+            try:
+                ray.init(
+                    address=address, namespace=NAMESPACE, logging_level=logging.WARNING, log_to_driver=False
+                )
+            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+                raise EnvironmentProblem(
+                    problem=f"the Ray cluster at {address} cannot be joined: {str(error).splitlines()[0]}",
+                    fix="Start it with ray start --head, or leave --ray-address out for a local Ray; "
+                    "with token authentication set RAY_AUTH_MODE=token",
+                ) from error
+        self.check_capacity()
+
+    def check_capacity(self) -> None:
+        """Refuse a cluster whose free CPUs do not suffice: Spark on Ray would wait for them for ever."""
+        free = ray.available_resources().get("CPU", 0.0)
+        if free + 1e-6 < self._budget.total:
+            raise EnvironmentProblem(
+                problem=f"the Ray cluster has {free:g} CPUs free, the pipeline needs {self._budget}",
+                fix="Lower actors, executors or executor_cores, add nodes, or stop other jobs",
+            )
+
+    def stop(self) -> None:
+        """Leave the cluster; a Ray that this object started ends with it."""
+        ray.shutdown()

@@ -1,0 +1,80 @@
+"""The windowing and the serving stage as actors."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_pipeline.cluster.runtime import SERVING_CPUS, SPARK_DRIVER_CPUS
+from ray_pipeline.config import Settings
+
+__all__ = ["PROCESSING_ACTOR", "build_processing_actor", "build_serving_actor"]
+
+PROCESSING_ACTOR = "ray-pipeline-processing"
+"""Prefix of the name of the actor that holds the Spark driver; the run's state directory follows as a digest."""
+
+
+class _ProcessingActor:
+    """Holds the Spark driver in a process of its own."""
+
+    def __init__(self, settings: Settings, bootstrap: str, console: bool) -> None:
+        from ray_pipeline.windows.stage import WindowStage
+
+        self._stage = WindowStage(settings, bootstrap, console=console)
+
+    def start(self) -> None:
+        self._stage.start()
+
+    def status(self) -> dict[str, Any]:
+        return {**self._stage.status(), "pid": os.getpid()}
+
+    def drain_and_stop(self, drain: bool, deadline_s: float) -> None:
+        self._stage.stop(drain=drain, deadline_s=deadline_s)
+
+    def run_batch(self) -> dict[str, Any]:
+        return self._stage.run_batch()
+
+
+class _ServingActor:
+    """Holds the store, the HTTP API and the dashboard."""
+
+    def __init__(self, settings: Settings, bootstrap: str) -> None:
+        from ray_pipeline.serving.server import ServingStage
+
+        self._stage = ServingStage(settings, bootstrap)
+
+    def start(self) -> None:
+        self._stage.start()
+
+    def status(self) -> dict[str, Any]:
+        return {**self._stage.status(), "urls": self._stage.urls(), "pid": os.getpid()}
+
+    def snapshot(self) -> dict[str, Any]:
+        return self._stage.summary()
+
+    def stop(self, deadline_s: float) -> None:
+        self._stage.stop(deadline_s)
+
+
+def build_processing_actor(settings: Settings, bootstrap: str, name: str, *, console: bool = False) -> Any:
+    """Make the actor that holds the Spark driver; its ``start`` brings Spark up on this Ray cluster."""
+    return (
+        ray.remote(num_cpus=SPARK_DRIVER_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(
+            _ProcessingActor
+        )
+        .options(name=f"{PROCESSING_ACTOR}-{name}")
+        .remote(settings, bootstrap, console)
+    )
+
+
+def build_serving_actor(settings: Settings, bootstrap: str) -> Any:
+    """Make the actor that serves API and dashboard, on this node: its ports are the ones the user asked for here."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return (
+        ray.remote(num_cpus=SERVING_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_ServingActor)
+        .options(scheduling_strategy=here)
+        .remote(settings, bootstrap)
+    )

@@ -1,0 +1,97 @@
+"""At-least-once delivery: no transactions. After a crash, what was sent since the last progress record is sent again."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from confluent_kafka import KafkaException, Producer
+
+from ray_pipeline.delivery.interface import ShardProgress, progress_key
+from ray_pipeline.delivery.transactional import delivery_error, produce_all
+from ray_pipeline.errors import DeliveryError
+from ray_pipeline.events import EventBatch
+from ray_pipeline.kafka.client import make_producer
+from ray_pipeline.kafka.read import newest_of_key
+
+__all__ = ["IdempotentDelivery"]
+
+_COMMIT_DEADLINE_S = 30.0
+
+
+class IdempotentDelivery:
+    """See :class:`ShardDelivery`; but ratings are visible as soon as they are sent, and predecessors are not shut out.
+
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        ratings_topic: where ratings go.
+        progress_topic: where progress goes.
+        partition: the shard.
+    """
+
+    def __init__(self, bootstrap: str, ratings_topic: str, progress_topic: str, partition: int) -> None:
+        self._bootstrap = bootstrap
+        self._ratings_topic = ratings_topic
+        self._progress_topic = progress_topic
+        self._partition = partition
+        self._producer: Producer | None = None
+        self._failed: Any = None
+
+    def open(self, deadline_s: float) -> ShardProgress | None:
+        """Read the last progress."""
+        # a message timeout would turn an outage into a hole in the sequence: the commit's deadline bounds it instead
+        self._producer = make_producer(self._bootstrap, on_delivery=self._delivered, message_timeout_ms=0)
+        value = newest_of_key(
+            self._bootstrap, self._progress_topic, progress_key(self._partition), deadline_s
+        )
+        return None if value is None else ShardProgress.from_json(value)
+
+    def send(self, batch: EventBatch) -> None:
+        """Queue ratings."""
+        self._raise_failure()
+        produce_all(self._opened(), self._ratings_topic, batch, self._error)
+
+    def commit(self, progress: ShardProgress) -> None:
+        """Wait until all ratings are acknowledged, then record the progress."""
+        self._flush()
+        key = progress_key(self._partition).encode()
+        try:
+            self._opened().produce(self._progress_topic, key=key, value=progress.to_json(), partition=0)
+        except KafkaException as error:
+            raise self._error("produce", error) from error
+        self._flush()
+
+    def close(self) -> None:
+        """Drop what was not acknowledged."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.purge()
+            producer.poll(0)
+
+    def _opened(self) -> Producer:
+        if self._producer is None:
+            msg = f"shard {self._partition} is not open"
+            raise RuntimeError(msg)
+        return self._producer
+
+    def _flush(self) -> None:
+        deadline = time.monotonic() + _COMMIT_DEADLINE_S
+        while self._opened().flush(0.5):
+            self._raise_failure()
+            if time.monotonic() > deadline:
+                raise DeliveryError(
+                    problem=f"shard {self._partition}: not acknowledged within {_COMMIT_DEADLINE_S:.0f} s",
+                    fix="The broker is too slow or away",
+                )
+        self._raise_failure()
+
+    def _delivered(self, error: Any, _message: Any) -> None:
+        if error is not None and self._failed is None:
+            self._failed = error
+
+    def _raise_failure(self) -> None:
+        if self._failed is not None:
+            raise delivery_error(self._partition, "delivery", self._failed)
+
+    def _error(self, what: str, error: KafkaException) -> DeliveryError:
+        return delivery_error(self._partition, what, error.args[0])

@@ -1,0 +1,118 @@
+"""What it means to deliver a shard: ratings and progress, visible together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray_pipeline.events import EventBatch
+
+__all__ = ["Epoch", "ShardDelivery", "ShardProgress", "progress_key"]
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """A stretch of the rate plan.
+
+    Attributes:
+        from_ms: event time from which it holds, epoch milliseconds UTC.
+        rate: ratings per second over all shards, ≥ 0; 0 = paused.
+    """
+
+    from_ms: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """How far a shard is: a record of topic ``ratings.progress``.
+
+    Attributes:
+        run: id of the run.
+        config: digest of the event settings and catalogue.
+        partition: the shard.
+        next_index: index of the next rating.
+        event_time_ms: event time of the last rating; None before the first.
+        committed_ms: wall-clock time of the commit, epoch milliseconds.
+        epochs: the rate plan as this shard lived it.
+    """
+
+    run: str
+    config: str
+    partition: int
+    next_index: int
+    event_time_ms: int | None
+    committed_ms: int
+    epochs: tuple[Epoch, ...]
+
+    def to_json(self) -> bytes:
+        """The record's value."""
+        fields: dict[str, Any] = {
+            "run": self.run,
+            "config": self.config,
+            "partition": self.partition,
+            "next_index": self.next_index,
+            "event_time_ms": self.event_time_ms,
+            "committed_ms": self.committed_ms,
+            "epochs": [{"from_ms": e.from_ms, "rate": e.rate} for e in self.epochs],
+        }
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, value: bytes) -> ShardProgress:
+        """Read a record's value.
+
+        Raises:
+            ValueError: it is no progress record.
+        """
+        try:
+            fields = json.loads(value)
+            epochs = tuple(Epoch(int(e["from_ms"]), float(e["rate"])) for e in fields.pop("epochs"))
+            return cls(**fields, epochs=epochs)
+        except (KeyError, TypeError) as error:
+            msg = f"not a progress record: {value[:200]!r}"
+            raise ValueError(msg) from error
+
+
+def progress_key(partition: int) -> str:
+    """Key of a shard's record in topic ``ratings.progress``."""
+    return f"shard/{partition}"
+
+
+class ShardDelivery(Protocol):
+    """Delivers the ratings of one shard. One owner, one thread. After any error: close it and open another.
+
+    Invariant: what a reader of committed data sees of the shard is always a prefix of its ratings, and the progress record
+    names that prefix's length.
+    """
+
+    def open(self, deadline_s: float) -> ShardProgress | None:
+        """Shut out predecessors and read the last committed progress; None when there is none. Blocks.
+
+        Raises:
+            DeliveryError: the broker did not answer within ``deadline_s`` seconds.
+        """
+        ...
+
+    def send(self, batch: EventBatch) -> None:
+        """Queue ratings. Blocks while the queue is full: that is how an overloaded broker slows the sender down.
+
+        Raises:
+            DeliveryError: the queue stayed full, or sending failed for good.
+            FencedError: a successor took over.
+        """
+        ...
+
+    def commit(self, progress: ShardProgress) -> None:
+        """Make all that was sent since the last commit visible, together with ``progress``. Blocks.
+
+        Raises:
+            DeliveryError: nothing of it is visible, or it is unknown whether it is; open again to learn it.
+            FencedError: a successor took over.
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop what was not committed and let go of the broker; may be called twice."""
+        ...

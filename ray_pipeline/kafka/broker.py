@@ -1,0 +1,267 @@
+"""A real Kafka broker as a child process: KRaft, one node, everything under one folder."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import IO
+
+from confluent_kafka import KafkaException
+
+from ray_pipeline.errors import EnvironmentProblem
+from ray_pipeline.kafka.client import make_admin
+from spark_compat.errors import SparkCompatError
+from spark_compat.jars import kafka_broker_jars
+from spark_compat.jvm import find_java
+
+__all__ = ["EmbeddedBroker"]
+
+_log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+listeners=BROKER://{host}:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=BROKER://{host}:{port}
+inter.broker.listener.name=BROKER
+controller.listener.names=CONTROLLER
+controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+log.retention.ms=-1
+log.cleaner.dedupe.buffer.size=16777216
+log.cleaner.backoff.ms=5000
+num.network.threads=2
+num.io.threads=4
+controlled.shutdown.enable=false
+"""
+
+
+class EmbeddedBroker:
+    """Kafka for one machine. The data stays in its folder; starting it there again goes on with it, on the same port.
+
+    Args:
+        state_dir: everything is kept in ``broker`` and ``logs`` below it.
+        port: 0 = the port of the last time, else any free one.
+        host: address to listen on and to advertise.
+        heap_mib: heap of the JVM, MiB.
+    """
+
+    def __init__(self, state_dir: Path, port: int = 0, host: str = "127.0.0.1", heap_mib: int = 512) -> None:
+        self._folder = state_dir.absolute() / "broker"
+        self._log_file = state_dir.absolute() / "logs" / "broker.log"
+        self._wanted_port = port
+        self._host = host
+        self._heap_mib = heap_mib
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[str] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """HOST:PORT for clients; known from :meth:`start` on."""
+        return f"{self._host}:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running JVM, None when it does not run."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def log_file(self) -> Path:
+        """What the broker says."""
+        return self._log_file
+
+    def start(self, deadline_s: float = 60.0) -> None:
+        """Start and wait until it answers.
+
+        Raises:
+            EnvironmentProblem: Java or the jars are missing, the folder cannot be written or is in use, the port is taken, or
+                the JVM ended; the text has the end of its log.
+        """
+        if self.pid is not None:
+            return
+        try:
+            java = find_java().executable
+            classpath = os.pathsep.join(str(jar) for jar in kafka_broker_jars())
+        except SparkCompatError as error:
+            raise EnvironmentProblem(problem=error.problem, fix=error.fix) from error
+        self._take_folder()
+        try:
+            self._choose_port()
+            properties = self._write_properties()
+            command = [str(java), f"-Xmx{self._heap_mib}m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4"]
+            command += [f"-Dorg.slf4j.simpleLogger.defaultLogLevel={'warn'}", "-cp", classpath]
+            if not (self._folder / "data" / "meta.properties").is_file():
+                self._format(command, properties)
+            self._launch([*command, "kafka.Kafka", str(properties)])
+            self._wait_until_ready(deadline_s)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self, deadline_s: float = 30.0) -> None:
+        """End it in order; after ``deadline_s`` seconds by force."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(deadline_s)
+            except subprocess.TimeoutExpired:
+                _log.warning("the broker did not end within %.0f s and is killed", deadline_s)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # -- inside
+
+    def _take_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._log_file.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._folder / "lock").open("a+")
+        except OSError as error:
+            raise EnvironmentProblem(
+                problem=f"the state directory cannot be written ({error})", fix="Name another with --state-dir"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            self._lock = None
+            raise EnvironmentProblem(
+                problem=f"the broker of {self._folder.parent} is in use by process {holder}",
+                fix="Stop that pipeline, or name another --state-dir",
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def _choose_port(self) -> None:
+        remembered = self._folder / "port"
+        port = self._wanted_port
+        if port == 0 and remembered.is_file():
+            last = int(remembered.read_text())
+            port = last if _free(self._host, last) else 0
+        if port == 0:
+            port = _any_free_port(self._host)
+        elif not _free(self._host, port):
+            raise EnvironmentProblem(
+                problem=f"port {port} for the broker is in use", fix="Choose another with --broker-port, or 0"
+            )
+        self._port = port
+        remembered.write_text(str(port))
+
+    def _write_properties(self) -> Path:
+        path = self._folder / "server.properties"
+        path.write_text(
+            _PROPERTIES.format(
+                host=self._host,
+                port=self._port,
+                controller_port=_any_free_port("127.0.0.1", besides=self._port),
+                data=self._folder / "data",
+            )
+        )
+        return path
+
+    def _format(self, command: list[str], properties: Path) -> None:
+        cluster_id = "cmF5LXBpcGVsaW5lLWtmaw"  # 22 characters of base64, as Kafka wants
+        tool = [*command, "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id, "-c", str(properties)]
+        done = subprocess.run(tool, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode != 0:
+            raise EnvironmentProblem(
+                problem=f"the broker's folder could not be formatted: {(done.stderr or done.stdout).strip()[-500:]}",
+                fix="Remove the state directory or name another",
+            )
+
+    def _launch(self, command: list[str]) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def die_with_parent() -> None:
+            # a killed pipeline must not leave a broker behind; harmless where the kernel does not know it
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+        with self._log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in the terminal is for the pipeline, which stops the broker last
+                preexec_fn=die_with_parent,
+                cwd=self._folder,
+            )
+
+    def _wait_until_ready(self, deadline_s: float) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + deadline_s
+        while not _accepts(self._host, self._port):
+            if self._process.poll() is not None:
+                raise EnvironmentProblem(
+                    problem=f"the broker ended with code {self._process.returncode}: {self._log_tail()}",
+                    fix=f"See {self._log_file.name} in the state directory's logs",
+                )
+            if time.monotonic() > deadline:
+                raise EnvironmentProblem(
+                    problem=f"the broker was not ready within {deadline_s:.0f} s: {self._log_tail()}", fix=""
+                )
+            time.sleep(0.05)
+        try:
+            make_admin(self.bootstrap_servers).list_topics(timeout=max(1.0, deadline - time.monotonic()))
+        except KafkaException as error:
+            raise EnvironmentProblem(problem=f"the broker does not answer: {error}", fix="") from error
+
+    def _log_tail(self) -> str:
+        return self._log_file.read_text(errors="replace")[-600:].strip() or "its log is empty"
+
+
+def _accepts(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def _any_free_port(host: str, besides: int = 0) -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = int(probe.getsockname()[1])
+        if port != besides:
+            return port

@@ -1,0 +1,87 @@
+"""The one place where Kafka clients are made."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from ray_pipeline.errors import BrokerUnavailableError
+
+__all__ = ["check_broker", "make_admin", "make_consumer", "make_producer"]
+
+_log = logging.getLogger("ray_pipeline.kafka.librdkafka")
+
+
+def _common(bootstrap: str) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": bootstrap,
+        "client.id": "ray-pipeline",
+        # a restarted broker is found again within a second
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1000,
+        "socket.connection.setup.timeout.ms": 5000,
+        "logger": _log,
+        "error_cb": lambda error: _log.debug("%s", error),
+    }
+
+
+def make_producer(bootstrap: str, **changes: Any) -> Producer:
+    """A producer that waits for all replicas and writes each record once and in order.
+
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        changes: librdkafka settings, with ``_`` for ``.``.
+    """
+    settings = {
+        **_common(bootstrap),
+        "enable.idempotence": True,
+        "acks": "all",
+        "compression.type": "lz4",
+        "linger.ms": 5,
+        "queue.buffering.max.messages": 100_000,
+        "queue.buffering.max.kbytes": 65_536,
+        "batch.num.messages": 10_000,
+        **{name.replace("_", "."): value for name, value in changes.items()},
+    }
+    return Producer(settings)
+
+
+def make_consumer(bootstrap: str, **changes: Any) -> Consumer:
+    """A consumer of committed records, without a group's memory: it is assigned partitions by hand."""
+    settings = {
+        **_common(bootstrap),
+        "group.id": "ray-pipeline-unused",
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+        "auto.offset.reset": "earliest",
+        "enable.partition.eof": True,
+        "fetch.wait.max.ms": 10,
+        "fetch.error.backoff.ms": 100,
+        # bounded: what is fetched ahead, over all partitions
+        "queued.max.messages.kbytes": 32_768,
+        **{name.replace("_", "."): value for name, value in changes.items()},
+    }
+    return Consumer(settings)
+
+
+def make_admin(bootstrap: str) -> AdminClient:
+    """An administration client."""
+    return AdminClient(_common(bootstrap))
+
+
+def check_broker(bootstrap: str, timeout_s: float = 15.0) -> None:
+    """Make sure that a broker answers.
+
+    Raises:
+        BrokerUnavailableError: none does within ``timeout_s`` seconds.
+    """
+    try:
+        make_admin(bootstrap).list_topics(timeout=timeout_s)
+    except KafkaException as error:
+        raise BrokerUnavailableError(
+            problem=f"no Kafka broker answers at {bootstrap} ({error.args[0].str()})",
+            fix="Check --bootstrap-servers, or leave it out for an embedded broker",
+        ) from None

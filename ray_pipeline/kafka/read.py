@@ -1,0 +1,211 @@
+"""Reading topics: counts, tails, the newest record of each key, and following as records come."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from ray_pipeline.errors import BrokerUnavailableError
+from ray_pipeline.kafka.client import make_consumer
+
+__all__ = ["Record", "TopicCount", "count_records", "follow", "newest_of_key", "read_compacted", "tail"]
+
+_log = logging.getLogger(__name__)
+
+_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str | None
+    value: bytes | None
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicCount:
+    """How many data records a topic has, without the markers of transactions."""
+
+    topic: str
+    total: int
+    partitions: dict[int, int]
+
+
+def count_records(bootstrap: str, topic: str, timeout_s: float = 600.0) -> TopicCount:
+    """Count the committed data records of a topic by reading it."""
+    counts = dict.fromkeys(_partitions(bootstrap, topic), 0)
+    for message in _read_to_end(bootstrap, topic, {p: 0 for p in counts}, timeout_s):
+        counts[message.partition()] += 1
+    return TopicCount(topic, sum(counts.values()), counts)
+
+
+def tail(bootstrap: str, topic: str, count: int, timeout_s: float = 30.0) -> list[Record]:
+    """The last ``count`` committed records over all partitions, oldest first (by the time Kafka has for them)."""
+    if count < 1:
+        return []
+    starts = _partitions(bootstrap, topic)
+    ends = _ends(bootstrap, topic, list(starts))
+    back = max(100, 4 * count)
+    while True:  # markers of transactions take offsets too: step back until enough data is found
+        froms = {p: max(starts[p], ends[p] - back) for p in starts}
+        found: dict[int, list[Record]] = {p: [] for p in starts}
+        for message in _read_to_end(bootstrap, topic, froms, timeout_s):
+            found[message.partition()] = [*found[message.partition()][-count + 1 :], _record(message)]
+        if all(len(found[p]) >= count or froms[p] == starts[p] for p in starts):
+            merged = sorted((r for records in found.values() for r in records), key=lambda r: r.timestamp_ms)
+            return merged[-count:]
+        back *= 8
+
+
+def read_compacted(bootstrap: str, topic: str, timeout_s: float = 60.0) -> dict[str, dict[str, Any]]:
+    """The newest committed JSON value of each key."""
+    newest: dict[str, dict[str, Any]] = {}
+    for message in _read_to_end(bootstrap, topic, {p: 0 for p in _partitions(bootstrap, topic)}, timeout_s):
+        record = _record(message)
+        if record.key is None:
+            continue
+        if record.value is None:
+            newest.pop(record.key, None)
+        else:
+            newest[record.key] = json.loads(record.value)
+    return newest
+
+
+def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float) -> bytes | None:
+    """The newest committed value of one key of a one-partition topic, read from the end backwards."""
+    start = _partitions(bootstrap, topic)[0]
+    end = _ends(bootstrap, topic, [0])[0]
+    back = 1000
+    while True:
+        first = max(start, end - back)
+        value = None
+        for message in _read_to_end(bootstrap, topic, {0: first}, timeout_s):
+            if message.key() == key.encode():
+                value = message.value()
+        if value is not None or first == start:
+            return value
+        back *= 10
+
+
+def follow(
+    bootstrap: str, topics: list[str], from_beginning: bool, stop: threading.Event
+) -> Iterator[list[Record]]:
+    """Committed records as they come, in lists (empty ones too, at least every half second), until ``stop`` is set.
+
+    Raises:
+        KafkaException: the broker cannot be reached, or a topic is missing.
+    """
+    consumer = make_consumer(bootstrap)
+    try:
+        assigned = []
+        for topic in topics:
+            for partition in _known_partitions(consumer, topic):
+                place = TopicPartition(topic, partition)
+                low, high = consumer.get_watermark_offsets(place, timeout=15)
+                assigned.append(TopicPartition(topic, partition, low if from_beginning else high))
+        consumer.assign(assigned)
+        while not stop.is_set():
+            batch = []
+            for message in consumer.consume(5000, timeout=0.05):
+                error = message.error()
+                if error is None:
+                    batch.append(_record(message))
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    continue
+                else:
+                    raise KafkaException(error)
+            yield batch
+    finally:
+        consumer.close()
+
+
+def _record(message: Message) -> Record:
+    key = message.key()
+    return Record(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        key.decode(errors="replace") if key is not None else None,
+        message.value(),
+        message.timestamp()[1],
+    )
+
+
+def _known_partitions(consumer: Consumer, topic: str) -> list[int]:
+    metadata = consumer.list_topics(topic, timeout=15).topics[topic]
+    if metadata.error is not None:
+        raise KafkaException(metadata.error)
+    return sorted(metadata.partitions)
+
+
+def _partitions(bootstrap: str, topic: str) -> dict[int, int]:
+    """Partitions of a topic, each with its first offset."""
+    consumer = make_consumer(bootstrap)
+    try:
+        return {
+            p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=15)[0]
+            for p in _known_partitions(consumer, topic)
+        }
+    except KafkaException as error:
+        raise BrokerUnavailableError(
+            problem=f"topic {topic} at {bootstrap} cannot be read ({error.args[0].str()})",
+            fix="Check --bootstrap-servers, and that the pipeline has run",
+        ) from None
+    finally:
+        consumer.close()
+
+
+def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
+    """Where each partition ends, open transactions included.
+
+    A reader of committed data is only told where the oldest open transaction begins, which may lie before records that
+    are committed already.
+    """
+    consumer = make_consumer(bootstrap, isolation_level="read_uncommitted")
+    try:
+        return {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=15)[1] for p in partitions}
+    finally:
+        consumer.close()
+
+
+def _read_to_end(
+    bootstrap: str, topic: str, froms: dict[int, int], timeout_s: float
+) -> Iterator[Message]:
+    """Committed records from some offsets up to where the partitions end now."""
+    ends = _ends(bootstrap, topic, list(froms))
+    left = {p for p, first in froms.items() if first < ends[p]}
+    consumer = make_consumer(bootstrap, auto_offset_reset="earliest")
+    deadline = time.monotonic() + timeout_s
+    try:
+        consumer.assign([TopicPartition(topic, p, froms[p]) for p in sorted(left)])
+        while left:
+            for message in consumer.consume(_AT_ONCE, timeout=0.1):
+                error = message.error()
+                if error is None:
+                    if message.partition() in left and message.offset() < ends[message.partition()]:
+                        yield message
+                elif error.code() != KafkaError._PARTITION_EOF:
+                    raise BrokerUnavailableError(problem=f"reading topic {topic}: {error.str()}", fix="Try again")
+            for place in consumer.position([TopicPartition(topic, p) for p in left]):
+                if place.offset >= ends[place.partition]:
+                    left.discard(place.partition)
+            if left and time.monotonic() > deadline:
+                raise BrokerUnavailableError(
+                    problem=f"topic {topic} could not be read to its end within {timeout_s:.0f} s "
+                    f"(partitions {sorted(left)} are left)",
+                    fix="A transaction may be open; try again",
+                )
+    finally:
+        consumer.close()

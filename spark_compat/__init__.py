@@ -1,0 +1,1 @@
+"""Spark on Ray: Java, jars, versions, sessions. Knows nothing of ratings."""
