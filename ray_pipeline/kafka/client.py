@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Producer
@@ -28,11 +29,14 @@ def _common(bootstrap: str) -> dict[str, Any]:
     }
 
 
-def make_producer(bootstrap: str, **changes: Any) -> Producer:
+def make_producer(
+    bootstrap: str, on_delivery: Callable[[Any, Any], None] | None = None, **changes: Any
+) -> Producer:
     """A producer that waits for all replicas and writes each record once and in order.
 
     Args:
         bootstrap: brokers, HOST:PORT[,…].
+        on_delivery: is called with (error, message) for each record.
         changes: librdkafka settings, with ``_`` for ``.``.
     """
     settings = {
@@ -46,6 +50,8 @@ def make_producer(bootstrap: str, **changes: Any) -> Producer:
         "batch.num.messages": 10_000,
         **{name.replace("_", "."): value for name, value in changes.items()},
     }
+    if on_delivery is not None:
+        settings["on_delivery"] = on_delivery
     return Producer(settings)
 
 

@@ -1,0 +1,98 @@
+"""The batch report: everything in the ratings topic, as a Spark job beside the streaming query."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.sql import functions as F  # noqa: N812 - Spark's own idiom
+
+from ray_pipeline.config import Settings
+from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.windows.job import parse
+
+__all__ = ["POOL", "report"]
+
+POOL = "batch"
+_TOP = 10
+
+
+def report(spark: Any, settings: Settings, bootstrap: str) -> dict[str, Any]:
+    """Rating histogram, top movies by hour, ratings by genre.
+
+    Args:
+        spark: the session; the job runs in its pool ``batch``.
+        settings: all settings.
+        bootstrap: brokers, HOST:PORT[,…].
+
+    Returns:
+        ``total``, ``rejected``, ``histogram`` [{rating, count}], ``top_movies`` [{period_start, rank, movieId, title, count,
+        avg_rating}], ``genres`` [{genre, count, avg_rating}].
+    """
+    spark.sparkContext.setLocalProperty("spark.scheduler.pool", POOL)
+    try:
+        return _report(spark, settings, bootstrap)
+    finally:
+        spark.sparkContext.setLocalProperty("spark.scheduler.pool", None)
+
+
+def _report(spark: Any, settings: Settings, bootstrap: str) -> dict[str, Any]:
+    raw = (
+        spark.read.format("kafka")
+        .option("kafka.bootstrap.servers", bootstrap)
+        .option("subscribe", settings.ratings_topic)
+        .option("startingOffsets", "earliest")
+        .option("endingOffsets", "latest")
+        .option("kafka.isolation.level", "read_committed")
+        .load()
+    )
+    hour_ms = 3_600_000
+    # one pass over the topic; what is left is small enough for the driver
+    cells = (
+        parse(raw)
+        .groupBy((F.col("event_ms") - F.col("event_ms") % hour_ms).alias("period_ms"), "movieId", "half")
+        .count()
+        .toArrow()
+        .to_pandas()
+    )
+    invalid = cells["half"].isna()
+    rejected = int(cells.loc[invalid, "count"].sum())
+    cells = cells[~invalid].astype({"period_ms": "int64", "movieId": "int64", "half": "int64"})
+    cells["half_sum"] = cells["half"] * cells["count"]
+    histogram = cells.groupby("half")["count"].sum().reindex(range(1, 11), fill_value=0)
+    catalogue = load_catalogue(settings)
+    movies = cells.groupby(["period_ms", "movieId"], as_index=False)[["count", "half_sum"]].sum()
+    movies = movies.sort_values(["period_ms", "count", "movieId"], ascending=[True, False, True])
+    top = movies.groupby("period_ms").head(_TOP)
+    ranks = top.groupby("period_ms").cumcount() + 1
+    by_movie = cells.groupby("movieId", as_index=False)[["count", "half_sum"]].sum()
+    return {
+        "total": int(cells["count"].sum()),
+        "rejected": rejected,
+        "histogram": [{"rating": half / 2, "count": int(n)} for half, n in histogram.items()],
+        "top_movies": [
+            {
+                "period_start_ms": int(row.period_ms),
+                "rank": int(rank),
+                "movieId": int(row.movieId),
+                "title": catalogue.title_of(int(row.movieId)),
+                "count": int(row.count_),
+                "avg_rating": round(row.half_sum / 2 / row.count_, 6),
+            }
+            for row, rank in zip(top.rename(columns={"count": "count_"}).itertuples(), ranks, strict=True)
+        ],
+        "genres": _by_genre(by_movie, catalogue),
+    }
+
+
+def _by_genre(by_movie: Any, catalogue: Any) -> list[dict[str, Any]]:
+    at = catalogue.index_of(by_movie["movieId"].to_numpy())
+    known = at >= 0
+    matrix = catalogue.genre_matrix[at[known]].astype("int64")
+    counts = by_movie["count"].to_numpy()[known] @ matrix
+    sums = by_movie["half_sum"].to_numpy()[known] @ matrix
+    rows = [
+        {"genre": name, "count": int(n), "avg_rating": round(float(s) / 2 / int(n), 6)}
+        for name, n, s in zip(catalogue.genre_names, counts, sums, strict=True)
+        if n
+    ]
+    return sorted(rows, key=lambda row: (-row["count"], row["genre"]))

@@ -1,0 +1,122 @@
+"""The Spark job, as functions ``DataFrame → DataFrame``: one stateful aggregation that every view is derived from.
+
+Groups are of two kinds. ``(window type, window end, movie)`` holds an exact histogram of the movie's half stars in the window.
+``(TOTALS, null, Kafka partition)`` holds what was read of a partition: records, rejects, last offset, latest event time. Both lie
+in the same state and change in the same micro-batch, so totals and windows always belong together.
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - Spark's own idiom
+
+from ray_pipeline.windows.spec import WindowSpec
+
+__all__ = ["RESULT_COLUMNS", "TOTALS", "aggregate", "parse", "rejected"]
+
+TOTALS = -1
+"""The ``kind`` of groups that hold the totals of a Kafka partition."""
+
+RESULT_COLUMNS = ("kind", "end_ms", "id", "a0", "a1", "a2", "a3", "a4", "max_offset", "max_rejected", "max_event_ms")
+"""Columns of :func:`aggregate`'s result. ``a0 … a4``: two 32-bit counts each, half stars 1 … 10, the odd one low;
+for totals ``a0`` = records and ``a1`` = rejected."""
+
+_SCHEMA = "userId LONG, movieId LONG, rating DOUBLE, timestamp LONG"
+_LATEST_MS = 253_402_300_799_999  # end of the year 9999, the last that Spark's timestamps print
+# the name under which Spark's stateful operators look for the watermark of a grouping column
+_WATERMARK_METADATA = "spark.watermarkDelayMs"
+
+
+def parse(raw: DataFrame) -> DataFrame:
+    """Kafka records → partition, offset, reason, movieId, half, event_ms.
+
+    ``reason`` is null for a valid rating; the last three columns are null for an invalid one.
+    """
+    checked = _checked(raw)
+    valid = F.col("reason").isNull()
+    return checked.select(
+        "partition",
+        "offset",
+        "reason",
+        F.when(valid, F.col("r.movieId")).alias("movieId"),
+        F.when(valid, (F.col("r.rating") * 2).cast("int")).alias("half"),
+        F.when(valid, F.col("r.timestamp")).alias("event_ms"),
+    )
+
+
+def rejected(raw: DataFrame) -> DataFrame:
+    """Kafka records → those that are no valid rating: partition, offset, timestamp_ms, reason, key, value."""
+    checked = _checked(raw, F.unix_millis("timestamp").alias("timestamp_ms"), F.col("key"), F.col("value"))
+    return checked.where(F.col("reason").isNotNull()).drop("r")
+
+
+def _checked(raw: DataFrame, *more: Column) -> DataFrame:
+    fields = F.from_json(F.col("value").cast("string"), _SCHEMA, {"mode": "PERMISSIVE"})
+    parsed = raw.select("partition", "offset", fields.alias("r"), *more)
+    r = F.col("r")
+    half = r["rating"] * 2
+    nothing = r.isNull() | (r["userId"].isNull() & r["movieId"].isNull() & r["rating"].isNull())
+    no_user, no_movie = r["userId"].isNull() | (r["userId"] < 1), r["movieId"].isNull() | (r["movieId"] < 1)
+    no_time = r["timestamp"].isNull() | ~r["timestamp"].between(1, _LATEST_MS)
+    reason = (
+        F.when(nothing, "no JSON object with the fields of a rating")
+        .when(no_user, "userId is missing or no whole number above 0")
+        .when(no_movie, "movieId is missing or no whole number above 0")
+        .when(r["rating"].isNull(), "rating is missing or no number")
+        .when(~(half.between(1, 10) & (half == F.floor(half))), "rating is not one of 0.5, 1.0, … 5.0")
+        .when(no_time, "timestamp is missing or out of range")
+    )
+    return parsed.withColumn("reason", reason)
+
+
+def aggregate(parsed: DataFrame, specs: tuple[WindowSpec, ...], watermark_ms: int) -> DataFrame:
+    """:func:`parse`'s rows → one row a group, see :data:`RESULT_COLUMNS`."""
+    # an invalid record has no event time, so it cannot move the watermark
+    timed = parsed.withColumn("event_time", F.timestamp_millis("event_ms")).withWatermark(
+        "event_time", f"{watermark_ms} milliseconds"
+    )
+    totals = F.struct(F.lit(TOTALS).alias("kind"), F.lit(None).cast("long").alias("end_ms"))
+    memberships = F.when(
+        F.col("reason").isNull(), F.array(totals, *(w for i, s in enumerate(specs) for w in _windows_of(i, s)))
+    ).otherwise(F.array(totals))
+    rows = timed.select(
+        "partition", "offset", "movieId", "half", "event_ms", F.isnull("half").alias("bad"), F.explode(memberships).alias("w")
+    )
+    is_total = F.col("w.kind") == TOTALS
+    # a window is late, and leaves the state, when the watermark has passed its end: Spark looks for this metadata
+    end = F.timestamp_millis("w.end_ms").alias("window_end", metadata={_WATERMARK_METADATA: watermark_ms})
+    keyed = rows.select(
+        F.col("w.kind").alias("kind"),
+        end,
+        F.when(is_total, F.col("partition").cast("long")).otherwise(F.col("movieId")).alias("id"),
+        *(_count(i, is_total).alias(f"c{i}") for i in range(5)),
+        F.when(is_total, F.col("offset")).alias("o"),
+        F.when(is_total & F.col("bad"), F.col("offset")).alias("ro"),
+        F.when(is_total, F.col("event_ms")).alias("e"),
+    )
+    grouped = keyed.groupBy("kind", "window_end", "id").agg(
+        *(F.sum(f"c{i}").alias(f"a{i}") for i in range(5)),
+        F.max("o").alias("max_offset"),
+        F.max("ro").alias("max_rejected"),
+        F.max("e").alias("max_event_ms"),
+    )
+    return grouped.withColumn("end_ms", F.unix_millis("window_end")).select(*RESULT_COLUMNS)
+
+
+def _windows_of(kind: int, spec: WindowSpec) -> list[Column]:
+    newest_end = F.col("event_ms") - F.col("event_ms") % spec.slide_ms + spec.size_ms
+    return [
+        F.struct(F.lit(kind).alias("kind"), (newest_end - back).alias("end_ms"))
+        for back in range(0, spec.size_ms, spec.slide_ms)
+    ]
+
+
+def _count(pair: int, is_total: Column) -> Column:
+    """What a row adds to ``a<pair>``."""
+    low, high = 2 * pair + 1, 2 * pair + 2
+    stars = F.when(F.col("half") == low, 1).when(F.col("half") == high, 1 << 32).otherwise(0).cast("long")
+    if pair == 0:
+        return F.when(is_total, F.lit(1).cast("long")).otherwise(stars)
+    if pair == 1:
+        return F.when(is_total, F.col("bad").cast("long")).otherwise(stars)
+    return F.when(is_total, F.lit(0).cast("long")).otherwise(stars)

@@ -1,0 +1,204 @@
+"""What is done with a micro-batch: collect, publish, keep the rejects. Any failure fails the batch, which then runs again."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Producer
+
+from ray_pipeline.clock import Clock
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import ProcessingError
+from ray_pipeline.kafka.client import make_producer
+from ray_pipeline.windows.collector import Collector, Groups, PartitionTotals
+from ray_pipeline.windows.ledger import CountLedger
+from ray_pipeline.windows.spec import WindowSpec, iso_ms
+
+__all__ = ["BatchSink", "to_groups"]
+
+_FLUSH_DEADLINE_S = 60.0
+
+
+class BatchSink:
+    """Takes the changed groups of micro-batches.
+
+    Args:
+        settings: all settings.
+        bootstrap: brokers, HOST:PORT[,…].
+        collector: keeps the open windows.
+        specs: the window kinds.
+        clock: tells the time.
+        watermark_ms: tells the watermark in force, epoch milliseconds.
+        read_rejects: reads the invalid records among offsets ``first … last`` of a partition.
+        job_record: completes the job's record with what only the stage knows.
+        console: is called with a line for each changed window; None = quiet.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        bootstrap: str,
+        collector: Collector,
+        specs: tuple[WindowSpec, ...],
+        clock: Clock,
+        watermark_ms: Callable[[], int],
+        read_rejects: Callable[[int, int, int], list[dict[str, Any]]],
+        job_record: Callable[[], dict[str, Any]],
+        console: Callable[[str], None] | None = None,
+    ) -> None:
+        self.ledger = CountLedger()
+        self.batch = -1
+        self._settings = settings
+        self._collector = collector
+        self._specs = specs
+        self._clock = clock
+        self._watermark_ms = watermark_ms
+        self._read_rejects = read_rejects
+        self._job_record = job_record
+        self._console = console
+        self._failed: list[str] = []
+        self._producer: Producer = make_producer(bootstrap, on_delivery=self._delivered, message_timeout_ms=55_000)
+
+    def restore(self, groups: Groups, last_record: dict[str, Any] | None) -> None:
+        """Refill from the checkpoint's state after a restart.
+
+        Args:
+            groups: all groups of the state.
+            last_record: the job's last published record.
+        """
+        self._collector.apply(groups)
+        counts = {
+            end_ms: self._collector.count_of((0, end_ms)) for kind, end_ms in self._collector.open if kind == 0
+        }
+        if last_record is not None and "ledger" in last_record:
+            self.ledger.restore(last_record["ledger"], counts)
+        else:
+            for end_ms, count in counts.items():
+                self.ledger.set(end_ms, count)
+
+    def __call__(self, frame: Any, batch: int) -> None:
+        """Called by Spark with each micro-batch's changed groups."""
+        groups = to_groups(frame.toArrow())
+        before = dict(self._collector.totals)
+        changed = self._collector.apply(groups)
+        now_ms = self._clock.now_ms()
+        for window in changed:
+            if window[0] == 0:
+                self.ledger.set(window[1], self._collector.count_of(window))
+            for key, record in self._collector.records(window, batch, now_ms):
+                self._put(self._settings.metrics_topic, key, record)
+                if self._console is not None and record["kind"] == "total":
+                    self._console(console_line(record))
+        self._publish_rejects(before)
+        self._flush()
+        watermark_ms = self._watermark_ms()
+        self._collector.close(watermark_ms)
+        self.ledger.close(watermark_ms)
+        self.batch = batch
+        self.publish_job()  # last, so that who reads it can be sure that the windows are there
+
+    def publish_job(self, **changes: Any) -> None:
+        """Publish the job's record.
+
+        Args:
+            changes: fields to set otherwise, such as ``state``.
+        """
+        self._put(self._settings.job_topic, "job", {**self.totals(), **self._job_record(), **changes})
+        self._flush()
+
+    def totals(self) -> dict[str, Any]:
+        """Totals since the first record of the topic."""
+        # the collector may be in the middle of a batch on another thread: a copy is one step
+        totals = sorted(self._collector.totals.copy().items())
+        valid = sum(t.records - t.rejected for _, t in totals)
+        counted = self.ledger.counted
+        return {
+            "batch": self.batch,
+            "updated_ms": self._clock.now_ms(),
+            "partitions": {str(p): t.as_record() for p, t in totals},
+            "valid": valid,
+            "rejected": sum(t.rejected for _, t in totals),
+            "counted": counted,
+            "late_dropped": valid - counted,
+            "ledger": self.ledger.as_record(),
+        }
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        self._producer.flush(5.0)
+
+    # -- inside
+
+    def _publish_rejects(self, before: dict[int, PartitionTotals]) -> None:
+        for partition, totals in self._collector.totals.items():
+            last = before.get(partition)
+            if totals.rejected == (last.rejected if last else 0):
+                continue
+            for reject in self._read_rejects(partition, last.max_offset + 1 if last else 0, totals.max_rejected):
+                key = f"{reject['partition']}/{reject['offset']}"
+                self._put(self._settings.rejected_topic, key, _readable(reject))
+
+    def _put(self, topic: str, key: str, record: dict[str, Any]) -> None:
+        data = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
+        while True:
+            try:
+                self._producer.produce(topic, key=key.encode(), value=data)
+                return
+            except BufferError:
+                self._flush()
+
+    def _flush(self) -> None:
+        left = self._producer.flush(_FLUSH_DEADLINE_S)
+        if left or self._failed:
+            reason = self._failed[0] if self._failed else f"{left} records not acknowledged"
+            self._failed.clear()
+            raise ProcessingError(problem=f"windows could not be published: {reason}", fix="Check the broker")
+
+    def _delivered(self, error: Any, _message: Any) -> None:
+        if error is not None:
+            self._failed.append(error.str())
+
+
+def to_groups(table: Any) -> Groups:
+    """An Arrow table of ``job.RESULT_COLUMNS`` → columns."""
+
+    def column(name: str, missing: int = -1) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return table[name].cast("int64").fill_null(missing).to_numpy().astype(np.int64, copy=False)
+
+    packed = [column(f"a{i}", 0) for i in range(5)]
+    return Groups(
+        kind=column("kind"),
+        end_ms=column("end_ms", 0),
+        id=column("id"),
+        packed=np.stack(packed, axis=1) if table.num_rows else np.zeros((0, 5), np.int64),
+        max_offset=column("max_offset"),
+        max_rejected=column("max_rejected"),
+        max_event_ms=column("max_event_ms"),
+    )
+
+
+def console_line(record: dict[str, Any]) -> str:
+    """A window as a line of a table: start, end, type, count, mean."""
+    return (
+        f"{record['window_start']}  {record['window_end']}  {record['window_type']:<20} "
+        f"{record['count']:>10}  {record['avg_rating']:.4f}"
+    )
+
+
+def _readable(reject: dict[str, Any]) -> dict[str, Any]:
+    readable = dict(reject)
+    for name in ("key", "value"):
+        data = reject[name]
+        if data is None:
+            continue
+        try:
+            readable[name] = bytes(data).decode()
+        except UnicodeDecodeError:
+            readable[name] = base64.b64encode(bytes(data)).decode()
+            readable[f"{name}_encoding"] = "base64"
+    readable["time"] = iso_ms(int(reject["timestamp_ms"]))
+    return readable

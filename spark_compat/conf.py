@@ -1,0 +1,41 @@
+"""Spark settings for a low-latency streaming query on few cores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["spark_conf"]
+
+
+def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_partitions: int) -> dict[str, str]:
+    """Spark settings.
+
+    Args:
+        jars: archives beside Spark's own; must be at the same path on every node.
+        fair_scheduler_file: pools of the FAIR scheduler; read by the driver.
+        shuffle_partitions: partitions of a shuffle, and so of the state: fixed for the life of a checkpoint.
+    """
+    return {
+        "spark.jars": ",".join(str(jar) for jar in jars),
+        "spark.scheduler.mode": "FAIR",
+        "spark.scheduler.allocation.file": fair_scheduler_file.absolute().as_uri(),
+        "spark.sql.shuffle.partitions": str(shuffle_partitions),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.sql.streaming.pollingDelay": "10ms",
+        # a batch without data would only move the watermark; the next one with data does that as well
+        "spark.sql.streaming.noDataMicroBatches.enabled": "false",
+        "spark.sql.streaming.stateStore.providerClass": (
+            "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
+        ),
+        "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
+        "spark.sql.streaming.minBatchesToRetain": "20",
+        # adaptive plans cost planning time in every micro-batch and can change nothing in one so small
+        "spark.sql.adaptive.enabled": "false",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+        # RayDP's master takes no CPU: it only hands out executors
+        "spark.ray.raydp_spark_master.actor.resource.CPU": "0",
+    }

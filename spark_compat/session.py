@@ -1,0 +1,114 @@
+"""A Spark session: on Ray through RayDP, or on this machine alone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from spark_compat.errors import SparkCompatError
+from spark_compat.jvm import export_java, find_java
+
+__all__ = ["SparkSessionOwner"]
+
+_log = logging.getLogger(__name__)
+
+
+class SparkSessionOwner:
+    """Starts one session, and ends it.
+
+    RayDP puts the Spark driver into the process that asks for the session, so this belongs in an actor of its own.
+
+    Args:
+        app_name: name of the application; two of one name on a Ray cluster clash.
+        conf: Spark settings.
+        executors: number of executors.
+        executor_cores: cores of each.
+        executor_memory: memory of each, such as ``1g``.
+        master: such as ``local[2]``: plain Spark, no Ray; None = on Ray.
+    """
+
+    def __init__(
+        self,
+        app_name: str,
+        conf: dict[str, str],
+        executors: int,
+        executor_cores: int,
+        executor_memory: str,
+        master: str | None = None,
+    ) -> None:
+        self._app_name = app_name
+        self._conf = dict(conf)
+        self._executors = executors
+        self._executor_cores = executor_cores
+        self._executor_memory = executor_memory
+        self._master = master
+        self._session: Any = None
+
+    @property
+    def session(self) -> Any:
+        """The session; exists from :meth:`start` on."""
+        if self._session is None:
+            msg = "the Spark session was not started"
+            raise RuntimeError(msg)
+        return self._session
+
+    def start(self) -> Any:
+        """Start the session.
+
+        Raises:
+            SparkCompatError: Java is missing, or the Ray cluster has too few CPUs.
+        """
+        export_java(find_java())
+        if self._master is None:
+            self._session = self._on_ray()
+        else:
+            self._session = self._alone()
+        return self._session
+
+    def executors_alive(self) -> int:
+        """How many executors are registered, the driver not counted."""
+        infos = self.session.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
+        return len(infos) - (1 if self._master is None else 0)
+
+    def stop(self) -> None:
+        """End the session, and its executors."""
+        if self._session is None:
+            return
+        self._session = None
+        if self._master is None:
+            import raydp
+
+            raydp.stop_spark()
+        else:
+            from pyspark.sql import SparkSession
+
+            active = SparkSession.getActiveSession()
+            if active is not None:
+                active.stop()
+
+    def _on_ray(self) -> Any:
+        import ray
+        import raydp
+
+        needed = self._executors * self._executor_cores
+        free = ray.available_resources().get("CPU", 0.0)
+        if free < needed:  # RayDP would wait for them for ever, and say nothing
+            raise SparkCompatError(
+                f"the Ray cluster has {free:g} CPUs free, {self._executors} executors of {self._executor_cores} cores "
+                f"need {needed}",
+                "Lower executors or executor_cores, add nodes, or stop other jobs",
+            )
+        return raydp.init_spark(
+            self._app_name,
+            self._executors,
+            self._executor_cores,
+            self._executor_memory,
+            fault_tolerant_mode=False,  # it is about Ray datasets, which are not used here
+            configs=self._conf,
+        )
+
+    def _alone(self) -> Any:
+        from pyspark.sql import SparkSession
+
+        builder = SparkSession.builder.appName(self._app_name).master(self._master)
+        return builder.config(map=self._conf).getOrCreate()
