@@ -18,7 +18,7 @@ _HALF_STARS = {half / 2 for half in range(1, 11)}
 _FIELDS = ("userId", "movieId", "rating", "timestamp")
 
 
-class InvalidRating(ValueError):  # noqa: N818 - named for what it says of the record
+class InvalidRating(ValueError):
     """A record's value is no rating; the text says why."""
 
 
@@ -53,15 +53,15 @@ def decode_value(value: bytes | None) -> dict[str, Any]:
     try:
         fields = json.loads(value or b"")
     except ValueError as error:
-        raise InvalidRating("not JSON") from error  # noqa: EM101
+        raise InvalidRating("not JSON") from error
     if not isinstance(fields, dict):
-        raise InvalidRating("not a JSON object")  # noqa: EM101
+        raise InvalidRating("not a JSON object")
     for name in _FIELDS:
         number = fields.get(name)
         if not isinstance(number, (int, float)) or isinstance(number, bool):
-            raise InvalidRating(f"{name} is missing or not a number")  # noqa: EM102
+            raise InvalidRating(f"{name} is missing or not a number")
     if fields["rating"] not in _HALF_STARS:
-        raise InvalidRating("rating is not one of 0.5, 1.0, … 5.0")  # noqa: EM101
+        raise InvalidRating("rating is not one of 0.5, 1.0, … 5.0")
     if any(not isinstance(fields[n], int) or fields[n] < 1 for n in ("userId", "movieId", "timestamp")):
-        raise InvalidRating("userId, movieId and timestamp must be whole numbers above 0")  # noqa: EM101
+        raise InvalidRating("userId, movieId and timestamp must be whole numbers above 0")
     return {name: fields[name] for name in _FIELDS}

@@ -23,7 +23,7 @@ from pydantic_settings import (
 
 from ray_pipeline.errors import ConfigurationError
 
-__all__ = ["ENVIRONMENT_PREFIX", "EVENT_FIELDS", "Settings", "load_settings"]
+__all__ = ["ENVIRONMENT_PREFIX", "EVENT_FIELDS", "Settings", "flag_of", "load_settings"]
 
 ENVIRONMENT_PREFIX = "RAY_PIPELINE_"
 
@@ -65,9 +65,7 @@ class Settings(BaseSettings):
     seed: int = Field(42, ge=0, lt=2**63, description="seed of everything that is drawn")
     users: int = Field(138_493, ge=1, le=2**31 - 1, description="number of users; ids are 1 … users")
     movies: int = Field(27_278, ge=1, le=2**24, description="number of movies of the built-in catalogue")
-    catalog: Path | None = Field(
-        None, description="movies.csv in MovieLens layout, in place of the built-in catalogue"
-    )
+    catalog: Path | None = Field(None, description="movies.csv in MovieLens layout, in place of the built-in catalogue")
     rank: int = Field(20, ge=1, le=512, description="number of latent factors")
     mean_rating: float = Field(3.5, ge=0.5, le=5.0, description="mean of the raw score, in stars")
     rating_sd: float = Field(1.1, gt=0, le=5, description="standard deviation of the raw score, in stars")
@@ -76,9 +74,7 @@ class Settings(BaseSettings):
     factor_share: float = Field(
         0.35, ge=0, le=1, description="signal strength: share of variance explained by the factors"
     )
-    popularity_exponent: float = Field(
-        0.9, ge=0, le=3, description="Zipf exponent of movie popularity; 0 = uniform"
-    )
+    popularity_exponent: float = Field(0.9, ge=0, le=3, description="Zipf exponent of movie popularity; 0 = uniform")
     activity_sigma: float = Field(1.2, ge=0, le=3, description="sigma of lognormal user activity; 0 = all equal")
 
     # -- Kafka
@@ -100,9 +96,7 @@ class Settings(BaseSettings):
     delivery: Literal["exactly-once", "at-least-once"] = Field(
         "exactly-once", description="exactly-once (a transaction a commit) or at-least-once (idempotent only)"
     )
-    commit_interval_ms: int = Field(
-        100, ge=10, le=60_000, description="time between commits of a shard, ms"
-    )
+    commit_interval_ms: int = Field(100, ge=10, le=60_000, description="time between commits of a shard, ms")
 
     # -- windows
     tumbling_s: int = Field(60, ge=1, le=86_400, description="length of the tumbling window, seconds")
@@ -118,9 +112,7 @@ class Settings(BaseSettings):
     trigger_interval_ms: int = Field(
         0, ge=0, le=600_000, description="least time between micro-batches, ms; 0 = at once"
     )
-    max_offsets_per_trigger: int = Field(
-        1_000_000, ge=1_000, description="most records in one micro-batch"
-    )
+    max_offsets_per_trigger: int = Field(1_000_000, ge=1_000, description="most records in one micro-batch")
     fair_scheduler_file: Path | None = Field(None, description="fairscheduler.xml in place of the shipped one")
 
     # -- Ray and Spark
@@ -164,9 +156,7 @@ class Settings(BaseSettings):
             )
             raise ValueError(msg)
         if self.user_bias_share + self.movie_bias_share + self.factor_share > 1 + 1e-9:
-            msg = (
-                "user_bias_share + movie_bias_share + factor_share is more than 1: noise gets the rest, lower one"
-            )
+            msg = "user_bias_share + movie_bias_share + factor_share is more than 1: noise gets the rest, lower one"
             raise ValueError(msg)
         if self.sliding_s % self.slide_s:
             msg = f"sliding_s={self.sliding_s} is not a multiple of slide_s={self.slide_s}"
@@ -192,8 +182,10 @@ class Settings(BaseSettings):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _flag(name: str) -> str:
-    return "--" + name.removesuffix("_s").replace("_", "-")
+def flag_of(name: str) -> str:
+    """The command line option of a setting: seconds and event times without their unit."""
+    short = "start_time" if name == "start_time_ms" else name.removesuffix("_s")
+    return "--" + short.replace("_", "-")
 
 
 def _explain(error: ValidationError) -> ConfigurationError:
@@ -211,7 +203,7 @@ def _explain(error: ValidationError) -> ConfigurationError:
     value = first.get("input")
     return ConfigurationError(
         f"setting {name}{meaning}: {value!r} {reason}",
-        f"Set it with {_flag(name)}, {ENVIRONMENT_PREFIX}{name.upper()} or {name} in the settings file",
+        f"Set it with {flag_of(name)}, {ENVIRONMENT_PREFIX}{name.upper()} or {name} in the settings file",
     )
 
 
@@ -230,9 +222,7 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
     known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
-            raise ConfigurationError(
-                f"environment variable {variable} names no setting", "Correct or unset it"
-            )
+            raise ConfigurationError(f"environment variable {variable} names no setting", "Correct or unset it")
 
     class _FromFile(Settings):
         @classmethod
@@ -255,5 +245,3 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
         raise _explain(error) from None
     except ValueError as error:  # malformed TOML
         raise ConfigurationError(f"settings file {file}: {error}", "Correct the TOML") from None
-
-

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EventBatch", "HALF_STARS_MAX", "HALF_STARS_MIN"]
+__all__ = ["HALF_STARS_MAX", "HALF_STARS_MIN", "EventBatch"]
 
 HALF_STARS_MIN = 1
 """Lowest rating, in half stars: 0.5 stars."""

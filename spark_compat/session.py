@@ -91,7 +91,7 @@ class SparkSessionOwner:
         import raydp
 
         needed = self._executors * self._executor_cores
-        free = ray.available_resources().get("CPU", 0.0)
+        free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
         if free < needed:  # RayDP would wait for them for ever, and say nothing
             raise SparkCompatError(
                 f"the Ray cluster has {free:g} CPUs free, {self._executors} executors of {self._executor_cores} cores "
@@ -110,5 +110,5 @@ class SparkSessionOwner:
     def _alone(self) -> Any:
         from pyspark.sql import SparkSession
 
-        builder = SparkSession.builder.appName(self._app_name).master(self._master)
-        return builder.config(map=self._conf).getOrCreate()
+        builder: Any = SparkSession.builder
+        return builder.appName(self._app_name).master(self._master).config(map=self._conf).getOrCreate()

@@ -188,9 +188,16 @@ class GeneratorStage:
         self._end.set()
         if self._thread.ident is not None:
             self._thread.join(max(1.0, deadline_s))
+        self.kill()
+        return in_order
+
+    def kill(self) -> None:
+        """End the actors at once, if they still run."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join(15)
         for actor in self._actors:
             ray.kill(actor.handle)
-        return in_order
 
     # -- asked and told
 
@@ -239,6 +246,7 @@ class GeneratorStage:
                 "requested": coordinator.requested,
                 "behind_s": round(totals.behind_s, 3),
                 "started_ms": self._started_ms,
+                "clock_offset_ms": coordinator.clock_offset_ms,
                 "updated_ms": now_ms,
                 "restarts": sum(actor.restarts for actor in self._actors) + totals.failures,
                 "last_control": self._last_control,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
-import ray
+import ray as _untyped_ray
 
 from ray_pipeline.cluster.generation import ACTOR_CPUS
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import EnvironmentProblem
 
-__all__ = ["NAMESPACE", "SERVING_CPUS", "SPARK_DRIVER_CPUS", "CpuBudget", "RayRuntime", "cpu_budget"]
+ray: Any = _untyped_ray  # much of it has no types
+
+__all__ = ["NAMESPACE", "SERVING_CPUS", "SPARK_DRIVER_CPUS", "CpuBudget", "RayRuntime", "cluster_usage", "cpu_budget"]
 
 NAMESPACE = "ray-pipeline"
 SPARK_DRIVER_CPUS = 0.5
@@ -51,6 +54,29 @@ def cpu_budget(settings: Settings, stages: tuple[str, ...] = ("generate", "proce
     )
 
 
+def cluster_usage(settings: Settings, stages: tuple[str, ...], executors: int) -> dict[str, Any]:
+    """CPUs and memory of the cluster, and who of this pipeline holds how many CPUs."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    budget = cpu_budget(settings, stages)
+    holders = [
+        ("generator", budget.generator, settings.actors),
+        ("Spark driver", budget.spark_driver, 1),
+        ("Spark executors", float(executors * settings.executor_cores), executors),
+        ("API and dashboard", budget.serving, 1),
+    ]
+    return {
+        "cluster": {
+            "nodes": sum(1 for node in ray.nodes() if node["Alive"]),
+            "cpus": total.get("CPU", 0.0),
+            "cpus_free": free.get("CPU", 0.0),
+            "memory_bytes": int(total.get("memory", 0)),
+            "memory_free_bytes": int(free.get("memory", 0)),
+            "object_store_bytes": int(total.get("object_store_memory", 0)),
+        },
+        "holders": [{"who": who, "cpus": cpus, "processes": count} for who, cpus, count in holders if cpus],
+    }
+
+
 class RayRuntime:
     """Joins the Ray cluster that the settings or RAY_ADDRESS name, or starts a local one.
 
@@ -85,9 +111,7 @@ class RayRuntime:
         else:
             address = self._settings.ray_address or os.environ["RAY_ADDRESS"]
             try:
-                ray.init(
-                    address=address, namespace=NAMESPACE, logging_level=logging.WARNING, log_to_driver=False
-                )
+                ray.init(address=address, namespace=NAMESPACE, logging_level=logging.WARNING, log_to_driver=False)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 raise EnvironmentProblem(
                     problem=f"the Ray cluster at {address} cannot be joined: {str(error).splitlines()[0]}",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import ray
+import ray as _untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_pipeline.cluster.runtime import SERVING_CPUS, SPARK_DRIVER_CPUS
 from ray_pipeline.config import Settings
+
+ray: Any = _untyped_ray  # its types know fewer options than it does
 
 __all__ = ["PROCESSING_ACTOR", "build_processing_actor", "build_serving_actor"]
 
@@ -20,10 +22,19 @@ PROCESSING_ACTOR = "ray-pipeline-processing"
 class _ProcessingActor:
     """Holds the Spark driver in a process of its own."""
 
-    def __init__(self, settings: Settings, bootstrap: str, console: bool) -> None:
+    def __init__(self, settings: Settings, bootstrap: str) -> None:
         from ray_pipeline.windows.stage import WindowStage
 
-        self._stage = WindowStage(settings, bootstrap, console=console)
+        self._stage = WindowStage(settings, bootstrap)
+        self._settings = settings
+        self._bootstrap = bootstrap
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "bootstrap_servers": self._bootstrap,
+            "control_topic": self._settings.control_topic,
+            "job": self._stage.status(),
+        }
 
     def start(self) -> None:
         self._stage.start()
@@ -31,8 +42,11 @@ class _ProcessingActor:
     def status(self) -> dict[str, Any]:
         return {**self._stage.status(), "pid": os.getpid()}
 
-    def drain_and_stop(self, drain: bool, deadline_s: float) -> None:
-        self._stage.stop(drain=drain, deadline_s=deadline_s)
+    def drain(self, deadline_s: float) -> bool:
+        return self._stage.drain(deadline_s)
+
+    def stop(self) -> None:
+        self._stage.stop()
 
     def run_batch(self) -> dict[str, Any]:
         return self._stage.run_batch()
@@ -59,14 +73,12 @@ class _ServingActor:
         self._stage.stop(deadline_s)
 
 
-def build_processing_actor(settings: Settings, bootstrap: str, name: str, *, console: bool = False) -> Any:
+def build_processing_actor(settings: Settings, bootstrap: str, name: str) -> Any:
     """Make the actor that holds the Spark driver; its ``start`` brings Spark up on this Ray cluster."""
     return (
-        ray.remote(num_cpus=SPARK_DRIVER_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(
-            _ProcessingActor
-        )
+        ray.remote(num_cpus=SPARK_DRIVER_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_ProcessingActor)
         .options(name=f"{PROCESSING_ACTOR}-{name}")
-        .remote(settings, bootstrap, console)
+        .remote(settings, bootstrap)
     )
 
 

@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.errors import RayPipelineError, StageFailedError
-from ray_pipeline.generator.restart import Decision, RestartPolicy
+from ray_pipeline.restart import Decision, RestartPolicy
 
 __all__ = ["SupervisedActor"]
 
@@ -121,6 +121,10 @@ class SupervisedActor:
         except RayTaskError as error:
             raise _cause(self.name, error) from error
 
+    def refresh(self) -> None:
+        """Ask for the status now."""
+        self._status = self.call("status", timeout_s=30.0)
+
     def stop_watching(self) -> None:
         """Take the actor's end as wanted from now on."""
         self._end.set()
@@ -159,6 +163,7 @@ class SupervisedActor:
             return
         self._starting = None
         self._heard_ms = self._clock.now_ms()
+        self._status = ray.get(self._handle.status.remote(), timeout=30)
         self._up.set()
         if self.restarts:
             self._on_event(f"{self.name} is back (restart {self.restarts})")

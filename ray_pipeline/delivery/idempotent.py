@@ -41,9 +41,7 @@ class IdempotentDelivery:
         """Read the last progress."""
         # a message timeout would turn an outage into a hole in the sequence: the commit's deadline bounds it instead
         self._producer = make_producer(self._bootstrap, on_delivery=self._delivered, message_timeout_ms=0)
-        value = newest_of_key(
-            self._bootstrap, self._progress_topic, progress_key(self._partition), deadline_s
-        )
+        value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), deadline_s)
         return None if value is None else ShardProgress.from_json(value)
 
     def send(self, batch: EventBatch) -> None:

@@ -82,6 +82,11 @@ class Coordinator:
         """Event time at which this run began, epoch milliseconds; 0 before."""
         return self._start_ms
 
+    @property
+    def clock_offset_ms(self) -> int:
+        """Event time minus wall clock, milliseconds; 0 unless the event clock was fixed."""
+        return self._offset_ms
+
     def event_now_ms(self, now_ms: int) -> int:
         """Event time that belongs to a wall-clock time."""
         return now_ms + self._offset_ms

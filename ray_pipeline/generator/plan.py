@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +32,11 @@ class RatePlan:
     def __init__(self, epochs: Iterable[Epoch]) -> None:
         self.epochs = tuple(epochs)
         starts = [epoch.from_ms for epoch in self.epochs]
-        if not starts or any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+        if not starts or any(b <= a for a, b in pairwise(starts)):
             msg = "a plan needs at least one epoch, in ascending order of time"
             raise ValueError(msg)
         cumulative = [0.0]
-        for now, following in zip(self.epochs, self.epochs[1:], strict=False):
+        for now, following in pairwise(self.epochs):
             cumulative.append(cumulative[-1] + now.rate * ((following.from_ms - now.from_ms) / 1000.0))
         self._cumulative = cumulative
         self._cumulative_array = np.array(cumulative)
@@ -78,7 +79,7 @@ class RatePlan:
         return np.where(reached, at_ms, NEVER_MS)
 
     def with_epoch(self, epoch: Epoch) -> RatePlan:
-        """This plan, going on with another rate from ``epoch.from_ms`` on (later epochs are replaced)."""
+        """The plan, going on with another rate from ``epoch.from_ms`` on (later epochs are replaced)."""
         return RatePlan([*(e for e in self.epochs if e.from_ms < epoch.from_ms), epoch])
 
 
@@ -98,7 +99,8 @@ class ShardSchedule:
 
     def due_ms(self, first: int, count: int) -> npt.NDArray[np.int64]:
         """Event time of ratings ``first … first + count - 1``, epoch milliseconds, not decreasing."""
-        return self.plan.time_of((np.arange(first, first + count) + self.phase) / self.share)
+        ordinals = np.arange(first, first + count, dtype=np.float64)
+        return self.plan.time_of((ordinals + self.phase) / self.share)
 
     def count_due(self, at_ms: float) -> int:
         """How many ratings are due up to ``at_ms``, that is the index of the next one."""
@@ -121,10 +123,7 @@ def allocate(schedules: list[ShardSchedule], starts: list[int], total: int) -> l
     # all but a few ratings a shard can be counted at once; the last few are taken one by one in order
     done = sum(starts)
     safe = max(0.0, float(done + total - 2 * len(schedules)))
-    ends = [
-        max(start, int(np.floor(safe * s.share - s.phase)) + 1)
-        for s, start in zip(schedules, starts, strict=True)
-    ]
+    ends = [max(start, int(np.floor(safe * s.share - s.phase)) + 1) for s, start in zip(schedules, starts, strict=True)]
     left = done + total - sum(ends)
     if left < 0:  # starts are far from the shares: count from the starts alone
         ends = list(starts)

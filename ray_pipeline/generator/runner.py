@@ -12,9 +12,9 @@ from ray_pipeline.clock import Clock
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
 from ray_pipeline.errors import DeliveryError, FencedError, RayPipelineError
 from ray_pipeline.generator.plan import RatePlan
-from ray_pipeline.generator.restart import Decision, RestartPolicy
 from ray_pipeline.generator.shard import Shard
 from ray_pipeline.model.ratings import ShardModel
+from ray_pipeline.restart import Decision, RestartPolicy
 
 __all__ = ["Assignment", "RunnerState", "ShardReport", "ShardRunner"]
 

@@ -70,9 +70,7 @@ class Shard:
         """The next ``count`` ratings, which must be due; the shard moves past them."""
         times = self._schedule.due_ms(self.next_index, count)
         drawn = self._model.draw(self.next_index, count)
-        batch = EventBatch(
-            self.partition, self.next_index, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times
-        )
+        batch = EventBatch(self.partition, self.next_index, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times)
         self.next_index = batch.next_index
         if count:
             self.last_event_ms = int(times[-1])
@@ -94,7 +92,5 @@ class Shard:
         """
         earliest = epoch.from_ms if self.last_event_ms is None else self.last_event_ms + 1
         lived = Epoch(max(epoch.from_ms, earliest), epoch.rate)
-        self._schedule = ShardSchedule(
-            self.plan.with_epoch(lived), self._schedule.share, self._schedule.phase
-        )
+        self._schedule = ShardSchedule(self.plan.with_epoch(lived), self._schedule.share, self._schedule.phase)
         return lived

@@ -7,14 +7,15 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery
-from ray_pipeline.generator.restart import RestartPolicy
 from ray_pipeline.generator.runner import Assignment, ShardReport, ShardRunner
 from ray_pipeline.model.population import Movies, build_user_map, build_users
 from ray_pipeline.model.ratings import ShardModel
+from ray_pipeline.restart import RestartPolicy
 
 __all__ = ["GeneratorWorker", "WorkerReport"]
 
@@ -59,10 +60,8 @@ class GeneratorWorker:
         user_map = build_user_map(settings)
         self._runners = {
             partition: ShardRunner(
-                ShardModel(
-                    settings, partition, build_users(settings, user_map.users_of(partition)), movies
-                ),
-                lambda partition=partition: open_delivery(partition),
+                ShardModel(settings, partition, build_users(settings, user_map.users_of(partition)), movies),
+                partial(open_delivery, partition),
                 settings.commit_interval_ms,
                 clock or SystemClock(),
                 RestartPolicy(),

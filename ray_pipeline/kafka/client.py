@@ -29,9 +29,7 @@ def _common(bootstrap: str) -> dict[str, Any]:
     }
 
 
-def make_producer(
-    bootstrap: str, on_delivery: Callable[[Any, Any], None] | None = None, **changes: Any
-) -> Producer:
+def make_producer(bootstrap: str, on_delivery: Callable[[Any, Any], None] | None = None, **changes: Any) -> Producer:
     """A producer that waits for all replicas and writes each record once and in order.
 
     Args:

@@ -21,9 +21,7 @@ COMMANDS = ("rate", "pause", "resume", "stop")
 _KEY = b"control"
 
 
-def send_command(
-    bootstrap: str, topic: str, command: str, rate: float | None = None, timeout_s: float = 15.0
-) -> str:
+def send_command(bootstrap: str, topic: str, command: str, rate: float | None = None, timeout_s: float = 15.0) -> str:
     """Send a command.
 
     Args:
@@ -80,9 +78,10 @@ class ControlFeed:
         """What came in since the last call; does not wait."""
         commands = []
         for message in self._consumer.consume(100, timeout=0):
-            if message.error() is not None:
-                if message.error().code() != KafkaError._PARTITION_EOF:
-                    _log.warning("control topic: %s", message.error())
+            error = message.error()
+            if error is not None:
+                if error.code() != KafkaError._PARTITION_EOF:
+                    _log.warning("control topic: %s", error)
                 continue
             try:
                 record = json.loads(message.value() or b"")

@@ -15,7 +15,16 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from ray_pipeline.errors import BrokerUnavailableError
 from ray_pipeline.kafka.client import make_consumer
 
-__all__ = ["Record", "TopicCount", "count_records", "follow", "newest_of_key", "read_compacted", "tail"]
+__all__ = [
+    "LatestRecords",
+    "Record",
+    "TopicCount",
+    "count_records",
+    "follow",
+    "newest_of_key",
+    "read_compacted",
+    "tail",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +55,8 @@ class TopicCount:
 def count_records(bootstrap: str, topic: str, timeout_s: float = 600.0) -> TopicCount:
     """Count the committed data records of a topic by reading it."""
     counts = dict.fromkeys(_partitions(bootstrap, topic), 0)
-    for message in _read_to_end(bootstrap, topic, {p: 0 for p in counts}, timeout_s):
-        counts[message.partition()] += 1
+    for message in _read_to_end(bootstrap, topic, dict.fromkeys(counts, 0), timeout_s):
+        counts[_place(message)[0]] += 1
     return TopicCount(topic, sum(counts.values()), counts)
 
 
@@ -62,7 +71,8 @@ def tail(bootstrap: str, topic: str, count: int, timeout_s: float = 30.0) -> lis
         froms = {p: max(starts[p], ends[p] - back) for p in starts}
         found: dict[int, list[Record]] = {p: [] for p in starts}
         for message in _read_to_end(bootstrap, topic, froms, timeout_s):
-            found[message.partition()] = [*found[message.partition()][-count + 1 :], _record(message)]
+            record = _record(message)
+            found[record.partition] = [*found[record.partition][-count + 1 :], record]
         if all(len(found[p]) >= count or froms[p] == starts[p] for p in starts):
             merged = sorted((r for records in found.values() for r in records), key=lambda r: r.timestamp_ms)
             return merged[-count:]
@@ -99,9 +109,7 @@ def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float) -> byt
         back *= 10
 
 
-def follow(
-    bootstrap: str, topics: list[str], from_beginning: bool, stop: threading.Event
-) -> Iterator[list[Record]]:
+def follow(bootstrap: str, topics: list[str], from_beginning: bool, stop: threading.Event) -> Iterator[list[Record]]:
     """Committed records as they come, in lists (empty ones too, at least every half second), until ``stop`` is set.
 
     Raises:
@@ -131,16 +139,69 @@ def follow(
         consumer.close()
 
 
+class LatestRecords:
+    """The newest records of a topic, asked for again and again, whatever the rate at which they come.
+
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        topic: the topic.
+        most_partitions: look at the first so many partitions only.
+    """
+
+    def __init__(self, bootstrap: str, topic: str, most_partitions: int = 16) -> None:
+        self._topic = topic
+        self._consumer = make_consumer(bootstrap, queued_max_messages_kbytes=1024, fetch_message_max_bytes=65_536)
+        self._partitions = _known_partitions(self._consumer, topic)[:most_partitions]
+
+    def read(self, count: int, timeout_s: float = 1.0) -> list[Record]:
+        """At most ``count`` of the newest committed records, oldest first.
+
+        Raises:
+            KafkaException: the broker does not answer.
+        """
+        froms = []
+        for p in self._partitions:
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, p), timeout=timeout_s)
+            if high > low:
+                # some offsets are those of transaction markers
+                froms.append(TopicPartition(self._topic, p, max(low, high - 4 * count)))
+        found: list[Record] = []
+        left = {place.partition for place in froms}
+        deadline = time.monotonic() + timeout_s
+        self._consumer.assign(froms)
+        while left and time.monotonic() < deadline:
+            for message in self._consumer.consume(4 * count, timeout=0.02):
+                error = message.error()
+                if error is None:
+                    found.append(_record(message))
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    left.discard(message.partition() or 0)
+        self._consumer.assign([])
+        return sorted(found, key=lambda r: r.timestamp_ms)[-count:]
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        self._consumer.close()
+
+
 def _record(message: Message) -> Record:
-    key = message.key()
+    key, (partition, offset) = message.key(), _place(message)
     return Record(
-        message.topic(),
-        message.partition(),
-        message.offset(),
+        message.topic() or "",
+        partition,
+        offset,
         key.decode(errors="replace") if key is not None else None,
         message.value(),
         message.timestamp()[1],
     )
+
+
+def _place(message: Message) -> tuple[int, int]:
+    """Partition and offset of a message that was read."""
+    partition, offset = message.partition(), message.offset()
+    assert partition is not None
+    assert offset is not None
+    return partition, offset
 
 
 def _known_partitions(consumer: Consumer, topic: str) -> list[int]:
@@ -180,9 +241,7 @@ def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
         consumer.close()
 
 
-def _read_to_end(
-    bootstrap: str, topic: str, froms: dict[int, int], timeout_s: float
-) -> Iterator[Message]:
+def _read_to_end(bootstrap: str, topic: str, froms: dict[int, int], timeout_s: float) -> Iterator[Message]:
     """Committed records from some offsets up to where the partitions end now."""
     ends = _ends(bootstrap, topic, list(froms))
     left = {p for p, first in froms.items() if first < ends[p]}
@@ -194,7 +253,8 @@ def _read_to_end(
             for message in consumer.consume(_AT_ONCE, timeout=0.1):
                 error = message.error()
                 if error is None:
-                    if message.partition() in left and message.offset() < ends[message.partition()]:
+                    partition, offset = _place(message)
+                    if partition in left and offset < ends[partition]:
                         yield message
                 elif error.code() != KafkaError._PARTITION_EOF:
                     raise BrokerUnavailableError(problem=f"reading topic {topic}: {error.str()}", fix="Try again")

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.errors import EnvironmentProblem, StageFailedError
-from ray_pipeline.generator.restart import Decision, RestartPolicy
 from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.restart import Decision, RestartPolicy
 
 __all__ = ["BrokerSupervisor"]
 

@@ -141,9 +141,7 @@ def _builtin_genres(count: int) -> tuple[tuple[str, ...], ...]:
     law = np.repeat(np.arange(len(_GENRES)), _GENRE_WEIGHTS)
     chosen = law[drawn[:, :3] % len(law)].tolist()
     how_many = (1 + (drawn[:, 3] % 10 >= 4) + (drawn[:, 3] % 10 >= 8)).tolist()
-    return tuple(
-        tuple(sorted({_GENRES[g] for g in row[:k]})) for row, k in zip(chosen, how_many, strict=True)
-    )
+    return tuple(tuple(sorted({_GENRES[g] for g in row[:k]})) for row, k in zip(chosen, how_many, strict=True))
 
 
 def _from_file(path: Path) -> Catalogue:

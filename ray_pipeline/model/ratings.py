@@ -93,4 +93,4 @@ def to_half_stars(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         Shape (n,), uint8, half stars, 1 … 10.
     """
     rounded = np.floor(scores * np.float32(2.0) + np.float32(0.5))
-    return np.clip(rounded, HALF_STARS_MIN, HALF_STARS_MAX).astype(np.uint8)
+    return np.asarray(np.clip(rounded, HALF_STARS_MIN, HALF_STARS_MAX), np.uint8)

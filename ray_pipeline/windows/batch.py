@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyspark.sql import functions as F  # noqa: N812 - Spark's own idiom
+from pyspark.sql import functions as F
 
 from ray_pipeline.config import Settings
 from ray_pipeline.model.catalogue import load_catalogue

@@ -204,8 +204,7 @@ class Collector:
             zip(count[at].tolist(), self._catalogue.movie_ids[at].tolist(), state.half_sum[at].tolist(), strict=True)
         )
         rows += [
-            (int(stars.sum()), movie_id, int(stars @ np.arange(1, 11)))
-            for movie_id, stars in state.unknown.items()
+            (int(stars.sum()), movie_id, int(stars @ np.arange(1, 11))) for movie_id, stars in state.unknown.items()
         ]
         rows.sort(key=lambda row: (-row[0], row[1]))
         return [

@@ -8,7 +8,7 @@ in the same state and change in the same micro-batch, so totals and windows alwa
 from __future__ import annotations
 
 from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F  # noqa: N812 - Spark's own idiom
+from pyspark.sql import functions as F
 
 from ray_pipeline.windows.spec import WindowSpec
 
@@ -80,7 +80,13 @@ def aggregate(parsed: DataFrame, specs: tuple[WindowSpec, ...], watermark_ms: in
         F.col("reason").isNull(), F.array(totals, *(w for i, s in enumerate(specs) for w in _windows_of(i, s)))
     ).otherwise(F.array(totals))
     rows = timed.select(
-        "partition", "offset", "movieId", "half", "event_ms", F.isnull("half").alias("bad"), F.explode(memberships).alias("w")
+        "partition",
+        "offset",
+        "movieId",
+        "half",
+        "event_ms",
+        F.isnull("half").alias("bad"),
+        F.explode(memberships).alias("w"),
     )
     is_total = F.col("w.kind") == TOTALS
     # a window is late, and leaves the state, when the watermark has passed its end: Spark looks for this metadata

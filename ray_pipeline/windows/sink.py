@@ -35,7 +35,6 @@ class BatchSink:
         watermark_ms: tells the watermark in force, epoch milliseconds.
         read_rejects: reads the invalid records among offsets ``first … last`` of a partition.
         job_record: completes the job's record with what only the stage knows.
-        console: is called with a line for each changed window; None = quiet.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class BatchSink:
         watermark_ms: Callable[[], int],
         read_rejects: Callable[[int, int, int], list[dict[str, Any]]],
         job_record: Callable[[], dict[str, Any]],
-        console: Callable[[str], None] | None = None,
     ) -> None:
         self.ledger = CountLedger()
         self.batch = -1
@@ -59,7 +57,6 @@ class BatchSink:
         self._watermark_ms = watermark_ms
         self._read_rejects = read_rejects
         self._job_record = job_record
-        self._console = console
         self._failed: list[str] = []
         self._producer: Producer = make_producer(bootstrap, on_delivery=self._delivered, message_timeout_ms=55_000)
 
@@ -71,10 +68,9 @@ class BatchSink:
             last_record: the job's last published record.
         """
         self._collector.apply(groups)
-        counts = {
-            end_ms: self._collector.count_of((0, end_ms)) for kind, end_ms in self._collector.open if kind == 0
-        }
+        counts = {end_ms: self._collector.count_of((0, end_ms)) for kind, end_ms in self._collector.open if kind == 0}
         if last_record is not None and "ledger" in last_record:
+            self.batch = int(last_record["batch"])
             self.ledger.restore(last_record["ledger"], counts)
         else:
             for end_ms, count in counts.items():
@@ -91,8 +87,6 @@ class BatchSink:
                 self.ledger.set(window[1], self._collector.count_of(window))
             for key, record in self._collector.records(window, batch, now_ms):
                 self._put(self._settings.metrics_topic, key, record)
-                if self._console is not None and record["kind"] == "total":
-                    self._console(console_line(record))
         self._publish_rejects(before)
         self._flush()
         watermark_ms = self._watermark_ms()
@@ -167,7 +161,7 @@ def to_groups(table: Any) -> Groups:
     """An Arrow table of ``job.RESULT_COLUMNS`` → columns."""
 
     def column(name: str, missing: int = -1) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return table[name].cast("int64").fill_null(missing).to_numpy().astype(np.int64, copy=False)
+        return np.asarray(table[name].cast("int64").fill_null(missing).to_numpy(), np.int64)
 
     packed = [column(f"a{i}", 0) for i in range(5)]
     return Groups(
@@ -178,14 +172,6 @@ def to_groups(table: Any) -> Groups:
         max_offset=column("max_offset"),
         max_rejected=column("max_rejected"),
         max_event_ms=column("max_event_ms"),
-    )
-
-
-def console_line(record: dict[str, Any]) -> str:
-    """A window as a line of a table: start, end, type, count, mean."""
-    return (
-        f"{record['window_start']}  {record['window_end']}  {record['window_type']:<20} "
-        f"{record['count']:>10}  {record['avg_rating']:.4f}"
     )
 
 

@@ -75,9 +75,7 @@ def test_every_user_belongs_to_one_partition_and_shares_add_up() -> None:
     assert sum(user_map.share(p) for p in range(7)) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(
-    ("key", "hashed"), [(21, -973932308), (1, None), (12345, None)]
-)
+@pytest.mark.parametrize(("key", "hashed"), [(21, -973932308), (1, None), (12345, None)])
 def test_murmur2_is_kafkas(key: int, hashed: int | None) -> None:
     expected = java_murmur2(str(key).encode())
     if key == 21:

@@ -1,0 +1,408 @@
+"""Commands that ask or tell a pipeline something, while it runs or after."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ray_pipeline import doctor
+from ray_pipeline.command.options import (
+    BROKER,
+    EVENTS,
+    GENERATOR,
+    JSON,
+    PROCESSOR,
+    SERVING,
+    STATE,
+    emit_json,
+    with_settings,
+)
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
+from ray_pipeline.kafka.client import check_broker
+from ray_pipeline.kafka.control import send_command
+from ray_pipeline.kafka.read import count_records, newest_of_key, tail
+from ray_pipeline.kafka.topics import delete_topics, partitions_of
+from ray_pipeline.state import active_run, broker_for_reading
+
+__all__ = ["batch", "doctor_command", "jobs", "pause", "rate", "reset", "resume", "status", "topics"]
+
+_ANSWER_S = 10.0
+_BATCH_S = 600.0
+
+topics = typer.Typer(no_args_is_help=True, help="Look into topics.")
+jobs = typer.Typer(no_args_is_help=True, help="Pipelines and Spark queries on a Ray cluster.")
+
+_CONTROL = (*BROKER, "control_topic", "progress_topic")
+_console = Console()
+
+
+# -- control
+
+
+@with_settings(*_CONTROL)
+def rate(
+    settings: Settings,
+    ratings_per_second: Annotated[
+        str, typer.Argument(metavar="RATE", help="ratings per second; fractions allowed: 0.2")
+    ],
+    as_json: JSON = False,
+) -> None:
+    """Change the target rate of a running pipeline."""
+    try:
+        wanted = float(ratings_per_second)
+    except ValueError:
+        wanted = 0.0
+    if not 0 < wanted <= 1e9:
+        raise ConfigurationError(
+            problem=f"rate {ratings_per_second!r} is not a number above 0",
+            fix="Give ratings per second, such as 250 or 0.2",
+        )
+    _send(settings, "rate", wanted, as_json)
+
+
+@with_settings(*_CONTROL)
+def pause(settings: Settings, as_json: JSON = False) -> None:
+    """Have a running pipeline send nothing until it is resumed."""
+    _send(settings, "pause", None, as_json)
+
+
+@with_settings(*_CONTROL)
+def resume(settings: Settings, as_json: JSON = False) -> None:
+    """Have a paused pipeline go on at its target rate."""
+    _send(settings, "resume", None, as_json)
+
+
+def _send(settings: Settings, command: str, value: float | None, as_json: bool) -> None:
+    bootstrap = _running_broker(settings)
+    identity = send_command(bootstrap, settings.control_topic, command, value)
+    deadline = time.monotonic() + _ANSWER_S
+    while time.monotonic() < deadline:
+        said = _newest(settings, bootstrap, settings.progress_topic, "generator")
+        if said.get("last_control") == identity:
+            if as_json:
+                emit_json(
+                    {"id": identity, "command": command, "state": said["state"], "target_rate": said["target_rate"]}
+                )
+            else:
+                typer.echo(f"{said['state']}, target rate {said['target_rate']:g}/s")
+            return
+        time.sleep(0.1)
+    raise StageFailedError(
+        problem=f"no generator has answered within {_ANSWER_S:.0f} s", fix="Check that one runs on these brokers"
+    )
+
+
+# -- topics
+
+
+@topics.command("count")
+@with_settings(*BROKER)
+def topics_count(
+    settings: Settings,
+    topic: Annotated[str, typer.Argument(help="topic, such as ratings")],
+    as_json: JSON = False,
+) -> None:
+    """Count the data records of a topic; markers of transactions do not count."""
+    with broker_for_reading(settings) as bootstrap:
+        count = count_records(bootstrap, topic)
+    if as_json:
+        emit_json(
+            {"topic": topic, "total": count.total, "partitions": {str(p): n for p, n in count.partitions.items()}}
+        )
+        return
+    for partition, n in sorted(count.partitions.items()):
+        typer.echo(f"partition {partition}: {n}")
+    typer.echo(f"Total: {count.total}")
+
+
+@topics.command("tail")
+@with_settings(*BROKER)
+def topics_tail(
+    settings: Settings,
+    topic: Annotated[str, typer.Argument(help="topic, such as ratings")],
+    number: Annotated[int, typer.Option("-n", min=1, max=100_000, help="how many records")] = 10,
+    as_json: JSON = False,
+) -> None:
+    """Print the last records of a topic, each value as it is, one a line."""
+    with broker_for_reading(settings) as bootstrap:
+        records = tail(bootstrap, topic, number)
+    if as_json:
+        emit_json(
+            [
+                {
+                    "partition": r.partition,
+                    "offset": r.offset,
+                    "timestamp_ms": r.timestamp_ms,
+                    "key": r.key,
+                    "value": None if r.value is None else r.value.decode(errors="replace"),
+                }
+                for r in records
+            ]
+        )
+        return
+    for record in records:
+        typer.echo(record.value or b"")
+
+
+# -- status and jobs
+
+
+@with_settings(*BROKER, "progress_topic", "job_topic")
+def status(settings: Settings, as_json: JSON = False) -> None:
+    """Show cluster, who holds it, generator, Spark job and queries of a running pipeline."""
+    bootstrap = _running_broker(settings)
+    found = {
+        "bootstrap_servers": bootstrap,
+        "pipeline": _newest(settings, bootstrap, settings.progress_topic, "pipeline"),
+        "generator": _newest(settings, bootstrap, settings.progress_topic, "generator"),
+        "job": _newest(settings, bootstrap, settings.job_topic, "job"),
+    }
+    if as_json:
+        emit_json(found)
+        return
+    pipeline, generator, job = found["pipeline"], found["generator"], found["job"]
+    assert isinstance(pipeline, dict) and isinstance(generator, dict) and isinstance(job, dict)
+    if pipeline:
+        cluster = pipeline["cluster"]
+        typer.echo(
+            f"Cluster: {cluster['nodes']} node(s), {cluster['cpus_free']:g} of {cluster['cpus']:g} CPUs free, "
+            f"{cluster['memory_free_bytes'] / 2**30:.1f} of {cluster['memory_bytes'] / 2**30:.1f} GiB free"
+        )
+        table = Table("holder", "CPUs", "processes")
+        for holder in pipeline["holders"]:
+            table.add_row(holder["who"], f"{holder['cpus']:g}", str(holder["processes"]))
+        _console.print(table)
+        for name, url in pipeline["urls"].items():
+            typer.echo(f"{name}: {url}")
+    if generator:
+        typer.echo(
+            f"Generator: {generator['state']}, target {generator['plan_rate']:g}/s, {generator['delivered']:,} delivered, "
+            f"behind by {generator['behind_s']:.1f} s, {len(generator['actors'])} actors, {generator['restarts']} restarts"
+        )
+    if job:
+        _print_job(job)
+
+
+def _print_job(job: dict[str, Any]) -> None:
+    typer.echo(
+        f"Spark: {job['application']}, {job['executors']} of {job['executors_wanted']} executors alive, "
+        f"FAIR pools {', '.join(job['pools'])}"
+    )
+    table = Table("query", "state", "pool", "input rows/s", "batch ms", "lag", "dropped as late", "rejected")
+    table.add_row(
+        job["query"],
+        job["state"],
+        job["pool"],
+        f"{job['input_rate']:,.0f}",
+        str(job["batch_duration_ms"]),
+        f"{job['lag']:,}",
+        f"{job['late_dropped']:,}",
+        f"{job['rejected']:,}",
+    )
+    _console.print(table)
+
+
+@jobs.command("list")
+@with_settings(*STATE, "ray_address")
+def jobs_list(settings: Settings, as_json: JSON = False) -> None:
+    """List the pipelines and Spark queries on a Ray cluster."""
+    with _cluster(settings) as found:
+        rows = found
+    if as_json:
+        emit_json(rows)
+        return
+    table = Table("name", "application", "query", "state", "batch", "input rows/s", "brokers")
+    for row in rows:
+        job = row["job"]
+        table.add_row(
+            row["name"],
+            str(job.get("application", "")),
+            str(job.get("query", "")),
+            str(job.get("state", "")),
+            str(job.get("batch", "")),
+            f"{job.get('input_rate', 0):,.0f}",
+            row["bootstrap_servers"],
+        )
+    _console.print(table)
+
+
+@jobs.command("stop")
+@with_settings(*STATE, "ray_address")
+def jobs_stop(settings: Settings, name: Annotated[str, typer.Argument(help="name, as jobs list shows it")]) -> None:
+    """Stop a pipeline in order."""
+    with _cluster(settings) as rows:
+        row = next((row for row in rows if row["name"] == name), None)
+    if row is None:
+        raise ConfigurationError(problem=f"no pipeline {name!r} runs on this cluster", fix="See ray-pipeline jobs list")
+    send_command(row["bootstrap_servers"], row["control_topic"], "stop")
+    typer.echo(f"{name} was told to stop")
+
+
+@contextlib.contextmanager
+def _cluster(settings: Settings) -> Iterator[list[dict[str, Any]]]:
+    from ray_pipeline.cluster.directory import joined_cluster, processing_jobs
+
+    with joined_cluster(_ray_address(settings)):
+        yield processing_jobs()
+
+
+def _ray_address(settings: Settings) -> str | None:
+    if settings.ray_address is not None:
+        return settings.ray_address
+    run = active_run(settings.state_dir)
+    return run.ray_address if run is not None and run.ray_address else None
+
+
+# -- batch
+
+
+@with_settings(*BROKER, *EVENTS, "ray_address", "ratings_topic", "fair_scheduler_file")
+def batch(
+    settings: Settings,
+    as_json: JSON = False,
+    parquet: Annotated[
+        Path | None, typer.Option("--parquet", metavar="DIR", help="write each table there as Parquet")
+    ] = None,
+) -> None:
+    """Report on everything in the ratings topic: histogram, top movies by hour, genres.
+
+    While a pipeline runs, as a job in its Spark application, in the FAIR pool batch; else in a Spark of its own.
+    """
+    report = _report(settings)
+    if parquet is not None:
+        _write_parquet(report, parquet)
+    if as_json:
+        emit_json(report)
+        return
+    typer.echo(f"Total: {report['total']:,} ratings, {report['rejected']:,} rejected records")
+    for title, name, columns in (
+        ("Ratings by stars", "histogram", ("rating", "count")),
+        ("Top movies by hour", "top_movies", ("period_start_ms", "rank", "movieId", "title", "count", "avg_rating")),
+        ("Ratings by genre", "genres", ("genre", "count", "avg_rating")),
+    ):
+        table = Table(*columns, title=title)
+        for row in report[name]:
+            table.add_row(*(str(row[column]) for column in columns))
+        _console.print(table)
+
+
+def _report(settings: Settings) -> dict[str, Any]:
+    from ray_pipeline.cluster.directory import joined_cluster, run_batch
+
+    run = active_run(settings.state_dir)
+    address = _ray_address(settings)
+    if address is not None and (run is None or "process" in run.stages):
+        with joined_cluster(address):
+            return run_batch(run.name if run is not None else None, _BATCH_S)
+    from ray_pipeline.windows.stage import WindowStage
+
+    doctor.export_java_or_fail()
+    with broker_for_reading(settings) as bootstrap:
+        stage = WindowStage(settings, bootstrap, master="local[*]")
+        stage.start_session()
+        try:
+            return stage.run_batch()
+        finally:
+            stage.stop()
+
+
+def _write_parquet(report: dict[str, Any], folder: Path) -> None:
+    import pandas as pd
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("histogram", "top_movies", "genres"):
+            pd.DataFrame(report[name]).to_parquet(folder / f"{name}.parquet", index=False)
+    except OSError as error:
+        raise EnvironmentProblem(problem=f"{folder} cannot be written ({error.strerror})", fix="Name another") from None
+
+
+# -- doctor and reset
+
+
+@with_settings(*BROKER, *GENERATOR, *PROCESSOR, *SERVING)
+def doctor_command(settings: Settings, as_json: JSON = False) -> None:
+    """Look at everything that must be right before a start; ends with 1 when something makes it impossible."""
+    findings = doctor.examine(settings)
+    if as_json:
+        emit_json([{"check": f.check, "level": f.level, "detail": f.detail, "fix": f.fix} for f in findings])
+    else:
+        colours = {"ok": "green", "warning": "yellow", "problem": "red"}
+        for finding in findings:
+            level = typer.style(f"{finding.level:<8}", fg=colours[finding.level])
+            typer.echo(f"{level} {finding.check}: {finding.detail}" + (f". {finding.fix}" if finding.fix else ""))
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+@with_settings(*BROKER, *GENERATOR, "checkpoint")
+def reset(
+    settings: Settings,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+) -> None:
+    """Clear checkpoint, topics and state of this pipeline, and nothing else."""
+    run = active_run(settings.state_dir)
+    if run is not None:
+        raise EnvironmentProblem(
+            problem=f"process {run.pid} runs in the state directory {settings.state_dir}", fix="Stop it first"
+        )
+    state = [settings.state_dir / name for name in ("broker", "checkpoint", "logs", "run.json")]
+    there = [path for path in state if path.exists()]
+    names = []
+    if settings.bootstrap_servers:
+        check_broker(settings.bootstrap_servers)
+        names = list(partitions_of(settings.bootstrap_servers, _own_topics(settings)))
+    if not there and not names:
+        typer.echo("nothing to clear")
+        return
+    typer.echo("will be removed: " + ", ".join([*map(str, there), *(f"topic {name}" for name in names)]))
+    if settings.checkpoint:
+        typer.echo(f"stays, because it is not in the state directory: checkpoint {settings.checkpoint}")
+    if not yes and not typer.confirm("Go on?"):
+        raise typer.Exit(1)
+    if settings.bootstrap_servers:
+        delete_topics(settings, settings.bootstrap_servers)
+    for path in there:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    typer.echo("cleared")
+
+
+def _own_topics(settings: Settings) -> list[str]:
+    from ray_pipeline.kafka.topics import topic_specs
+
+    return [spec.name for spec in topic_specs(settings)]
+
+
+# -- inside
+
+
+def _running_broker(settings: Settings) -> str:
+    if settings.bootstrap_servers:
+        check_broker(settings.bootstrap_servers)
+        return settings.bootstrap_servers
+    run = active_run(settings.state_dir)
+    if run is None:
+        raise ConfigurationError(
+            problem=f"no pipeline runs in the state directory {settings.state_dir}",
+            fix="Name its --state-dir or --bootstrap-servers",
+        )
+    return run.bootstrap
+
+
+def _newest(settings: Settings, bootstrap: str, topic: str, key: str) -> dict[str, Any]:
+    value = newest_of_key(bootstrap, topic, key, 15.0)
+    found: dict[str, Any] = json.loads(value) if value else {}
+    return found

@@ -1,0 +1,199 @@
+"""Options of the command line, made from the settings model: what a setting means is said in one place."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ray_pipeline.config import ENVIRONMENT_PREFIX, Settings, flag_of, load_settings
+from ray_pipeline.errors import RayPipelineError
+
+__all__ = ["BROKER", "EVENTS", "GENERATOR", "JSON", "PROCESSOR", "SERVING", "STATE", "emit_json", "with_settings"]
+
+STATE = ("state_dir",)
+BROKER = ("bootstrap_servers", "broker_port", *STATE)
+EVENTS = (
+    "seed",
+    "partitions",
+    "users",
+    "movies",
+    "catalog",
+    "rank",
+    "mean_rating",
+    "rating_sd",
+    "user_bias_share",
+    "movie_bias_share",
+    "factor_share",
+    "popularity_exponent",
+    "activity_sigma",
+)
+_TOPICS = (
+    "ratings_topic",
+    "metrics_topic",
+    "rejected_topic",
+    "progress_topic",
+    "control_topic",
+    "job_topic",
+    "replication_factor",
+)
+GENERATOR = (
+    "rate",
+    "duration_s",
+    "ratings",
+    "start_time_ms",
+    "actors",
+    "delivery",
+    "commit_interval_ms",
+    "ray_address",
+    "stop_timeout_s",
+    *EVENTS,
+    *_TOPICS,
+)
+PROCESSOR = (
+    "tumbling_s",
+    "sliding_s",
+    "slide_s",
+    "watermark_s",
+    "top_n",
+    "checkpoint",
+    "trigger_interval_ms",
+    "max_offsets_per_trigger",
+    "fair_scheduler_file",
+    "executors",
+    "executor_cores",
+    "executor_memory",
+    "ray_address",
+    "stop_timeout_s",
+    "partitions",
+    "movies",
+    "catalog",
+    *_TOPICS,
+)
+SERVING = (
+    "api_host",
+    "api_port",
+    "ui_host",
+    "ui_port",
+    "ui",
+    "refresh_s",
+    "control_token",
+    "tumbling_s",
+    "sliding_s",
+    "slide_s",
+    "top_n",
+    "movies",
+    "catalog",
+    *_TOPICS,
+)
+
+JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Give a command the options of some settings, and ``--config FILE``; it is called with ``settings``.
+
+    Errors of the package end the command with one line and their exit code.
+    """
+    fields = dict.fromkeys(names)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        config = Annotated[Path | None, typer.Option("--config", help="settings file, TOML")]
+        file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config)
+        options = [_option(name) for name in fields]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            flags = {name: given.pop(name) for name in fields}
+            file = given.pop("config")
+            with errors_as_lines():
+                settings = load_settings(file, **flags)
+                configure_logging(settings)
+                command(settings=settings, **given)
+
+        by_name = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        run.__signature__ = inspect.Signature([*by_name, *options, file])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*by_name, *options, file)}
+        del run.__wrapped__
+        return run
+
+    return decorate
+
+
+class errors_as_lines:
+    """Ends the process with one line and the error's exit code when an error of the package comes up."""
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Translate."""
+        if isinstance(error, RayPipelineError):
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+
+
+def emit_json(value: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def configure_logging(settings: Settings) -> None:
+    """Our own log goes to a file in the state directory, warnings of others to the terminal."""
+    root = logging.getLogger()
+    if root.handlers:
+        return
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.ERROR)
+    terminal.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    root.addHandler(terminal)
+    try:
+        folder = settings.state_dir / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(folder / "pipeline.log")
+    except OSError:
+        return  # a command that needs the folder says so itself
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("ray_pipeline").setLevel(logging.INFO)
+    logging.getLogger("ray_pipeline").addHandler(file)
+
+
+def _option(name: str) -> inspect.Parameter:
+    field = Settings.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    meaning = f"{field.description}"
+    if default is not None:
+        meaning += f"  [default: {default}]"
+    flag = flag_of(name)
+    annotation: Any = str | None
+    names = (flag,)
+    if field.annotation is bool:
+        annotation, names = bool | None, (f"{flag}/--no-{flag[2:]}",)
+    info = typer.Option(
+        *names,
+        help=meaning,
+        metavar=None if annotation == (bool | None) else _metavar(field.annotation),
+        show_default=False,
+        show_envvar=False,
+        rich_help_panel=f"Settings (also {ENVIRONMENT_PREFIX}NAME, or a file)",
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, info])
+
+
+def _metavar(annotation: Any) -> str:
+    options = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return "|".join(options)
+    if isinstance(annotation, types.UnionType):
+        annotation = next(a for a in options if a is not types.NoneType)
+    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation, "TEXT")

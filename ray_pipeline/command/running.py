@@ -1,0 +1,259 @@
+"""Commands that run something until it ends or is stopped."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, with_settings
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import ConfigurationError
+from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.kafka.client import check_broker
+from ray_pipeline.kafka.read import follow
+from ray_pipeline.kafka.supervisor import BrokerSupervisor
+from ray_pipeline.kafka.topics import ensure_topics
+from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status, Summary
+from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
+from ray_pipeline.windows.spec import window_specs
+
+__all__ = ["broker", "generate", "process", "run", "serve"]
+
+_STATUS_EVERY_S = 3.0
+_FORCED_EXIT = 130
+
+SUMMARY_FILE = Annotated[Path | None, typer.Option("--summary-json", help="write the summary to this file as JSON")]
+
+
+class StopSignal:
+    """Set by Ctrl-C or SIGTERM; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self._count = 0
+
+    def install(self) -> None:
+        """Take the signals; again after a library took them."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._count += 1
+        if self._count > 1:
+            os._exit(_FORCED_EXIT)
+        say(f"{signal.Signals(number).name}: stopping in order (again: at once)")
+        self.event.set()
+        raise_in_start = self._starting
+        if raise_in_start:
+            raise KeyboardInterrupt
+
+    _starting = True
+
+    def started(self) -> None:
+        """From now on a signal only sets the event."""
+        self._starting = False
+
+
+def say(line: str) -> None:
+    """One line on the terminal, at once."""
+    typer.echo(f"{time.strftime('%H:%M:%S')}  {line}")
+    sys.stdout.flush()
+
+
+@with_settings(*BROKER, *GENERATOR, *PROCESSOR, *SERVING)
+def run(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
+    """Run the whole pipeline: broker, generator, windows, API and dashboard.
+
+    Without --duration or --ratings until Ctrl-C. A second run on the same state directory goes on where the first stopped.
+    """
+    _run(settings, ALL_STAGES, summary_json)
+
+
+@with_settings(*BROKER, *GENERATOR)
+def generate(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
+    """Run the generator alone, against any broker."""
+    _run(_with_broker(settings), ("generate",), summary_json)
+
+
+@with_settings(*BROKER, *PROCESSOR)
+def process(
+    settings: Settings,
+    console: Annotated[bool, typer.Option("--console", help="print each window when it changes")] = False,
+) -> None:
+    """Run the Spark job alone, against any broker, until Ctrl-C."""
+    settings = _with_broker(settings)
+    _run(settings, ("process",), None, _print_windows if console else None)
+
+
+@with_settings(*BROKER, *SERVING)
+def serve(settings: Settings) -> None:
+    """Run API and dashboard alone, against any broker, until Ctrl-C."""
+    from ray_pipeline import doctor
+    from ray_pipeline.serving.server import ServingStage
+
+    settings = _with_broker(settings)
+    assert settings.bootstrap_servers is not None
+    stop = StopSignal()
+    stop.install()
+    doctor.require(settings, ("serve",))
+    ensure_topics(settings, settings.bootstrap_servers)
+    stage = ServingStage(settings, settings.bootstrap_servers)
+    stage.start()
+    stop.started()
+    try:
+        for name, url in stage.urls().items():
+            say(f"{name}: {url}")
+        stop.event.wait()
+    finally:
+        stage.stop()
+
+
+@with_settings(*BROKER)
+def broker(settings: Settings) -> None:
+    """Run the embedded Kafka broker alone, until Ctrl-C."""
+    require_writable(settings.state_dir)
+    stop = StopSignal()
+    stop.install()
+    supervisor = BrokerSupervisor(EmbeddedBroker(settings.state_dir, settings.broker_port), say)
+    say("starting the Kafka broker")
+    supervisor.start()
+    stop.started()
+    try:
+        remember_run(
+            settings.state_dir,
+            RunInfo.of_this_process(supervisor.broker.bootstrap_servers, stages=("broker",)),
+        )
+        say(f"Kafka broker at {supervisor.broker.bootstrap_servers}")
+        while not stop.event.wait(1.0):
+            supervisor.check()
+    finally:
+        supervisor.stop()
+        forget_run(settings.state_dir)
+
+
+# -- inside
+
+
+def _with_broker(settings: Settings) -> Settings:
+    """The settings, with the brokers of the state directory's run where none are named."""
+    if settings.bootstrap_servers is None:
+        other = active_run(settings.state_dir)
+        if other is None:
+            raise ConfigurationError(
+                problem="no broker: none is named, and none runs in the state directory",
+                fix="Give --bootstrap-servers, or start ray-pipeline broker with the same --state-dir",
+            )
+        settings = settings.model_copy(update={"bootstrap_servers": other.bootstrap})
+    assert settings.bootstrap_servers is not None
+    check_broker(settings.bootstrap_servers)
+    return settings
+
+
+def _run(
+    settings: Settings,
+    stages: tuple[str, ...],
+    summary_json: Path | None,
+    beside: Callable[[Settings, str, threading.Event], None] | None = None,
+) -> None:
+    faulthandler.enable()
+    stop = StopSignal()
+    stop.install()
+    pipeline = Pipeline(settings, stages=stages, on_event=say)
+    summary: Summary | None = None
+    try:
+        try:
+            pipeline.start()
+            stop.install()
+            stop.started()
+            _announce(pipeline, stages)
+            if beside is not None:
+                threading.Thread(
+                    target=beside, args=(settings, pipeline.bootstrap_servers, stop.event), daemon=True
+                ).start()
+            pipeline.wait(stop.event, _StatusLine(stages))
+        except KeyboardInterrupt:
+            say("stopped while starting")
+        else:
+            # what other generators send may never end: only our own run is waited for
+            summary = pipeline.stop(drain="generate" in stages)
+    finally:
+        if summary is None:
+            pipeline.stop(drain=False)
+    if summary is not None and "generate" in stages:
+        _print_summary(summary)
+        if summary_json is not None:
+            summary_json.write_text(json.dumps(summary.as_dict(), indent=2) + "\n")
+
+
+def _announce(pipeline: Pipeline, stages: tuple[str, ...]) -> None:
+    say("stages: " + ", ".join(f"{name} {seconds:g} s" for name, seconds in pipeline.timings.items()))
+    names = {"ui": "dashboard", "api": "API"}
+    for name, url in sorted(pipeline.urls.items(), reverse=True):
+        say(f"{names[name]}: {url}")
+    say(f"Kafka: {pipeline.bootstrap_servers}")
+    if "serve" in stages:
+        say(f"control token: {pipeline.settings.control_token}")
+
+
+class _StatusLine:
+    """Prints a line every few seconds."""
+
+    def __init__(self, stages: tuple[str, ...]) -> None:
+        self._stages = stages
+        self._last_s = time.monotonic()
+
+    def __call__(self, status: Status) -> None:
+        now_s = time.monotonic()
+        if now_s - self._last_s < _STATUS_EVERY_S:
+            return
+        self._last_s = now_s
+        parts = [status.state]
+        if "generate" in self._stages:
+            parts.append(
+                f"target {status.target_rate:g}/s, delivered {status.delivered_rate:,.1f}/s ({status.delivered:,})"
+            )
+            if status.behind_s >= 1:
+                parts.append(f"behind by {status.behind_s:.1f} s")
+        if "process" in self._stages:
+            parts.append(f"windows {status.windows}, lag {status.lag:,}, batch {status.batch_ms} ms")
+        say(" | ".join(parts))
+
+
+def _print_windows(settings: Settings, bootstrap: str, stop: threading.Event) -> None:
+    order = {spec.name: n for n, spec in enumerate(window_specs(settings))}
+    typer.echo(f"{'window_start':<24}  {'window_end':<24}  {'window_type':<20}  {'count':>10}  avg_rating")
+    for records in follow(bootstrap, [settings.metrics_topic], True, stop):
+        newest: dict[str, dict[str, Any]] = {
+            record.key: json.loads(record.value)
+            for record in records
+            if record.key is not None and record.value is not None and record.key.endswith("|total")
+        }
+        for window in sorted(newest.values(), key=lambda w: (order.get(w["window_type"], 9), w["window_start"])):
+            typer.echo(
+                f"{window['window_start']}  {window['window_end']}  {window['window_type']:<20}  "
+                f"{window['count']:>10}  {window['avg_rating']:.4f}"
+            )
+
+
+def _print_summary(summary: Summary) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Summary", show_header=False)
+    for name, value in summary.as_dict().items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{part} {seconds:g} s" for part, seconds in value.items())
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        table.add_row(name, "–" if value is None else str(value))
+    Console().print(table)

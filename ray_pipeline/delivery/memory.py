@@ -1,0 +1,84 @@
+"""Delivery into memory, for tests: keeps the promises of the real ones, and can be made to fail."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from ray_pipeline.codec import encode_keys, encode_values
+from ray_pipeline.delivery.interface import ShardProgress
+from ray_pipeline.errors import DeliveryError, FencedError
+from ray_pipeline.events import EventBatch
+
+__all__ = ["MemoryDelivery", "MemoryLog"]
+
+
+class MemoryLog:
+    """What a broker would hold.
+
+    Attributes:
+        ratings: committed records by partition, (key, value).
+        progress: the committed progress record of each partition.
+        failures: names of operations that fail next, in order: ``open``, ``send``, ``commit`` (nothing is visible) or
+            ``commit, done`` (it is visible, but the sender does not hear of it).
+    """
+
+    def __init__(self) -> None:
+        self.ratings: dict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
+        self.progress: dict[int, ShardProgress] = {}
+        self.failures: list[str] = []
+        self.owner: dict[int, MemoryDelivery] = {}
+
+    def fails(self, operation: str) -> bool:
+        """Whether this operation fails now."""
+        if self.failures and self.failures[0] == operation:
+            del self.failures[0]
+            return True
+        return False
+
+
+class MemoryDelivery:
+    """See :class:`ShardDelivery`.
+
+    Args:
+        log: where ratings go.
+        partition: the shard.
+    """
+
+    def __init__(self, log: MemoryLog, partition: int) -> None:
+        self._log = log
+        self._partition = partition
+        self._pending: list[tuple[bytes, bytes]] = []
+
+    def open(self, deadline_s: float) -> ShardProgress | None:
+        """Fence predecessors and read the last committed progress."""
+        if self._log.fails("open"):
+            raise DeliveryError(problem=f"no answer within {deadline_s:.0f} s")
+        self._log.owner[self._partition] = self
+        return self._log.progress.get(self._partition)
+
+    def send(self, batch: EventBatch) -> None:
+        """Queue ratings."""
+        self._check()
+        if self._log.fails("send"):
+            raise DeliveryError(problem="the queue stayed full")
+        self._pending += zip(encode_keys(batch), encode_values(batch), strict=True)
+
+    def commit(self, progress: ShardProgress) -> None:
+        """Make ratings and progress visible together."""
+        self._check()
+        if self._log.fails("commit"):
+            self._pending.clear()
+            raise DeliveryError(problem="the commit failed")
+        self._log.ratings[self._partition] += self._pending
+        self._log.progress[self._partition] = progress
+        self._pending.clear()
+        if self._log.fails("commit, done"):
+            raise DeliveryError(problem="no answer to the commit")
+
+    def close(self) -> None:
+        """Drop what was not committed."""
+        self._pending.clear()
+
+    def _check(self) -> None:
+        if self._log.owner.get(self._partition) is not self:
+            raise FencedError(problem=f"shard {self._partition}: a successor took over")

@@ -1,0 +1,247 @@
+"""Looks at everything that must be right before a start, and says what to do about what is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import psutil
+
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import EnvironmentProblem, RayPipelineError
+from ray_pipeline.kafka.client import check_broker
+from ray_pipeline.kafka.topics import partitions_of
+from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.state import active_run, require_writable
+from spark_compat.errors import SparkCompatError
+from spark_compat.jars import kafka_broker_jars, spark_connector_jars
+from spark_compat.jvm import export_java, find_java
+from spark_compat.versions import SCALA, check_versions
+
+__all__ = ["Finding", "examine", "require"]
+
+_LEAST_DISK_BYTES = 1 << 30
+_LEAST_MEMORY_BYTES = 3 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        check: what was looked at.
+        level: ``ok``, ``warning`` or ``problem``.
+        detail: what was found.
+        fix: what to do; empty when ok.
+    """
+
+    check: str
+    level: str
+    detail: str
+    fix: str = ""
+
+
+def require(settings: Settings, stages: tuple[str, ...]) -> None:
+    """The fatal part, for a start.
+
+    Raises:
+        RayPipelineError: the first thing that makes a start impossible.
+    """
+    if "process" in stages or settings.bootstrap_servers is None:
+        export_java_or_fail()
+    if "process" in stages:
+        _versions_or_fail()
+    if "generate" in stages or "serve" in stages:
+        load_catalogue(settings)
+    if "serve" in stages:
+        _ports_or_fail(settings)
+    if settings.bootstrap_servers:
+        check_broker(settings.bootstrap_servers)
+
+
+def export_java_or_fail() -> str:
+    """Find Java and put it where the other processes look; returns what was found."""
+    try:
+        java = find_java()
+    except SparkCompatError as error:
+        raise EnvironmentProblem(problem=error.problem, fix=error.fix) from None
+    export_java(java)
+    return f"version {java.version} in {java.home}"
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything; nothing is started or changed, apart from archives that are fetched."""
+    checks: tuple[tuple[str, Callable[[Settings], Iterable[Finding]]], ...] = (
+        ("java", lambda _: [Finding("java", "ok", export_java_or_fail())]),
+        ("versions", lambda _: [Finding("versions", "ok", _versions_or_fail())]),
+        ("jars", lambda _: [Finding("jars", "ok", _jars())]),
+        ("state directory", _state_directory),
+        ("disk", _disk),
+        ("memory", _memory),
+        ("cpus", _cpus),
+        ("ports", _ports),
+        ("catalogue", lambda s: [Finding("catalogue", "ok", f"{len(load_catalogue(s)):,} movies")]),
+        ("broker", _broker),
+        ("checkpoint", _checkpoint),
+    )
+    found: list[Finding] = []
+    for name, look in checks:
+        try:
+            found.extend(look(settings))
+        except RayPipelineError as error:
+            found.append(Finding(name, "problem", error.problem, error.fix))
+        except SparkCompatError as error:
+            found.append(Finding(name, "problem", error.problem, error.fix))
+    return found
+
+
+# -- what is looked at
+
+
+def _versions_or_fail() -> str:
+    problems = check_versions()
+    if problems:
+        first = problems[0]
+        raise EnvironmentProblem(
+            problem=f"{first.package} is {first.installed or 'missing'}, {first.wanted} belongs to the others",
+            fix="Install with: pip install -c constraints.txt -e .",
+        )
+    return f"pyspark, RayDP and Ray belong together; Kafka connector for Scala {SCALA}"
+
+
+def _jars() -> str:
+    return f"{len(kafka_broker_jars())} of the broker, {len(spark_connector_jars())} of Spark's Kafka source"
+
+
+def _state_directory(settings: Settings) -> Iterable[Finding]:
+    require_writable(settings.state_dir)
+    run = active_run(settings.state_dir)
+    if run is None:
+        yield Finding("state directory", "ok", str(settings.state_dir))
+    else:
+        yield Finding(
+            "state directory",
+            "warning",
+            f"process {run.pid} runs {', '.join(run.stages)} in {settings.state_dir}",
+            "Stop it before another run, or name another --state-dir",
+        )
+
+
+def _disk(settings: Settings) -> Iterable[Finding]:
+    free = shutil.disk_usage(settings.state_dir).free
+    few = free < _LEAST_DISK_BYTES
+    yield Finding("disk", "warning" if few else "ok", f"{free / 2**30:.1f} GiB free", "Free some space" if few else "")
+    shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
+    if shared < 1 << 28:
+        yield Finding(
+            "disk",
+            "warning",
+            f"/dev/shm has {shared / 2**20:.0f} MiB free",
+            "Ray is slow without: docker run --shm-size=2g",
+        )
+
+
+def _memory(_: Settings) -> Iterable[Finding]:
+    free = psutil.virtual_memory().available
+    few = free < _LEAST_MEMORY_BYTES
+    yield Finding(
+        "memory",
+        "warning" if few else "ok",
+        f"{free / 2**30:.1f} GiB available, the whole pipeline takes about 3.5 GiB",
+        "Lower executors or executor_memory" if few else "",
+    )
+
+
+def _cpus(settings: Settings) -> Iterable[Finding]:
+    from ray_pipeline.cluster.runtime import cpu_budget
+
+    budget, cores = cpu_budget(settings), os.cpu_count() or 1
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    if address:
+        yield Finding("cpus", "ok", f"needed of the Ray cluster at {address}: {budget}; a start checks what is free")
+    elif budget.total > 2 * cores + 2:
+        yield Finding(
+            "cpus",
+            "warning",
+            f"needed: {budget}; this machine has {cores} cores, they would be shared",
+            "Lower actors, executors or executor_cores",
+        )
+    else:
+        yield Finding("cpus", "ok", f"needed: {budget}; this machine has {cores} cores")
+
+
+def _ports_or_fail(settings: Settings) -> None:
+    problem = next((f for f in _ports(settings) if f.level == "problem"), None)
+    if problem is not None:
+        raise EnvironmentProblem(problem=problem.detail, fix=problem.fix)
+
+
+def _ports(settings: Settings) -> Iterable[Finding]:
+    wanted = [("api", settings.api_host, settings.api_port)]
+    if settings.ui:
+        wanted.append(("ui", settings.ui_host, settings.ui_port))
+    for name, host, port in wanted:
+        if port == 0:
+            yield Finding("ports", "ok", f"{name}: any free one")
+            continue
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                yield Finding(
+                    "ports",
+                    "problem",
+                    f"port {port} on {host} cannot be used ({error.strerror})",
+                    f"Choose another with --{name}-port, or 0",
+                )
+                continue
+        yield Finding("ports", "ok", f"{name}: {port} is free")
+
+
+def _broker(settings: Settings) -> Iterable[Finding]:
+    run = active_run(settings.state_dir)
+    bootstrap = settings.bootstrap_servers or (run.bootstrap if run else None)
+    if bootstrap is None:
+        yield Finding("broker", "ok", "an embedded one is started")
+        return
+    check_broker(bootstrap)
+    there = partitions_of(bootstrap, [settings.ratings_topic]).get(settings.ratings_topic)
+    if there is None:
+        yield Finding("broker", "ok", f"{bootstrap} answers; topic {settings.ratings_topic} will be made")
+    elif there != settings.partitions:
+        yield Finding(
+            "broker",
+            "problem",
+            f"topic {settings.ratings_topic} has {there} partitions, the settings say {settings.partitions}",
+            f"Give --partitions {there}, another topic, or clear it with: ray-pipeline reset",
+        )
+    else:
+        yield Finding("broker", "ok", f"{bootstrap} answers; topic {settings.ratings_topic} has {there} partitions")
+
+
+def _checkpoint(settings: Settings) -> Iterable[Finding]:
+    from ray_pipeline.windows.marker import marker_of, mismatch
+
+    uri = settings.checkpoint_uri
+    if not uri.startswith("file:"):
+        yield Finding("checkpoint", "ok", f"{uri}; compared when Spark is up")
+        return
+    path = uri.removeprefix("file://")
+    text = marker_of(path)
+    different = None if text is None else mismatch(settings, text)
+    if text is None:
+        yield Finding("checkpoint", "ok", f"{uri} is new: reading begins at the earliest record")
+    elif different is None:
+        yield Finding("checkpoint", "ok", f"{uri} belongs to these settings: reading goes on where it ended")
+    else:
+        yield Finding(
+            "checkpoint",
+            "problem",
+            f"{uri} is of another configuration: {different}",
+            "Give the former value, another --checkpoint, or clear it with: ray-pipeline reset",
+        )

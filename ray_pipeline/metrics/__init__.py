@@ -1,0 +1,1 @@
+"""What the topics say, kept ready to be asked: store, rates, latency, health. Pure: no Kafka, Ray or HTTP."""

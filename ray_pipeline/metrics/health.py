@@ -1,0 +1,112 @@
+"""Whether the pipeline is well, and if not, why. Every line compares what one stage says with what another says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Evidence", "Health", "assess"]
+
+_STALE_MS = 10_000
+_DEAD_MS = 60_000
+_BEHIND_S = 5.0
+_LAG_S = 15.0
+_DISAGREE_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What health is judged from. Times are wall-clock epoch milliseconds.
+
+    Attributes:
+        kafka_connected: whether a broker answered lately.
+        generator: record ``generator``; empty before the first.
+        job: record ``job``; empty before the first.
+        sent: next index of each shard that has progress, by partition.
+        disagreeing_since_ms: since when sent and read differ although the job has nothing left to read; None = they agree.
+        delivered_rate: ratings per second.
+        now_ms: the time.
+    """
+
+    kafka_connected: bool
+    generator: dict[str, Any]
+    job: dict[str, Any]
+    sent: dict[int, int]
+    disagreeing_since_ms: int | None
+    delivered_rate: float
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The verdict.
+
+    Attributes:
+        status: ``starting``, ``healthy``, ``degraded``, ``unhealthy`` or ``stopped``.
+        reasons: why; the worst first; empty when healthy.
+        stale_since_ms: since when the windows have not been refreshed; None when they are fresh.
+    """
+
+    status: str
+    reasons: tuple[str, ...]
+    stale_since_ms: int | None
+
+
+def assess(evidence: Evidence) -> Health:
+    """Judge."""
+    unhealthy: list[str] = []
+    degraded: list[str] = []
+    generator, job, now_ms = evidence.generator, evidence.job, evidence.now_ms
+    stale_since_ms = None
+    if not evidence.kafka_connected:
+        unhealthy.append("no Kafka broker answers")
+    if generator.get("state") == "failed":
+        unhealthy.append("the generator failed")
+    if job.get("state") == "failed":
+        unhealthy.append(f"the Spark job failed: {job.get('reason') or 'no reason given'}")
+    if evidence.disagreeing_since_ms is not None and now_ms - evidence.disagreeing_since_ms > _DISAGREE_MS:
+        unhealthy.extend(disagreements(job, evidence.sent))
+    stopped = generator.get("state") == "stopped" and job.get("state") == "stopped"
+    if job and job.get("state") != "stopped":
+        age_ms = now_ms - int(job["updated_ms"])
+        if age_ms > _STALE_MS:
+            stale_since_ms = int(job["updated_ms"])
+            (unhealthy if age_ms > _DEAD_MS else degraded).append(
+                f"the Spark job has said nothing for {age_ms / 1000:.0f} s"
+            )
+        wanted, alive = int(job.get("executors_wanted", 0)), int(job.get("executors", 0))
+        if alive < wanted and int(job.get("batch", -1)) >= 0:
+            degraded.append(f"{alive} of {wanted} Spark executors are alive")
+        rate = max(evidence.delivered_rate, 1.0)
+        if int(job.get("lag", 0)) / rate > _LAG_S:
+            degraded.append(f"the Spark job is {int(job['lag']):,} ratings behind")
+    if generator and generator.get("state") not in ("stopped", "failed"):
+        age_ms = now_ms - int(generator["updated_ms"])
+        if age_ms > _STALE_MS:
+            degraded.append(f"the generator has said nothing for {age_ms / 1000:.0f} s")
+        if float(generator.get("behind_s", 0)) > _BEHIND_S:
+            degraded.append(f"the generator is behind by {float(generator['behind_s']):.1f} s")
+        dead = [str(actor["actor"]) for actor in generator.get("actors", ()) if not actor["alive"]]
+        if dead:
+            degraded.append(f"generator actor {', '.join(dead)} is down")
+    reasons = (*unhealthy, *degraded)
+    if unhealthy:
+        return Health("unhealthy", reasons, stale_since_ms)
+    if stopped:
+        return Health("stopped", ("generator and Spark job have stopped", *reasons), None)
+    if not job or int(job.get("batch", -1)) < 0:
+        return Health("starting", ("no data yet", *reasons), stale_since_ms)
+    return Health("degraded" if degraded else "healthy", reasons, stale_since_ms)
+
+
+def disagreements(job: dict[str, Any], sent: dict[int, int]) -> list[str]:
+    """Partitions of which the job has read more or less than the shard has sent."""
+    read = {int(p): int(said["records"]) for p, said in job.get("partitions", {}).items()}
+    found = []
+    for partition in sorted(sent.keys() | read.keys()):
+        difference = read.get(partition, 0) - sent.get(partition, 0)
+        if difference > 0:
+            found.append(f"partition {partition} holds {difference:,} records that no shard sent")
+        elif difference < 0:
+            found.append(f"partition {partition}: {-difference:,} ratings that were sent have not been read")
+    return found

@@ -1,0 +1,246 @@
+"""The newest state of every window, shard and stage: records in, answers out. Bounded, and safe to ask from any thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ray_pipeline.metrics.health import Evidence, Health, assess, disagreements
+from ray_pipeline.metrics.latency import LatencyMeter
+from ray_pipeline.metrics.rate import RateMeter
+from ray_pipeline.windows.spec import iso_ms
+
+__all__ = ["MetricsStore"]
+
+_TOTALS_KEPT = 10_000
+_DETAILS_KEPT = 200
+_REJECTS_KEPT = 50
+
+
+@dataclass
+class _Windows:
+    """Windows of one type, by start in epoch milliseconds."""
+
+    total: dict[int, dict[str, Any]] = field(default_factory=dict)
+    topn: dict[int, dict[str, Any]] = field(default_factory=dict)
+    genres: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+class MetricsStore:
+    """Takes the records of the topics in; values are absolute, so a record that comes twice changes nothing.
+
+    Args:
+        window_types: names of the window types, the main one first.
+    """
+
+    def __init__(self, window_types: tuple[str, ...]) -> None:
+        self.window_types = window_types
+        self.kafka_connected = False
+        self.version = 0
+        self._lock = threading.RLock()
+        self._windows: dict[str, _Windows] = {name: _Windows() for name in window_types}
+        self._generator: dict[str, Any] = {}
+        self._pipeline: dict[str, Any] = {}
+        self._job: dict[str, Any] = {}
+        self._sent: dict[int, int] = {}
+        self._first: dict[int, int] = {}
+        self._rate = RateMeter()
+        self._latency = LatencyMeter()
+        self._rejects: deque[dict[str, Any]] = deque(maxlen=_REJECTS_KEPT)
+        self._disagreeing_since_ms: int | None = None
+        self._last_window_ms: int | None = None
+
+    # -- records in
+
+    def window(self, record: dict[str, Any]) -> None:
+        """A record of topic ``metrics``."""
+        with self._lock:
+            windows = self._windows.setdefault(record["window_type"], _Windows())
+            by_start: dict[int, dict[str, Any]] = getattr(windows, record["kind"])
+            by_start[_epoch_ms(record["window_start"])] = record
+            most = _TOTALS_KEPT if record["kind"] == "total" else _DETAILS_KEPT
+            while len(by_start) > most:
+                del by_start[min(by_start)]
+            self._last_window_ms = max(self._last_window_ms or 0, int(record["updated_ms"]))
+            self.version += 1
+
+    def progress(self, key: str, record: dict[str, Any], now_ms: int) -> None:
+        """A record of topic ``ratings.progress``."""
+        with self._lock:
+            if key.startswith("shard/"):
+                partition, sent = int(record["partition"]), int(record["next_index"])
+                self._sent[partition] = sent
+                self._first.setdefault(partition, sent)  # what was there before is no rate
+                self._rate.add(now_ms, sum(self._sent.values()) - sum(self._first.values()))
+            elif key == "generator":
+                self._generator = record
+            elif key == "pipeline":
+                self._pipeline = record
+            self._compare(now_ms)
+            self.version += 1
+
+    def job(self, record: dict[str, Any], now_ms: int) -> None:
+        """A record of topic ``metrics.progress``."""
+        with self._lock:
+            fresh = record.get("batch", -1) != self._job.get("batch", -1)
+            self._job = record
+            if fresh:
+                offset_ms = int(self._generator.get("clock_offset_ms", 0))
+                self._latency.add(record.get("partitions", {}), now_ms, offset_ms)
+            self._compare(now_ms)
+            self.version += 1
+
+    def reject(self, record: dict[str, Any]) -> None:
+        """A record of topic ``ratings.rejected``."""
+        with self._lock:
+            self._rejects.append(record)
+            self.version += 1
+
+    # -- answers out
+
+    def health(self, now_ms: int) -> Health:
+        """Whether all is well."""
+        with self._lock:
+            return assess(
+                Evidence(
+                    self.kafka_connected,
+                    self._generator,
+                    self._job,
+                    self._sent,
+                    self._disagreeing_since_ms,
+                    self._rate.rate(now_ms),
+                    now_ms,
+                )
+            )
+
+    def last_update(self) -> str | None:
+        """When a window last changed, ISO-8601; None before the first."""
+        return None if self._last_window_ms is None else iso_ms(self._last_window_ms)
+
+    def current(self, window_type: str) -> int | None:
+        """Start of the current window: of those that hold the newest rating, the most complete; None without data."""
+        with self._lock:
+            total = self._windows[window_type].total
+            if not total:
+                return None
+            newest = max(
+                total
+            )  # of a sliding type it has only just begun: the current one ends first of those around it
+            return min(start for start, record in total.items() if _epoch_ms(record["window_end"]) > newest)
+
+    def summary(self, now_ms: int) -> dict[str, Any]:
+        """Every window type's current window, and how the stages stand."""
+        with self._lock:
+            windows = {name: self._current_total(name) for name in self._windows}
+            return {
+                "status": "ok" if any(windows.values()) else "no data yet",
+                "last_update": self.last_update(),
+                "windows": windows,
+                "generator": self.generator(now_ms),
+                "job": self.job_status(now_ms),
+                "latency_ms": self.latency_ms(now_ms),
+            }
+
+    def generator(self, now_ms: int) -> dict[str, Any]:
+        """The generator's record, with what was measured here: delivered rate, ratings of the last minute, all delivered."""
+        with self._lock:
+            return {
+                **self._generator,
+                "delivered_rate": round(self._rate.rate(now_ms), 3),
+                "delivered_last_minute": self._rate.last_minute(now_ms),
+                "delivered_total": sum(self._sent.values()),
+                "partitions": {str(p): n for p, n in sorted(self._sent.items())},
+            }
+
+    def pipeline(self) -> dict[str, Any]:
+        """The record ``pipeline``: cluster and who holds what of it; empty when the stages run on their own."""
+        return self._pipeline
+
+    def job_status(self, now_ms: int) -> dict[str, Any]:
+        """The job's record without its ledger; with the age of its watermark."""
+        with self._lock:
+            said = {name: value for name, value in self._job.items() if name != "ledger"}
+            watermark_ms, newest = said.get("watermark_ms"), self._newest_event_ms()
+            said["watermark_delay_ms"] = newest - watermark_ms if watermark_ms and newest else None
+            return said
+
+    def latency_ms(self, now_ms: int) -> dict[str, float] | None:
+        """Rating created → window readable here, p50 and p95 of the last 30 s; None without data."""
+        with self._lock:
+            found = self._latency.percentiles(now_ms, (0.5, 0.95, 0.99))
+            if found is None:
+                return None
+            return {name: round(ms, 1) for name, ms in zip(("p50", "p95", "p99"), found, strict=True)}
+
+    def topn(self, window_type: str, start_ms: int | None = None) -> dict[str, Any] | None:
+        """The ``topn`` record of a window, the current one by default; None without data."""
+        return self._detail("topn", window_type, start_ms)
+
+    def genres(self, window_type: str, start_ms: int | None = None) -> dict[str, Any] | None:
+        """The ``genres`` record of a window, the current one by default; None without data."""
+        return self._detail("genres", window_type, start_ms)
+
+    def history(
+        self, window_type: str, from_ms: int | None = None, to_ms: int | None = None, limit: int = _TOTALS_KEPT
+    ) -> list[dict[str, Any]]:
+        """The last ``limit`` windows that start in ``[from_ms, to_ms)``, oldest first, up to the current one."""
+        with self._lock:
+            current = self.current(window_type)
+            if current is None:
+                return []
+            total = self._windows[window_type].total
+            starts = sorted(
+                s for s in total if s <= current and (from_ms is None or s >= from_ms) and (to_ms is None or s < to_ms)
+            )
+            return [self._with_final(total[s]) for s in starts[-limit:]]
+
+    def rejects(self) -> list[dict[str, Any]]:
+        """The last records that were no valid rating, newest first."""
+        with self._lock:
+            return list(reversed(self._rejects))
+
+    # -- inside
+
+    def _detail(self, kind: str, window_type: str, start_ms: int | None) -> dict[str, Any] | None:
+        with self._lock:
+            at = self.current(window_type) if start_ms is None else start_ms
+            by_start: dict[int, dict[str, Any]] = getattr(self._windows[window_type], kind)
+            record = None if at is None else by_start.get(at)
+            return None if record is None else self._with_final(record)
+
+    def _current_total(self, window_type: str) -> dict[str, Any] | None:
+        current = self.current(window_type)
+        return None if current is None else self._with_final(self._windows[window_type].total[current])
+
+    def _with_final(self, record: dict[str, Any]) -> dict[str, Any]:
+        """With ``final``: whether the watermark has passed the window's end, so that it cannot change any more."""
+        watermark_ms = self._job.get("watermark_ms")
+        return {**record, "final": bool(watermark_ms and _epoch_ms(record["window_end"]) <= watermark_ms)}
+
+    def _newest_event_ms(self) -> int | None:
+        times = [int(p["max_event_ms"]) for p in self._job.get("partitions", {}).values()]
+        newest = max(times, default=-1)
+        return newest if newest >= 0 else None
+
+    def _compare(self, now_ms: int) -> None:
+        """Note since when the shards' and the job's counts differ. While there is a lag they must."""
+        job = self._job
+        differ = bool(job and int(job.get("batch", -1)) >= 0 and self._sent and disagreements(job, self._sent))
+        if not differ or self._catching_up():
+            self._disagreeing_since_ms = None
+        elif self._disagreeing_since_ms is None:
+            self._disagreeing_since_ms = now_ms
+
+    def _catching_up(self) -> bool:
+        """Whether the job may simply not have read yet what was sent: it has work, or ratings come in."""
+        read = {int(p): int(said["records"]) for p, said in self._job.get("partitions", {}).items()}
+        too_many = any(n > self._sent.get(p, 0) for p, n in read.items())
+        moving = self._generator.get("state") in ("running", "starting") or self._job.get("state") != "running"
+        return not too_many and (moving or int(self._job.get("lag", 0)) > 0)
+
+
+def _epoch_ms(iso: str) -> int:
+    return round(datetime.fromisoformat(iso).timestamp() * 1000)

@@ -1,0 +1,523 @@
+"""The whole pipeline as one object: starts the stages side by side, watches them, ends them in order."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray_pipeline import doctor
+from ray_pipeline.clock import SystemClock
+from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, ProcessingError, StageFailedError
+from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.kafka.client import check_broker
+from ray_pipeline.kafka.publish import Publisher
+from ray_pipeline.kafka.read import read_compacted
+from ray_pipeline.kafka.supervisor import BrokerSupervisor
+from ray_pipeline.kafka.topics import ensure_topics
+from ray_pipeline.metrics.rate import RateMeter
+from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
+from ray_pipeline.windows.spec import window_specs
+
+__all__ = ["ALL_STAGES", "Pipeline", "Status", "Summary"]
+
+_log = logging.getLogger(__name__)
+
+ALL_STAGES = ("generate", "process", "serve")
+_START_DEADLINE_S = 180.0
+_WATCH_S = 0.2
+_PUBLISH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a pipeline stands.
+
+    Attributes:
+        state: the generator's state; the job's where no generator runs here.
+        target_rate: ratings per second, 0 = paused.
+        delivered_rate: ratings per second.
+        delivered: ratings of this run.
+        windows: open and closed tumbling windows counted into, of this run's Spark job.
+        lag: ratings in Kafka that Spark has not read.
+        behind_s: how long the most overdue rating has been due, seconds.
+        batch_ms: length of the last micro-batch, milliseconds.
+    """
+
+    state: str
+    target_rate: float
+    delivered_rate: float
+    delivered: int
+    windows: int
+    lag: int
+    behind_s: float
+    batch_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did. Counts are of this run, not of earlier ones on the same topics.
+
+    Attributes:
+        requested: ratings asked for; None = until stopped.
+        delivered: ratings committed to Kafka.
+        counted: ratings counted in tumbling windows.
+        late_dropped: ratings dropped as late.
+        rejected: records of the ratings topic that are no valid rating.
+        windows: tumbling windows counted into.
+        first_window_s: from the start to the first window, seconds; None when there was none.
+        duration_s: from the start to the end, seconds.
+        stages: seconds each part of the start took.
+    """
+
+    requested: int | None
+    delivered: int
+    counted: int
+    late_dropped: int
+    rejected: int
+    windows: int
+    first_window_s: float | None
+    duration_s: float
+    stages: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+class Pipeline:
+    """Generator, windows, API and dashboard on one Ray; on an embedded broker unless the settings name another.
+
+    A context manager: ``with Pipeline(rate=500) as p: p.set_rate(1000)``.
+
+    Args:
+        settings: all settings; None = from environment and defaults.
+        stages: which of :data:`ALL_STAGES` to run.
+        on_event: is called with a line when something noteworthy happens.
+        flags: settings by name, in place of ``settings``.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        stages: tuple[str, ...] = ALL_STAGES,
+        on_event: Callable[[str], None] | None = None,
+        **flags: Any,
+    ) -> None:
+        if settings is not None and flags:
+            msg = "give settings, or flags, not both"
+            raise TypeError(msg)
+        settings = settings or load_settings(**flags)
+        if settings.control_token is None:
+            settings = settings.model_copy(update={"control_token": secrets.token_urlsafe(16)})
+        self.settings = settings
+        self.stages = stages
+        self._tell = on_event or (lambda line: _log.info("%s", line))
+        self._clock = SystemClock()
+        self._began = 0.0
+        self._timings: dict[str, float] = {}
+        self._first_window_s: float | None = None
+        self._baseline: dict[str, int] | None = None
+        self._bootstrap = ""
+        self._broker: BrokerSupervisor | None = None
+        self._ray: Any = None
+        self._generator: Any = None
+        self._processing: Any = None
+        self._serving: Any = None
+        self._publisher: Publisher | None = None
+        self._published_s = 0.0
+        self._rate = RateMeter()
+        self._summary: Summary | None = None
+        self._name = hashlib.sha256(str(settings.state_dir.absolute()).encode()).hexdigest()[:8] + f"-{os.getpid()}"
+
+    def __enter__(self) -> Pipeline:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Stop; in order when all went well."""
+        self.stop(drain=kind is None)
+
+    # -- life
+
+    def start(self) -> None:
+        """Start all stages; returns when ratings flow, windows are computed, and API and dashboard answer.
+
+        Raises:
+            ConfigurationError: settings or state do not fit.
+            EnvironmentProblem: Java, ports, disk or CPUs are missing.
+            BrokerUnavailableError: the broker that was named does not answer.
+            StageFailedError: a stage did not start.
+        """
+        self._began = time.monotonic()
+        try:
+            self._start()
+        except BaseException:
+            self._end()
+            raise
+
+    def wait(self, stop: threading.Event | None = None, on_status: Callable[[Status], None] | None = None) -> bool:
+        """Watch until the bounded run has ended, or ``stop`` is set.
+
+        Args:
+            stop: ends the waiting.
+            on_status: is called with the status a few times a second.
+
+        Returns:
+            Whether the run ended by itself.
+
+        Raises:
+            RayPipelineError: a stage failed for good.
+        """
+        stop = stop or threading.Event()
+        while not stop.is_set():
+            self.check()
+            if on_status is not None:
+                on_status(self.status())
+            if self._generator is not None and self._generator.totals().finished:
+                return True
+            stop.wait(_WATCH_S)
+        return False
+
+    def stop(self, drain: bool = True) -> Summary:
+        """End in order: generator, windows over all that was sent, API and dashboard, Ray, broker.
+
+        Args:
+            drain: have the windows of all that was sent come out first.
+
+        Returns:
+            What the run did.
+        """
+        if self._summary is None:
+            try:
+                self._stop_stages(drain)
+                self._summary = self._summarize()
+            finally:
+                self._end()
+        return self._summary
+
+    # -- asked and told
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The brokers, HOST:PORT[,…]."""
+        return self._bootstrap
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Where ``api`` and ``ui`` are; empty when not served here."""
+        return dict(self._serving.status.get("urls", {})) if self._serving is not None else {}
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds each part of the start took."""
+        return dict(self._timings)
+
+    @property
+    def first_window_s(self) -> float | None:
+        """Seconds from the start to the first window; None so far."""
+        return self._first_window_s
+
+    def set_rate(self, rate: float) -> None:
+        """Change the target rate, ratings per second.
+
+        Raises:
+            ConfigurationError: it is no number above 0.
+        """
+        self._need("generate").set_rate(rate)
+
+    def pause(self) -> None:
+        """Send nothing until :meth:`resume`."""
+        self._need("generate").pause()
+
+    def resume(self) -> None:
+        """Go on at the target rate."""
+        self._need("generate").resume()
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``GET /metrics/summary`` says, with health."""
+        found: dict[str, Any] = self._need("serve").call("snapshot", timeout_s=30.0)
+        return found
+
+    def batch(self, timeout_s: float = 600.0) -> dict[str, Any]:
+        """The batch report over everything in the ratings topic, in the running Spark application."""
+        found: dict[str, Any] = self._need("process").call("run_batch", timeout_s=timeout_s)
+        return found
+
+    def generator_status(self) -> dict[str, Any]:
+        """The generator's record of topic ``ratings.progress``."""
+        found: dict[str, Any] = self._need("generate").status()
+        return found
+
+    def job_status(self) -> dict[str, Any]:
+        """The Spark job's record of topic ``metrics.progress``, with its process id."""
+        return dict(self._need("process").status)
+
+    def status(self) -> Status:
+        """How the pipeline stands; returns at once."""
+        now_ms = self._clock.now_ms()
+        generator = self._generator.status() if self._generator is not None else {}
+        job = self._processing.status if self._processing is not None else {}
+        self._note_first_window(job)
+        return Status(
+            state=str(generator.get("state") or job.get("state") or "running"),
+            target_rate=float(generator.get("plan_rate", 0.0)),
+            delivered_rate=self._rate.rate(now_ms),
+            delivered=int(generator.get("delivered", 0)),
+            windows=len(job.get("ledger", {}).get("open", ())),
+            lag=int(job.get("lag", 0)),
+            behind_s=float(generator.get("behind_s", 0.0)),
+            batch_ms=int(job.get("batch_duration_ms", 0)),
+        )
+
+    def check(self) -> None:
+        """Raise what made a stage fail for good, if anything did; publish how the cluster is used."""
+        for stage in (self._broker, self._generator, self._processing, self._serving):
+            if stage is not None:
+                stage.check()
+        if self._generator is not None:
+            self._rate.add(self._clock.now_ms(), self._generator.totals().delivered)
+        if self._publisher is not None and time.monotonic() - self._published_s >= _PUBLISH_S:
+            self._published_s = time.monotonic()
+            self._publisher.put(self.settings.progress_topic, "pipeline", self._pipeline_record())
+
+    # -- starting
+
+    def _start(self) -> None:
+        settings = self.settings
+        require_writable(settings.state_dir)
+        other = active_run(settings.state_dir)
+        if other is not None and other.pid != os.getpid() and "generate" in other.stages and "generate" in self.stages:
+            raise EnvironmentProblem(
+                problem=f"a pipeline runs in the state directory {settings.state_dir} already (process {other.pid})",
+                fix="Stop it, or name another --state-dir",
+            )
+        doctor.require(settings, self.stages)
+        self._timings["checks"] = self._elapsed()
+        from ray_pipeline.cluster.runtime import RayRuntime
+
+        self._ray = RayRuntime(settings, self.stages)
+        with ThreadPoolExecutor(1, "start") as pool:
+            broker = pool.submit(self._timed, "broker", self._start_broker)
+            # Ray's processes end with the thread that started them, so that must not be one of the pool
+            self._timed("ray", self._ray.start)
+            broker.result()
+        self._start_stages()
+        self._remember()
+        self._publisher = Publisher(self._bootstrap)
+
+    def _start_broker(self) -> None:
+        settings = self.settings
+        if settings.bootstrap_servers:
+            self._bootstrap = settings.bootstrap_servers
+            check_broker(self._bootstrap)
+        else:
+            self._tell("starting the Kafka broker")
+            broker = EmbeddedBroker(settings.state_dir, settings.broker_port)
+            self._broker = BrokerSupervisor(broker, self._tell)
+            self._broker.start()
+            self._bootstrap = broker.bootstrap_servers
+            self._tell(f"Kafka broker at {self._bootstrap}")
+        ensure_topics(settings, self._bootstrap)
+
+    def _start_stages(self) -> None:
+        from ray_pipeline.cluster.generation import GeneratorStage
+        from ray_pipeline.cluster.stages import build_processing_actor, build_serving_actor
+        from ray_pipeline.cluster.supervised import SupervisedActor
+
+        settings, bootstrap = self.settings, self._bootstrap
+        self._tell("Ray is up")
+        if "process" in self.stages:
+            self._tell("starting Spark on Ray")
+            self._processing = SupervisedActor(
+                "the Spark job", lambda: build_processing_actor(settings, bootstrap, self._name), self._tell
+            )
+            self._processing.start()
+        if "serve" in self.stages:
+            self._serving = SupervisedActor(
+                "the API server", lambda: build_serving_actor(settings, bootstrap), self._tell
+            )
+            self._serving.start()
+        if "generate" in self.stages:
+            self._generator = GeneratorStage(settings, bootstrap, on_event=self._tell)
+            self._timed("model", self._generator.start)
+        waits = {
+            "generator": lambda: self._generator and self._generator.wait_until_sending(_START_DEADLINE_S),
+            "serving": lambda: self._serving and self._serving.wait_until_up(_START_DEADLINE_S),
+            "spark": lambda: self._processing and self._processing.wait_until_up(_START_DEADLINE_S),
+        }
+        with ThreadPoolExecutor(len(waits), "start") as pool:
+            for done in [pool.submit(self._timed, name, wait) for name, wait in waits.items()]:
+                done.result()
+
+    def _timed(self, name: str, call: Callable[[], object]) -> None:
+        began = time.monotonic()
+        call()
+        self._timings[name] = round(time.monotonic() - began, 2)
+        said = {
+            "generator": ("generate", "generator actors send"),
+            "serving": ("serve", "API and dashboard answer"),
+            "spark": ("process", "the Spark query runs"),
+        }
+        if name in said and said[name][0] in self.stages:
+            self._tell(f"{said[name][1]} ({self._elapsed():.1f} s)")
+
+    def _elapsed(self) -> float:
+        return round(time.monotonic() - self._began, 2)
+
+    def _remember(self) -> None:
+        import ray
+
+        stages = (*(("broker",) if self._broker else ()), *self.stages)
+        remember_run(
+            self.settings.state_dir,
+            RunInfo.of_this_process(
+                self._bootstrap,
+                stages=stages,
+                name=self._name,
+                ray_address=ray.get_runtime_context().gcs_address,
+                token=self.settings.control_token or "",
+                urls=self.urls,
+            ),
+        )
+
+    # -- while running
+
+    def _note_first_window(self, job: dict[str, Any]) -> None:
+        if self._baseline is None and "restored_counted" in job:
+            self._baseline = {
+                name: int(job[f"restored_{name}"]) for name in ("batch", "counted", "late_dropped", "rejected")
+            }
+        if self._first_window_s is None and self._baseline and int(job.get("counted", 0)) > self._baseline["counted"]:
+            self._first_window_s = self._elapsed()
+            self._timings["first window"] = self._first_window_s
+            self._tell(f"first window after {self._first_window_s:.1f} s")
+
+    def _pipeline_record(self) -> dict[str, Any]:
+        from ray_pipeline.cluster.runtime import cluster_usage
+
+        job = self._processing.status if self._processing is not None else {}
+        return {
+            "name": self._name,
+            "pid": os.getpid(),
+            "stages": list(self.stages),
+            "updated_ms": self._clock.now_ms(),
+            "urls": self.urls,
+            "timings": self._timings,
+            "restarts": {s.name: s.restarts for s in (self._processing, self._serving) if s is not None}
+            | ({"the broker": self._broker.restarts} if self._broker else {}),
+            **cluster_usage(self.settings, self.stages, int(job.get("executors", 0))),
+        }
+
+    # -- ending
+
+    def _stop_stages(self, drain: bool) -> None:
+        deadline_s = self.settings.stop_timeout_s
+        if self._generator is not None:
+            self._tell("stopping the generator")
+            if not self._generator.stop(deadline_s):
+                self._tell("the generator did not end in order; what it had not committed is sent again next time")
+        if self._processing is not None:
+            if drain:
+                self._tell("waiting for the last windows")
+                self._drain()
+            self._processing.stop_watching()
+            try:
+                self._processing.call("stop", timeout_s=deadline_s)
+            except StageFailedError as error:
+                self._tell(f"{error}; its state is in the checkpoint")
+
+    def _drain(self) -> None:
+        """Until Spark has read all; gives up when it makes no progress for the stop timeout."""
+        deadline_s = self.settings.stop_timeout_s
+        seen, since = -1, time.monotonic()
+        while True:
+            try:
+                if self._processing.call("drain", 5.0, timeout_s=30.0):
+                    self._processing.refresh()
+                    self._note_first_window(self._processing.status)
+                    return
+            except StageFailedError:
+                _log.debug("the Spark job is away; it comes back")
+            self._processing.check()
+            counted = int(self._processing.status.get("counted", -1))
+            if counted != seen:
+                seen, since = counted, time.monotonic()
+            if time.monotonic() - since > deadline_s:
+                raise ProcessingError(
+                    problem=f"the last windows did not come out within {deadline_s:.0f} s",
+                    fix="They will with the next run on this state directory",
+                )
+            time.sleep(0.2)
+
+    def _summarize(self) -> Summary:
+        job = self._processing.status if self._processing is not None else {}
+        baseline = self._baseline or {"batch": -1, "counted": 0, "late_dropped": 0, "rejected": 0}
+        totals = self._generator.totals() if self._generator is not None else None
+        delivered = totals.delivered if totals is not None else 0
+        base = totals.base if totals is not None else baseline["counted"] + baseline["late_dropped"]
+        counted = int(job.get("counted", 0))
+        return Summary(
+            requested=self._generator.coordinator.requested if self._generator is not None else None,
+            delivered=delivered,
+            # an earlier run may have ended before its last ratings were counted: they are counted, but not this run's
+            counted=max(0, counted - (base - baseline["late_dropped"])) if job else 0,
+            late_dropped=max(0, int(job.get("late_dropped", 0)) - baseline["late_dropped"]),
+            rejected=max(0, int(job.get("rejected", 0)) - baseline["rejected"]),
+            windows=self._count_windows(baseline["batch"]) if job else 0,
+            first_window_s=self._first_window_s,
+            duration_s=self._elapsed(),
+            stages=self._timings,
+        )
+
+    def _count_windows(self, after_batch: int) -> int:
+        """Tumbling windows that have changed in batches after a given one."""
+        tumbling = window_specs(self.settings)[0].name
+        records = read_compacted(self._bootstrap, self.settings.metrics_topic).values()
+        return sum(
+            1
+            for r in records
+            if r["kind"] == "total" and r["window_type"] == tumbling and int(r["batch"]) > after_batch
+        )
+
+    def _end(self) -> None:
+        """Let go of everything, whatever state it is in."""
+        if self._generator is not None:
+            self._generator.kill()
+        if self._publisher is not None:
+            self._publisher.close(2.0)
+            self._publisher = None
+        if self._serving is not None:
+            self._serving.stop_watching()
+            try:
+                self._serving.call("stop", 5.0, timeout_s=15.0)
+            except StageFailedError as error:
+                _log.info("%s", error)
+            self._serving.kill()
+        if self._processing is not None:
+            self._processing.kill()
+        self._generator = self._processing = self._serving = None
+        if self._ray is not None:
+            self._ray.stop()
+            self._ray = None
+        if self._broker is not None:
+            self._tell("stopping the Kafka broker")
+            self._broker.stop()
+            self._broker = None
+        forget_run(self.settings.state_dir)
+
+    def _need(self, stage: str) -> Any:
+        found = {"generate": self._generator, "process": self._processing, "serve": self._serving}[stage]
+        if found is None:
+            raise ConfigurationError(problem=f"the stage {stage!r} does not run in this pipeline", fix="Start it")
+        return found

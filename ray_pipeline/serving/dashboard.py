@@ -1,0 +1,239 @@
+"""The dashboard: one timer, one handler, native plots whose data alone change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+
+from ray_pipeline.clock import Clock
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import RayPipelineError
+from ray_pipeline.metrics.store import MetricsStore
+from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.serving import views
+from ray_pipeline.serving.control import Control
+from ray_pipeline.serving.feed import Feed
+from ray_pipeline.serving.gate import ControlGate, Refused, is_loopback
+
+__all__ = ["make_dashboard"]
+
+_CSS = Path(__file__).with_name("dashboard.css")
+_WINDOWS_SHOWN = 120
+_MOVIES_SHOWN = 10
+_RATINGS_SHOWN = 8
+_REFRESH_CHOICES_S = (1.0, 2.0, 5.0)
+
+
+class _Page:
+    """What the page's handlers need."""
+
+    def __init__(
+        self,
+        store: MetricsStore,
+        catalogue: Catalogue,
+        feed: Feed,
+        control: Control,
+        gate: ControlGate,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._catalogue = catalogue
+        self._feed = feed
+        self._control = control
+        self._gate = gate
+        self._clock = clock
+        self._titles = dict(zip(catalogue.movie_ids.tolist(), catalogue.titles, strict=True))
+
+    def refresh(self, window_type: str) -> tuple[Any, ...]:
+        """Everything that changes, in the order of the page's outputs."""
+        now_ms = self._clock.now_ms()
+        store = self._store
+        summary = store.summary(now_ms)
+        count, mean = views.history(store.history(window_type, limit=_WINDOWS_SHOWN))
+        top = store.topn(window_type)
+        if top is not None:
+            top = {**top, "movies": top["movies"][:_MOVIES_SHOWN]}
+        titles = [self._titles.get(movie["movieId"]) for movie in top["movies"]] if top else []
+        newest = [(record.partition, record.value) for record in self._feed.tail(_RATINGS_SHOWN)]
+        return (
+            views.header(
+                store.health(now_ms), store.kafka_connected, store.last_update(), summary["generator"].get("run")
+            ),
+            views.tiles(summary, window_type),
+            count,
+            mean,
+            views.histogram(summary["windows"].get(window_type)),
+            views.genres(store.genres(window_type)),
+            views.movies(top, titles),
+            views.actors(summary["generator"], summary["job"]),
+            views.ratings_tail(newest, self._titles),
+        )
+
+    def command(self, request: gr.Request, token: str, command: str, rate: float | None = None) -> str:
+        """Send a command; what became of it, as a line of HTML."""
+        try:
+            client = request.client.host if request.client else None
+            headers = request.headers
+            self._gate.check(client, headers.get("host"), headers.get("origin"), token or None)
+            _, applied = self._control.send(command, rate)
+        except Refused as error:
+            return _note(f"refused: {error.reason}", bad=True)
+        except RayPipelineError as error:
+            return _note(str(error), bad=True)
+        what = f"rate {rate:g}/s" if rate is not None else command
+        return _note(
+            f"{what}: done" if applied else f"{what}: sent, the generator has not answered yet", bad=not applied
+        )
+
+
+def _note(text: str, bad: bool = False) -> str:
+    from html import escape
+
+    return f'<p class="rp-note{" rp-note-bad" if bad else ""}" role="status">{escape(text)}</p>'
+
+
+def make_dashboard(
+    store: MetricsStore,
+    catalogue: Catalogue,
+    feed: Feed,
+    control: Control,
+    gate: ControlGate,
+    settings: Settings,
+    api_url: str,
+    clock: Clock,
+) -> FastAPI:
+    """The page as an application of its own.
+
+    Args:
+        store: what is shown.
+        catalogue: titles of movies.
+        feed: the live tail.
+        control: sends commands.
+        gate: decides who may.
+        settings: refresh interval, first rate, address.
+        api_url: is linked to.
+        clock: tells the time.
+    """
+    page = _Page(store, catalogue, feed, control, gate, clock)
+    with gr.Blocks(title="ray-pipeline", analytics_enabled=False, fill_width=True) as blocks:
+        _build(page, store, settings, api_url)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    theme = gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=("ui-sans-serif", "system-ui", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
+    )
+    mounted: FastAPI = gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        server_name=settings.ui_host,
+        server_port=settings.ui_port,
+        theme=theme,
+        css=_CSS.read_text(),
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        show_error=True,
+    )
+    return mounted
+
+
+def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -> None:
+    first = page.refresh(store.window_types[0])
+    head = gr.HTML(first[0])
+    numbers = gr.HTML(first[1])
+    with gr.Row(elem_classes="rp-controls"):
+        rate = gr.Slider(
+            1,
+            max(2_000, settings.rate * 10),
+            value=settings.rate,
+            step=1,
+            label="Target rate, ratings a second",
+            elem_id="rp-rate",
+            min_width=320,
+            scale=3,
+        )
+        pause = gr.Button("Pause", elem_id="rp-pause", min_width=90, scale=0)
+        resume = gr.Button("Resume", elem_id="rp-resume", variant="primary", min_width=90, scale=0)
+        window_type = gr.Radio(
+            list(store.window_types), value=store.window_types[0], label="Window", elem_id="rp-window", min_width=280
+        )
+        choices = sorted({*_REFRESH_CHOICES_S, settings.refresh_s})
+        every = gr.Radio(
+            [(f"{s:g} s", s) for s in choices],
+            value=settings.refresh_s,
+            label="Refresh",
+            elem_id="rp-every",
+            min_width=200,
+        )
+        token = gr.Textbox(
+            label="Control token",
+            type="password",
+            visible=not is_loopback(settings.ui_host),
+            elem_id="rp-token",
+            min_width=160,
+        )
+    said = gr.HTML("", elem_id="rp-said")
+    with gr.Row():
+        count = gr.LinePlot(
+            first[2], x="window", y="ratings", title="Ratings by window", height=250, elem_id="rp-count", x_title=" "
+        )
+        mean = gr.LinePlot(
+            first[3],
+            x="window",
+            y="mean rating",
+            title="Mean rating by window",
+            height=250,
+            x_title=" ",
+            y_lim=[0.5, 5.0],
+        )
+    with gr.Row():
+        stars = gr.BarPlot(first[4], x="stars", y="ratings", title="Ratings by stars, current window", height=250)
+        genres = gr.BarPlot(
+            first[5],
+            x="genre",
+            y="ratings",
+            title="Ratings by genre, current window",
+            height=250,
+            sort="-y",
+            x_title=" ",
+        )
+    with gr.Row():
+        with gr.Column(min_width=360):
+            gr.HTML("<h2>Top movies</h2>")
+            movies = gr.HTML(first[6], elem_id="rp-movies")
+        with gr.Column(min_width=360):
+            gr.HTML("<h2>Newest ratings</h2>")
+            tail = gr.HTML(first[8], elem_id="rp-tail")
+            gr.HTML("<h2>Partitions and actors</h2>")
+            actors = gr.HTML(first[7], elem_id="rp-actors")
+    gr.HTML(
+        f'<p class="rp-foot"><a href="{api_url}/docs" target="_blank">HTTP API</a> · '
+        f'<a href="{api_url}/metrics" target="_blank">Prometheus</a> · '
+        f'<a href="{api_url}/metrics/history?format=csv" target="_blank">history as CSV</a></p>'
+    )
+    outputs = [head, numbers, count, mean, stars, genres, movies, actors, tail]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    timer = gr.Timer(settings.refresh_s)
+    timer.tick(page.refresh, [window_type], outputs, trigger_mode="once", **quiet)
+    window_type.change(page.refresh, [window_type], outputs, **quiet)
+    every.change(lambda seconds: gr.Timer(seconds), [every], [timer], **quiet)
+
+    def change_rate(value: float, given: str, request: gr.Request) -> str:
+        return page.command(request, given, "rate", value)
+
+    def do_pause(given: str, request: gr.Request) -> str:
+        return page.command(request, given, "pause")
+
+    def do_resume(given: str, request: gr.Request) -> str:
+        return page.command(request, given, "resume")
+
+    rate.release(change_rate, [rate, token], [said], **quiet)
+    pause.click(do_pause, [token], [said], **quiet)
+    resume.click(do_resume, [token], [said], **quiet)

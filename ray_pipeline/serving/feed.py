@@ -1,0 +1,127 @@
+"""Keeps the store fresh from Kafka; says honestly when Kafka is away."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+
+from confluent_kafka import KafkaException
+
+from ray_pipeline.clock import Clock
+from ray_pipeline.config import Settings
+from ray_pipeline.kafka.client import make_admin
+from ray_pipeline.kafka.read import LatestRecords, Record, follow
+from ray_pipeline.metrics.store import MetricsStore
+
+__all__ = ["Feed"]
+
+_log = logging.getLogger(__name__)
+
+_PING_S = 2.0
+_PING_TIMEOUT_S = 3.0
+_RETRY_S = 1.0
+_TAIL_FRESH_MS = 1_000
+
+
+class Feed:
+    """Two threads: one follows the topics, one asks the broker whether it is there.
+
+    Args:
+        settings: all settings.
+        bootstrap: brokers, HOST:PORT[,…].
+        store: what to keep fresh.
+        clock: tells the time.
+    """
+
+    def __init__(self, settings: Settings, bootstrap: str, store: MetricsStore, clock: Clock) -> None:
+        self._settings = settings
+        self._bootstrap = bootstrap
+        self._store = store
+        self._clock = clock
+        self._end = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._follow, name="feed", daemon=True),
+            threading.Thread(target=self._ping, name="feed-ping", daemon=True),
+        ]
+        self._tail_lock = threading.Lock()
+        self._latest: LatestRecords | None = None
+        self._tail: list[Record] = []
+        self._tail_ms = 0
+        self.malformed = 0
+
+    def start(self) -> None:
+        """Begin to follow."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End both threads."""
+        self._end.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(10)
+        if self._latest is not None:
+            self._latest.close()
+
+    def tail(self, count: int) -> list[Record]:
+        """The newest records of the ratings topic, newest first; asked at most once a second, however many look."""
+        with self._tail_lock:
+            now_ms = self._clock.now_ms()
+            if now_ms - self._tail_ms >= _TAIL_FRESH_MS and self._store.kafka_connected:
+                try:
+                    self._latest = self._latest or LatestRecords(self._bootstrap, self._settings.ratings_topic)
+                    self._tail = self._latest.read(max(count, 20))
+                    self._tail_ms = now_ms
+                except KafkaException as error:
+                    _log.info("live tail: %s", error)
+            return self._tail[::-1][:count]
+
+    # -- the threads
+
+    def _follow(self) -> None:
+        settings = self._settings
+        topics = [settings.progress_topic, settings.metrics_topic, settings.job_topic, settings.rejected_topic]
+        while not self._end.is_set():
+            try:
+                for records in follow(self._bootstrap, topics, True, self._end):
+                    for record in records:
+                        self._take(record)
+            except KafkaException as error:
+                _log.warning("the feed lost Kafka and tries again: %s", error)
+                self._clock.wait(self._end, _RETRY_S)
+
+    def _take(self, record: Record) -> None:
+        if record.value is None or record.key is None:
+            return
+        settings, now_ms = self._settings, self._clock.now_ms()
+        try:
+            value = json.loads(record.value)
+            if record.topic == settings.metrics_topic:
+                self._store.window(value)
+            elif record.topic == settings.progress_topic:
+                self._store.progress(record.key, value, now_ms)
+            elif record.topic == settings.job_topic:
+                self._store.job(value, now_ms)
+            else:
+                self._store.reject(value)
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # somebody else's record must not end the feed
+            self.malformed += 1
+            _log.warning("%s, offset %d, is not understood and passed over: %r", record.topic, record.offset, error)
+
+    def _ping(self) -> None:
+        admin = make_admin(self._bootstrap)
+        while not self._end.is_set():
+            try:
+                admin.list_topics(self._settings.ratings_topic, timeout=_PING_TIMEOUT_S)
+                self._store.kafka_connected = True
+            except KafkaException as error:
+                if self._store.kafka_connected:
+                    _log.warning("no Kafka broker answers: %s", error)
+                self._store.kafka_connected = False
+            self._clock.wait(self._end, _PING_S)

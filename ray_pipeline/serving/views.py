@@ -1,0 +1,163 @@
+"""Fragments of the page: plain data in, HTML and data frames out. Everything that came from Kafka is escaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from ray_pipeline.metrics.health import Health
+from ray_pipeline.windows.spec import iso_ms
+
+__all__ = ["actors", "genres", "header", "histogram", "history", "movies", "ratings_tail", "tiles"]
+
+_NOTHING = '<p class="rp-none">no data yet</p>'
+
+
+def header(health: Health, kafka_connected: bool, last_update: str | None, run: str | None) -> str:
+    """Name of the run, health with its reason, since when the data are stale."""
+    reason = "; ".join(health.reasons) or "all stages answer, and what was sent is what was counted"
+    stale = ""
+    if health.stale_since_ms is not None:
+        stale = f'<span class="rp-stale">stale since {escape(_clock(iso_ms(health.stale_since_ms)))} UTC</span>'
+    kafka = "Kafka connected" if kafka_connected else "Kafka away"
+    updated = f"updated {escape(_clock(last_update))} UTC" if last_update else "no window yet"
+    return (
+        f'<div class="rp-head"><div><h1>ray-pipeline</h1><p class="rp-sub">run {escape(run or "–")} · {kafka} · {updated}</p></div>'
+        f'<div class="rp-health rp-{escape(health.status)}" role="status"><b>{escape(health.status)}</b>'
+        f"<span>{escape(reason)}</span>{stale}</div></div>"
+    )
+
+
+def tiles(summary: dict[str, Any], window_type: str) -> str:
+    """The numbers."""
+    generator, job, latency = summary["generator"], summary["job"], summary["latency_ms"] or {}
+    window = summary["windows"].get(window_type) or {}
+    target = generator.get("plan_rate")
+    paused = generator.get("state") == "paused"
+    behind = float(generator.get("behind_s") or 0)
+    base = int(generator.get("base") or 0)
+    delivered_note = f"{generator['delivered_total']:,} in all" + (f", {base:,} before this run" if base else "")
+    rows: list[tuple[str, str, str]] = [
+        ("Target", _number(target, "/s"), "paused" if paused else f"behind by {behind:.1f} s"),
+        ("Delivered", _number(generator.get("delivered_rate"), "/s"), delivered_note),
+        ("Ratings a minute", f"{generator.get('delivered_last_minute', 0):,}", "delivered in the last 60 s"),
+        ("Mean rating", _fixed(window.get("avg_rating"), 3, " ★"), _percentiles(window)),
+        ("Latency p50", _number(latency.get("p50"), " ms"), f"p95 {_number(latency.get('p95'), ' ms')}"),
+        ("Lag", _number(job.get("lag")), "ratings not read yet by Spark"),
+        ("Batch", _number(job.get("batch_duration_ms"), " ms"), f"number {job.get('batch', '–')}"),
+        ("Watermark delay", _number(_seconds(job.get("watermark_delay_ms")), " s"), "behind the newest rating"),
+        ("Dropped as late", _number(job.get("late_dropped")), f"{_number(job.get('rejected'))} rejected"),
+        ("Counted", _number(job.get("counted")), "in tumbling windows"),
+    ]
+    cells = "".join(
+        f'<div class="rp-tile"><span>{escape(label)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
+        for label, value, note in rows
+    )
+    return f'<div class="rp-tiles">{cells}</div>'
+
+
+def history(windows: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Count and mean by window, for two charts."""
+    times = [pd.Timestamp(w["window_start"]).tz_localize(None) for w in windows]
+    count = pd.DataFrame({"window": times, "ratings": [float(w["count"]) for w in windows]})
+    mean = pd.DataFrame({"window": times, "mean rating": [w["avg_rating"] for w in windows]})
+    return count, mean
+
+
+def histogram(window: dict[str, Any] | None) -> pd.DataFrame:
+    """Ratings by half star."""
+    counts = window["histogram"] if window else [0] * 10
+    return pd.DataFrame({"stars": [f"{half / 2:.1f}" for half in range(1, 11)], "ratings": counts})
+
+
+def genres(record: dict[str, Any] | None, most: int = 12) -> pd.DataFrame:
+    """Ratings by genre."""
+    rows = record["genres"][:most] if record else []
+    return pd.DataFrame({"genre": [r["genre"] for r in rows], "ratings": [r["count"] for r in rows]})
+
+
+def movies(record: dict[str, Any] | None, titles: Iterable[str | None]) -> str:
+    """The most rated movies."""
+    if not record or not record["movies"]:
+        return _NOTHING
+    most = max(movie["count"] for movie in record["movies"])
+    rows = "".join(
+        f"<tr><td>{rank}</td><td>{escape(title or 'not in the catalogue')}<small> {movie['movieId']}</small></td>"
+        f'<td class="rp-bar"><i style="width:{100 * movie["count"] / most:.0f}%"></i><em>{movie["count"]:,}</em></td>'
+        f"<td>{movie['avg_rating']:.2f}</td></tr>"
+        for rank, (movie, title) in enumerate(zip(record["movies"], titles, strict=False), 1)
+    )
+    return _table(("", "movie", "ratings", "mean"), rows)
+
+
+def actors(generator: dict[str, Any], job: dict[str, Any]) -> str:
+    """Generator actors and partitions: sent by the shard, read by Spark."""
+    if not generator.get("partitions"):
+        return _NOTHING
+    owner = {str(p): actor for actor in generator.get("actors", ()) for p in actor["partitions"]}
+    read = job.get("partitions", {})
+    rows = []
+    for partition, sent in generator["partitions"].items():
+        actor = owner.get(partition)
+        who = "–" if actor is None else f"actor {actor['actor']}" + ("" if actor["alive"] else " (down)")
+        restarts = "–" if actor is None else str(actor["restarts"])
+        rows.append(
+            f"<tr><td>{escape(partition)}</td><td>{escape(who)}</td><td>{sent:,}</td>"
+            f"<td>{int(read.get(partition, {}).get('records', 0)):,}</td><td>{restarts}</td></tr>"
+        )
+    return _table(("partition", "owner", "sent", "read", "restarts"), "".join(rows))
+
+
+def ratings_tail(values: Iterable[tuple[int, bytes | None]], titles: dict[int, str]) -> str:
+    """The newest ratings: partition and value, newest first."""
+    rows = []
+    for partition, value in values:
+        try:
+            fields = json.loads(value or b"")
+            movie = str(titles.get(fields["movieId"], fields["movieId"]))
+            stars = float(fields["rating"])
+            when = _clock(iso_ms(int(fields["timestamp"])))
+            cells = (
+                f"<td>{escape(when)}</td><td>{escape(str(fields['userId']))}</td><td>{escape(movie)}</td>"
+                f'<td class="rp-stars">{stars:.1f} ★</td>'
+            )
+        except (ValueError, KeyError, TypeError, OverflowError):
+            text = (value or b"").decode(errors="replace")[:80]
+            cells = f'<td colspan="4" class="rp-bad">no valid rating: {escape(text)}</td>'
+        rows.append(f"<tr>{cells}<td>{partition}</td></tr>")
+    return _table(("event time", "user", "movie", "rating", "p."), "".join(rows)) if rows else _NOTHING
+
+
+def _table(head: tuple[str, ...], rows: str) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    return f'<table class="rp-table"><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _clock(iso: str) -> str:
+    """The time of day of an ISO-8601 time."""
+    return iso[11:19]
+
+
+def _percentiles(window: dict[str, Any]) -> str:
+    if window.get("p50") is None:
+        return "no data yet"
+    return f"median {window['p50']:.1f}, p95 {window['p95']:.1f}"
+
+
+def _seconds(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+def _fixed(value: float | None, digits: int, unit: str) -> str:
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return "–"
+    small = abs(value) < 100 and value != int(value)
+    return (f"{value:,.1f}" if small else f"{value:,.0f}") + unit

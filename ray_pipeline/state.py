@@ -1,0 +1,137 @@
+"""What a state directory knows of the pipeline that runs, or ran, in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
+from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.kafka.client import check_broker
+
+__all__ = ["RunInfo", "active_run", "broker_for_reading", "forget_run", "remember_run", "require_writable"]
+
+_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """A process that uses a state directory.
+
+    Attributes:
+        pid: its process id.
+        process_started: when the process started, seconds since the epoch: tells it from another of the same id.
+        bootstrap: brokers, HOST:PORT[,…].
+        stages: what runs: ``broker``, ``generate``, ``process``, ``serve``.
+        name: name of the pipeline on its Ray cluster; empty without one.
+        ray_address: that cluster's address; empty without one.
+        token: control token.
+        urls: ``api`` and ``ui``.
+    """
+
+    pid: int
+    process_started: float
+    bootstrap: str
+    stages: tuple[str, ...] = ()
+    name: str = ""
+    ray_address: str = ""
+    token: str = ""
+    urls: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_this_process(cls, bootstrap: str, **more: Any) -> RunInfo:
+        """For the calling process."""
+        return cls(os.getpid(), psutil.Process().create_time(), bootstrap, **more)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1.0
+        except psutil.Error:
+            return False
+
+
+def require_writable(state_dir: Path) -> None:
+    """Make the state directory.
+
+    Raises:
+        EnvironmentProblem: it cannot be written.
+    """
+    probe = state_dir / f".probe-{os.getpid()}"
+    try:
+        (state_dir / "logs").mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentProblem(
+            problem=f"the state directory {state_dir} cannot be written ({error.strerror})",
+            fix="Name another with --state-dir",
+        ) from None
+
+
+def remember_run(state_dir: Path, run: RunInfo) -> None:
+    """Write down who runs; readable by this user alone, because of the token."""
+    fresh = state_dir / f"{_FILE}.{os.getpid()}"
+    fresh.touch(mode=0o600)
+    fresh.write_text(json.dumps(asdict(run)))
+    fresh.replace(state_dir / _FILE)
+
+
+def forget_run(state_dir: Path) -> None:
+    """The run of this process has ended."""
+    run = _read(state_dir)
+    if run is not None and run.pid == os.getpid():
+        (state_dir / _FILE).unlink(missing_ok=True)
+
+
+def active_run(state_dir: Path) -> RunInfo | None:
+    """The run that goes on in this state directory; None when there is none."""
+    run = _read(state_dir)
+    return run if run is not None and run.alive else None
+
+
+@contextlib.contextmanager
+def broker_for_reading(settings: Settings) -> Iterator[str]:
+    """Brokers to read from: those of the settings, of the run that goes on, else the embedded one, started for so long.
+
+    Raises:
+        BrokerUnavailableError: the broker that was named does not answer.
+        ConfigurationError: nothing has run in this state directory.
+    """
+    if settings.bootstrap_servers:
+        check_broker(settings.bootstrap_servers)
+        yield settings.bootstrap_servers
+        return
+    run = active_run(settings.state_dir)
+    if run is not None:
+        check_broker(run.bootstrap)
+        yield run.bootstrap
+        return
+    if not (settings.state_dir / "broker" / "data").is_dir():
+        raise ConfigurationError(
+            problem=f"nothing has run in the state directory {settings.state_dir} yet",
+            fix="Start ray-pipeline run, or name brokers with --bootstrap-servers",
+        )
+    broker = EmbeddedBroker(settings.state_dir, settings.broker_port)
+    broker.start()
+    try:
+        yield broker.bootstrap_servers
+    finally:
+        broker.stop()
+
+
+def _read(state_dir: Path) -> RunInfo | None:
+    try:
+        fields = json.loads((state_dir / _FILE).read_text())
+        return RunInfo(**{**fields, "stages": tuple(fields["stages"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

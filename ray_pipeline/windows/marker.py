@@ -1,0 +1,50 @@
+"""What a checkpoint was made for: a small file in it, so that no state is read as something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ray_pipeline.config import Settings
+
+__all__ = ["MARKER", "marker_for", "marker_of", "mismatch", "shuffle_partitions"]
+
+MARKER = "ray-pipeline.json"
+
+
+def shuffle_partitions(settings: Settings) -> int:
+    """Partitions of the state: fixed for the life of a checkpoint."""
+    return max(2, settings.executors * settings.executor_cores)
+
+
+def marker_for(settings: Settings) -> dict[str, Any]:
+    """What the settings make of the state."""
+    return {
+        "ratings_topic": settings.ratings_topic,
+        "tumbling_s": settings.tumbling_s,
+        "sliding_s": settings.sliding_s,
+        "slide_s": settings.slide_s,
+        "watermark_s": settings.watermark_s,
+        "partitions": settings.partitions,
+        "shuffle_partitions": shuffle_partitions(settings),
+    }
+
+
+def marker_of(checkpoint: str) -> str | None:
+    """The marker's text in a checkpoint on a local path; None when there is none."""
+    path = Path(checkpoint) / MARKER
+    return path.read_text() if path.is_file() else None
+
+
+def mismatch(settings: Settings, text: str) -> str | None:
+    """The first difference between a marker and the settings; None when it is of them."""
+    there = json.loads(text)
+    return next(
+        (
+            f"{name} was {there.get(name)}, is {value}"
+            for name, value in marker_for(settings).items()
+            if there.get(name) != value
+        ),
+        None,
+    )
