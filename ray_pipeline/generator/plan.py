@@ -18,6 +18,7 @@ from ray_pipeline.delivery.interface import Epoch
 
 __all__ = ["NEVER_MS", "RatePlan", "ShardSchedule", "allocate"]
 
+_FAR_MS = 2.0**52
 NEVER_MS = 2**62
 """The due time of a rating that no epoch of the plan reaches."""
 
@@ -73,9 +74,10 @@ class RatePlan:
         position = np.searchsorted(self._cumulative_array, expected, side="left") - 1
         position = np.maximum(position, 0)
         rate = self._rates[position]
-        reached = rate > 0
-        past = (expected - self._cumulative_array[position]) / np.where(reached, rate, 1.0)
-        at_ms = self._starts[position] + np.floor(past * 1000.0).astype(np.int64)
+        with np.errstate(over="ignore"):  # a rate next to nothing reaches a value at no time that can be told
+            past_ms = np.floor((expected - self._cumulative_array[position]) / np.where(rate > 0, rate, 1.0) * 1000.0)
+        reached = (rate > 0) & (past_ms < _FAR_MS)
+        at_ms = self._starts[position] + np.where(reached, past_ms, 0.0).astype(np.int64)
         return np.where(reached, at_ms, NEVER_MS)
 
     def with_epoch(self, epoch: Epoch) -> RatePlan:

@@ -105,7 +105,7 @@ def make_api(
 
     @app.get("/metrics/topn", tags=["metrics"])
     def topn(
-        limit: Annotated[int, Query(ge=1, le=top_n)] = min(10, top_n),
+        limit: int = Query(min(10, top_n), ge=1, le=top_n),
         window_type: str | None = None,
         window_start: str | None = None,
     ) -> dict[str, Any]:

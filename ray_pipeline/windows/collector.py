@@ -121,9 +121,11 @@ class Collector:
                 int(groups.max_event_ms[row]),
             )
         rows = np.flatnonzero(groups.kind >= 0)
+        if not len(rows):
+            return []
         rows = rows[np.lexsort((groups.end_ms[rows], groups.kind[rows]))]
         keys = np.stack([groups.kind[rows], groups.end_ms[rows]], axis=1)
-        changed = np.flatnonzero(np.any(np.diff(keys, axis=0, prepend=-1) != 0, axis=1)).tolist() if len(rows) else []
+        changed = np.flatnonzero(np.any(np.diff(keys, axis=0, prepend=-1) != 0, axis=1)).tolist()
         windows = []
         for lo, hi in zip(changed, [*changed[1:], len(rows)], strict=True):
             key = (int(keys[lo, 0]), int(keys[lo, 1]))

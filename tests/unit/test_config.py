@@ -1,0 +1,65 @@
+"""Settings: precedence, and errors that name the setting and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ray_pipeline.config import Settings, flag_of, load_settings
+from ray_pipeline.errors import ConfigurationError
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("rate = 7\nseed = 7\nactors = 3\n")
+    monkeypatch.setenv("RAY_PIPELINE_RATE", "8")
+    monkeypatch.setenv("RAY_PIPELINE_SEED", "8")
+    settings = load_settings(file, rate="9", users=None)
+    assert (settings.rate, settings.seed, settings.actors, settings.users) == (9.0, 8, 3, 138_493)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"rate": "0"}, "rate"),
+        ({"rate": "-3"}, "rate"),
+        ({"rate": "fast"}, "rate"),
+        ({"rate": "nan"}, "rate"),
+        ({"rate": "inf"}, "rate"),
+        ({"duration_s": "10", "ratings": "10"}, "duration_s and ratings"),
+        ({"partitions": "2", "actors": "3"}, "actors=3"),
+        ({"factor_share": "0.9"}, "factor_share"),
+        ({"sliding_s": "100"}, "sliding_s=100"),
+        ({"executor_memory": "lots"}, "executor_memory"),
+        ({"delivery": "maybe"}, "delivery"),
+        ({"api_port": "70000"}, "api_port"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_bad_value_is_named_with_a_fix(flags: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(**flags)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_keys_are_refused_in_file_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("rte = 7\n")
+    with pytest.raises(ConfigurationError, match="'rte'"):
+        load_settings(file)
+    file.write_text("rate = = 7\n")
+    with pytest.raises(ConfigurationError, match="TOML"):
+        load_settings(file)
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        load_settings(tmp_path / "none.toml")
+    monkeypatch.setenv("RAY_PIPELINE_RTE", "7")
+    with pytest.raises(ConfigurationError, match="RAY_PIPELINE_RTE"):
+        load_settings()
+
+
+def test_every_setting_says_what_it_means_and_has_a_flag_of_its_own() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+    flags = [flag_of(name) for name in Settings.model_fields]
+    assert len(set(flags)) == len(flags)

@@ -1,0 +1,201 @@
+"""Rates, latency, health and the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ray_pipeline.metrics.health import Evidence, assess
+from ray_pipeline.metrics.latency import LatencyMeter
+from ray_pipeline.metrics.rate import RateMeter
+from ray_pipeline.metrics.store import MetricsStore
+from ray_pipeline.windows.spec import iso_ms
+
+NOW = 1_700_000_000_000
+TUMBLING, SLIDING = "tumbling_1min", "sliding_5min_1min"
+
+
+@pytest.mark.parametrize("per_second", [0.2, 5.0, 100.0, 50_000.0])
+def test_the_rate_is_that_at_which_the_total_grows(per_second: float) -> None:
+    meter = RateMeter()
+    for step in range(1200):
+        meter.add(NOW + step * 100, int(per_second * step / 10))
+    assert meter.rate(NOW + 119_900) == pytest.approx(per_second, rel=0.1)
+    assert meter.last_minute(NOW + 119_900) == pytest.approx(per_second * 60, rel=0.1)
+
+
+def test_a_change_shows_within_two_seconds_and_a_pause_too() -> None:
+    meter, total = RateMeter(), 0
+    for step in range(100):
+        total += 10
+        meter.add(NOW + step * 100, total)
+    for step in range(100, 121):
+        total += 50
+        meter.add(NOW + step * 100, total)
+    assert meter.rate(NOW + 12_000) == pytest.approx(500, rel=0.05)
+    assert meter.rate(NOW + 12_000 + 5_000) < 250  # nothing came since
+
+
+def said(records: int, newest_ms: int) -> dict[str, dict[str, int]]:
+    return {"0": {"records": records, "max_event_ms": newest_ms}}
+
+
+def test_latency_is_measured_from_the_intended_time() -> None:
+    meter = LatencyMeter()
+    meter.add(said(0, NOW), NOW + 100, 0)
+    for step in range(1, 101):  # a batch of 20 ratings every 200 ms, read 300 ms after its last one
+        meter.add(said(20 * step, NOW + 200 * step), NOW + 200 * step + 300, 0)
+    p50, p95 = meter.percentiles(NOW + 20_300) or (0, 0)
+    assert p50 == pytest.approx(400, abs=20) and p95 == pytest.approx(490, abs=20)
+    assert meter.percentiles(NOW + 120_000) is None
+    shifted = LatencyMeter()
+    shifted.add(said(0, 0), NOW, -NOW)
+    shifted.add(said(10, 1000), NOW + 1200, -NOW)
+    assert (shifted.percentiles(NOW + 1200) or (0,))[0] < 1_300
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    return {
+        "state": "running",
+        "batch": 3,
+        "updated_ms": NOW,
+        "partitions": {"0": {"records": 100, "max_event_ms": NOW}},
+        "executors": 1,
+        "executors_wanted": 1,
+        "lag": 0,
+        "watermark_ms": NOW - 60_000,
+        **changes,
+    }
+
+
+def generator(**changes: Any) -> dict[str, Any]:
+    actors = [{"actor": 0, "alive": True, "partitions": [0], "restarts": 0}]
+    return {"state": "running", "updated_ms": NOW, "behind_s": 0.0, "actors": actors, **changes}
+
+
+def evidence(**changes: Any) -> Evidence:
+    fields: dict[str, Any] = {
+        "kafka_connected": True,
+        "generator": generator(),
+        "job": job(),
+        "sent": {0: 100},
+        "disagreeing_since_ms": None,
+        "delivered_rate": 100.0,
+        "now_ms": NOW,
+    }
+    return Evidence(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "reason"),
+    [
+        ({}, "healthy", None),
+        ({"job": {}, "generator": {}}, "starting", "no data yet"),
+        ({"kafka_connected": False}, "unhealthy", "no Kafka broker"),
+        ({"generator": generator(state="failed")}, "unhealthy", "generator failed"),
+        ({"job": job(state="failed", reason="wiped")}, "unhealthy", "wiped"),
+        ({"job": job(updated_ms=NOW - 20_000)}, "degraded", "said nothing for 20 s"),
+        ({"job": job(updated_ms=NOW - 90_000)}, "unhealthy", "said nothing for 90 s"),
+        ({"job": job(executors=0)}, "degraded", "0 of 1 Spark executors"),
+        ({"job": job(lag=10_000)}, "degraded", "10,000 ratings behind"),
+        ({"generator": generator(behind_s=12.0)}, "degraded", "behind by 12.0 s"),
+        ({"generator": generator(updated_ms=NOW - 30_000)}, "degraded", "said nothing for 30 s"),
+        ({"generator": generator(actors=[{"actor": 1, "alive": False}])}, "degraded", "actor 1 is down"),
+        ({"sent": {0: 101}, "disagreeing_since_ms": NOW - 11_000}, "unhealthy", "1 ratings that were sent"),
+        ({"sent": {0: 90}, "disagreeing_since_ms": NOW - 11_000}, "unhealthy", "10 records that no shard sent"),
+        ({"sent": {0: 90}, "disagreeing_since_ms": NOW - 1_000}, "healthy", None),
+        ({"generator": generator(state="stopped"), "job": job(state="stopped")}, "stopped", "have stopped"),
+    ],
+)
+def test_health_says_why(changes: dict[str, Any], status: str, reason: str | None) -> None:
+    found = assess(evidence(**changes))
+    assert found.status == status
+    assert (reason is None and not found.reasons) or any(reason in r for r in found.reasons if reason)
+    assert (found.stale_since_ms is not None) == ("said nothing" in str(changes and reason) and "job" in changes)
+
+
+def window(window_type: str, start_ms: int, length_ms: int, kind: str = "total", **fields: Any) -> dict[str, Any]:
+    return {
+        "window_start": iso_ms(start_ms),
+        "window_end": iso_ms(start_ms + length_ms),
+        "window_type": window_type,
+        "count": 5,
+        "avg_rating": 3.5,
+        "kind": kind,
+        "updated_ms": NOW,
+        **fields,
+    }
+
+
+def filled() -> MetricsStore:
+    store = MetricsStore((TUMBLING, SLIDING))
+    base = NOW - NOW % 60_000
+    for minute in range(3):
+        store.window(window(TUMBLING, base + minute * 60_000, 60_000, count=minute + 1))
+    for minute in range(-4, 3):
+        store.window(window(SLIDING, base + minute * 60_000, 300_000, count=10 + minute))
+    return store
+
+
+def test_tumbling_and_sliding_never_overwrite_each_other() -> None:
+    windows = filled().summary(NOW)["windows"]
+    assert windows[TUMBLING]["count"] == 3
+    # of the sliding windows around the newest rating, the one that ends first has the most data
+    assert windows[SLIDING]["count"] == 8
+    assert len(filled().history(TUMBLING)) == 3 and len(filled().history(SLIDING)) == 3
+
+
+def test_records_are_absolute_and_history_has_bounds() -> None:
+    store = filled()
+    base = NOW - NOW % 60_000
+    for _ in range(3):
+        store.window(window(TUMBLING, base, 60_000, count=77))
+    assert [w["count"] for w in store.history(TUMBLING)] == [77, 2, 3]
+    assert [w["count"] for w in store.history(TUMBLING, limit=1)] == [3]
+    assert [w["count"] for w in store.history(TUMBLING, base + 60_000, base + 120_000)] == [2]
+
+
+def test_a_window_is_final_when_the_watermark_has_passed_it() -> None:
+    store = filled()
+    base = NOW - NOW % 60_000
+    store.job(job(watermark_ms=base + 60_000), NOW)
+    assert [w["final"] for w in store.history(TUMBLING)] == [True, False, False]
+
+
+def test_an_empty_store_says_no_data_yet() -> None:
+    store = MetricsStore((TUMBLING, SLIDING))
+    summary = store.summary(NOW)
+    assert summary["status"] == "no data yet" and summary["windows"] == {TUMBLING: None, SLIDING: None}
+    assert store.topn(TUMBLING) is None and store.history(TUMBLING) == [] and store.latency_ms(NOW) is None
+    assert store.health(NOW).status == "unhealthy"  # no Kafka yet
+
+
+def test_the_store_stays_bounded() -> None:
+    store = MetricsStore((TUMBLING,))
+    for minute in range(300):
+        store.window(window(TUMBLING, minute * 60_000, 60_000, "topn", movies=[]))
+    assert store.topn(TUMBLING, 0) is None
+    assert store.topn(TUMBLING, 299 * 60_000) is not None
+
+
+def test_a_lasting_difference_between_sent_and_read_turns_health_red() -> None:
+    store = MetricsStore((TUMBLING,))
+    store.kafka_connected = True
+    shard = {"partition": 0, "next_index": 99}
+    store.progress("generator", generator(), NOW)
+    store.progress("shard/0", shard, NOW)
+    store.job(job(), NOW)  # has read 100
+    assert store.health(NOW).status == "healthy"
+    store.job(job(updated_ms=NOW + 12_000), NOW + 12_000)
+    assert "1 records that no shard sent" in store.health(NOW + 12_000).reasons[0]
+    store.progress("shard/0", {**shard, "next_index": 100}, NOW + 13_000)
+    assert not any("no shard sent" in r for r in store.health(NOW + 13_000).reasons)
+
+
+def test_what_was_there_before_is_no_rate() -> None:
+    store = MetricsStore((TUMBLING,))
+    store.progress("shard/0", {"partition": 0, "next_index": 1_000_000}, NOW)
+    store.progress("shard/0", {"partition": 0, "next_index": 1_000_010}, NOW + 1_000)
+    found = store.generator(NOW + 1_000)
+    assert found["delivered_rate"] < 20 and found["delivered_total"] == 1_000_010

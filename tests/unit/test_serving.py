@@ -1,0 +1,248 @@
+"""API, gate and page fragments, without servers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ray_pipeline.clock import FakeClock
+from ray_pipeline.config import load_settings
+from ray_pipeline.errors import BrokerUnavailableError
+from ray_pipeline.kafka.read import Record
+from ray_pipeline.metrics.health import Health
+from ray_pipeline.metrics.store import MetricsStore
+from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.serving import views
+from ray_pipeline.serving.api import make_api
+from ray_pipeline.serving.gate import ControlGate, Refused
+from ray_pipeline.windows.spec import iso_ms
+
+NOW = 1_700_000_040_000
+TYPES = ("tumbling_1min", "sliding_5min_1min")
+TOKEN = "a-token-of-some-length"
+
+
+class Feed:
+    def tail(self, count: int) -> list[Record]:
+        return [Record("ratings", 1, 7, "5", b'{"userId":5}', NOW)][:count]
+
+
+class Control:
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, float | None]] = []
+        self.error: Exception | None = None
+
+    def send(self, command: str, rate: float | None = None) -> tuple[str, bool]:
+        if self.error is not None:
+            raise self.error
+        self.sent.append((command, rate))
+        return "id", True
+
+
+def make(store: MetricsStore | None = None, host: str = "127.0.0.1") -> tuple[TestClient, Control]:
+    catalogue = load_catalogue(load_settings(movies=50))
+    control = Control()
+    app = make_api(
+        store or MetricsStore(TYPES),
+        catalogue,
+        Feed(),
+        control,
+        ControlGate(TOKEN, (8000, 8501)),
+        100,
+        FakeClock(NOW),  # type: ignore[arg-type]
+    )
+    client = TestClient(app, base_url="http://127.0.0.1:8000", client=(host, 5), raise_server_exceptions=False)
+    return client, control
+
+
+def filled() -> MetricsStore:
+    store = MetricsStore(TYPES)
+    for kind, size in zip(TYPES, (60_000, 300_000), strict=True):
+        for step in range(3):
+            start = NOW + step * 60_000
+            head = {
+                "window_start": iso_ms(start),
+                "window_end": iso_ms(start + size),
+                "window_type": kind,
+                "count": 10 + step,
+                "avg_rating": 3.5,
+                "updated_ms": NOW,
+            }
+            movies = [{"movieId": m, "count": 30 - m, "avg_rating": 3.0} for m in range(1, 21)]
+            histogram = {"p50": 3.5, "p95": 5.0, "histogram": [1] * 10}
+            store.window({**head, "kind": "total", **histogram})
+            store.window({**head, "kind": "topn", "movies": movies})
+            store.window({**head, "kind": "genres", "genres": [{"genre": "Drama", "count": 3, "avg_rating": 3.0}]})
+    return store
+
+
+@pytest.mark.parametrize("path", ["summary", "topn", "genres", "history", "topn?limit=5&window_type=sliding_5min_1min"])
+def test_an_empty_pipeline_answers_200_and_no_data_yet(path: str) -> None:
+    answer = make()[0].get(f"/metrics/{path}")
+    assert answer.status_code == 200 and answer.json()["status"] == "no data yet"
+
+
+def test_health_of_an_empty_pipeline() -> None:
+    answer = make()[0].get("/metrics/health")
+    assert answer.status_code == 200
+    found = answer.json()
+    assert found["status"] == "unhealthy" and found["kafka_connected"] is False and found["last_update"] is None
+
+
+def test_topn_has_titles_counts_means_and_a_limit() -> None:
+    client, _ = make(filled())
+    movies = client.get("/metrics/topn?limit=3").json()["movies"]
+    assert [(m["rank"], m["movieId"], m["count"]) for m in movies] == [(1, 1, 29), (2, 2, 28), (3, 3, 27)]
+    assert all(m["title"] and m["avg_rating"] == 3.0 for m in movies)
+    assert len(client.get("/metrics/topn").json()["movies"]) == 10
+    older = client.get("/metrics/topn", params={"window_start": iso_ms(NOW)}).json()
+    assert older["window_start"] == iso_ms(NOW) and older["count"] == 10
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("topn?limit=0", "limit"),
+        ("topn?limit=101", "limit"),
+        ("topn?limit=ten", "limit"),
+        ("topn?window_type=weekly", "tumbling_1min"),
+        ("history?from=yesterday", "ISO-8601"),
+        ("history?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", "after from"),
+        ("history?format=xml", "format"),
+    ],
+)
+def test_bad_questions_get_json_with_a_reason(path: str, reason: str) -> None:
+    answer = make(filled())[0].get(f"/metrics/{path}")
+    assert answer.status_code == 422 and reason in answer.json()["error"]
+
+
+def test_an_unknown_path_is_json_too() -> None:
+    answer = make()[0].get("/metrics/none")
+    assert answer.status_code == 404 and "error" in answer.json()
+
+
+def test_history_by_time_and_as_csv() -> None:
+    client, _ = make(filled())
+    bounds = {"from": iso_ms(NOW + 60_000), "to": "2023-11-14T22:16:00+00:00"}
+    assert [w["count"] for w in client.get("/metrics/history", params=bounds).json()["windows"]] == [11]
+    rows = list(csv.DictReader(io.StringIO(client.get("/metrics/history?format=csv").text)))
+    assert [row["count"] for row in rows] == ["10", "11", "12"] and rows[0]["window_type"] == "tumbling_1min"
+
+
+def test_prometheus_text() -> None:
+    text = make(filled())[0].get("/metrics").text
+    assert 'ray_pipeline_window_count{window_type="tumbling_1min"} 12.0' in text
+    assert 'ray_pipeline_health{state="unhealthy"} 1.0' in text
+
+
+def test_the_docs_need_no_other_host() -> None:
+    client, _ = make()
+    page = client.get("/docs").text
+    assert "://" not in page.replace("http://www.w3.org", "")
+    asset = next(part.split('"')[0] for part in page.split('src="')[1:])
+    assert client.get(asset).status_code == 200
+    assert "/metrics/topn" in client.get("/openapi.json").json()["paths"]
+
+
+def test_control_from_this_machine_needs_no_token() -> None:
+    client, control = make()
+    assert client.post("/control/rate", json={"rate": 0.2}).json() == {
+        "id": "id",
+        "command": "rate",
+        "applied": True,
+        "rate": 0.2,
+    }
+    assert client.post("/control/pause").status_code == client.post("/control/resume").status_code == 200
+    assert control.sent == [("rate", 0.2), ("pause", None), ("resume", None)]
+
+
+@pytest.mark.parametrize("body", [{"rate": 0}, {"rate": -1}, {"rate": "fast"}, {}, {"rate": 1e12}])
+def test_a_bad_rate_is_refused(body: dict[str, Any]) -> None:
+    client, control = make()
+    answer = client.post("/control/rate", json=body)
+    assert answer.status_code == 422 and "rate" in answer.json()["error"] and control.sent == []
+
+
+def test_control_from_another_machine_needs_the_token() -> None:
+    client, control = make(host="10.0.0.9")
+    assert client.post("/control/pause").status_code == 401
+    assert client.post("/control/pause", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert client.post("/control/pause", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert client.post("/control/pause", headers={"X-Control-Token": TOKEN}).status_code == 200
+    assert len(control.sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:9999"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "evil.example:8000"}, 403),
+        ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, 403),
+        ({"Origin": "http://evil.example", "Authorization": f"Bearer {TOKEN}"}, 403),
+        ({"Origin": "http://localhost:8501"}, 200),
+        ({"Origin": "http://127.0.0.1:8000"}, 200),
+    ],
+)
+def test_cross_site_requests_are_refused(headers: dict[str, str], status: int) -> None:
+    client, control = make()
+    assert client.post("/control/pause", headers=headers).status_code == status
+    assert len(control.sent) == (status == 200)
+
+
+def test_a_missing_broker_is_503_with_a_reason() -> None:
+    client, control = make()
+    control.error = BrokerUnavailableError(problem="no broker", fix="")
+    answer = client.post("/control/pause")
+    assert answer.status_code == 503 and answer.json() == {"error": "no broker"}
+    control.error = RuntimeError("boom")
+    assert make_error(client) == 500
+
+
+def make_error(client: TestClient) -> int:
+    answer = client.post("/control/pause")
+    assert "RuntimeError" in answer.json()["error"]
+    return answer.status_code
+
+
+def test_a_gate_compares_names_and_ports() -> None:
+    gate = ControlGate(TOKEN, (8000,))
+    gate.check("::1", "[::1]:8000", "http://[::1]:8000", None)
+    gate.check("10.0.0.9", "host.example:8000", "http://host.example:8000", TOKEN)
+    with pytest.raises(Refused, match="not this machine"):
+        gate.check("127.0.0.1", None, None, None)
+
+
+# -- page fragments
+
+
+def test_what_comes_from_kafka_is_escaped() -> None:
+    html = views.ratings_tail([(0, b"<script>alert(1)</script>"), (1, None)], {})
+    assert "<script>" not in html and "&lt;script&gt;" in html
+    health = Health("degraded", ("<b>bad</b>",), NOW)
+    html = views.header(health, True, iso_ms(NOW), "<i>run</i>")
+    assert "<i>run" not in html and "<b>bad" not in html and "stale since" in html
+
+
+def test_fragments_of_an_empty_store_say_no_data_yet() -> None:
+    store = MetricsStore(TYPES)
+    summary = store.summary(NOW)
+    assert "no data yet" in views.movies(None, []) and "no data yet" in views.actors(summary["generator"], {})
+    assert "no data yet" in views.tiles(summary, TYPES[0])
+    assert len(views.histogram(None)) == 10
+
+
+def test_tiles_and_charts_show_the_stores_numbers() -> None:
+    store = filled()
+    summary = store.summary(NOW)
+    assert "3.500 ★" in views.tiles(summary, TYPES[0])
+    count, mean = views.history(store.history(TYPES[0]))
+    assert count["ratings"].tolist() == [10, 11, 12] and mean["mean rating"].tolist() == [3.5] * 3
+    top = store.topn(TYPES[0])
+    html = views.movies(top, ["A & B"] * 20)
+    assert "A &amp; B" in html and ">29<" in html
