@@ -352,20 +352,25 @@ class Pipeline:
             self._generator = GeneratorStage(settings, bootstrap, on_event=self._tell)
             self._timed("model", self._generator.start)
         waits = {
-            "generator": lambda: self._generator and self._generator.wait_until_sending(_START_DEADLINE_S),
+            "generator": lambda: self._generator and self._generator.wait_until_ready(_START_DEADLINE_S),
             "serving": lambda: self._serving and self._serving.wait_until_up(_START_DEADLINE_S),
             "spark": lambda: self._processing and self._processing.wait_until_up(_START_DEADLINE_S),
         }
         with ThreadPoolExecutor(len(waits), "start") as pool:
             for done in [pool.submit(self._timed, name, wait) for name, wait in waits.items()]:
                 done.result()
+        if (
+            self._generator is not None
+        ):  # not before Spark is up: a start has no backlog then, and no rival for the CPUs
+            self._generator.begin()
+            self._generator.wait_until_sending(_START_DEADLINE_S)
 
     def _timed(self, name: str, call: Callable[[], object]) -> None:
         began = time.monotonic()
         call()
         self._timings[name] = round(time.monotonic() - began, 2)
         said = {
-            "generator": ("generate", "generator actors send"),
+            "generator": ("generate", "generator actors are ready"),
             "serving": ("serve", "API and dashboard answer"),
             "spark": ("process", "the Spark query runs"),
         }

@@ -8,6 +8,9 @@ from pathlib import Path
 __all__ = ["spark_conf"]
 
 
+_QUICK_START = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
+
 def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_partitions: int) -> dict[str, str]:
     """Spark settings.
 
@@ -36,6 +39,10 @@ def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_parti
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
+        # driver and master plan and coordinate: the second compiler costs them more than it gives back
+        "spark.driver.extraJavaOptions": _QUICK_START,
+        "spark.ray.raydp_app_master.extraJavaOptions": _QUICK_START,
+        "spark.executor.extraJavaOptions": "-XX:+UseSerialGC",
         # RayDP's master takes no CPU: it only hands out executors
         "spark.ray.raydp_spark_master.actor.resource.CPU": "0",
     }

@@ -129,6 +129,7 @@ class GeneratorStage:
         self._started_ms = self._clock.now_ms()
         self._last_control = ""
         self._stopping = False
+        self._may_begin = False
         self._error: Exception | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="generator-stage", daemon=True)
@@ -153,6 +154,18 @@ class GeneratorStage:
             self._actors.append(_Actor(number, partitions, handle, heard_ms=self._clock.now_ms()))
         self._thread.start()
 
+    def begin(self) -> None:
+        """Let the shards send as soon as they are ready."""
+        self._may_begin = True
+
+    def wait_until_ready(self, deadline_s: float) -> None:
+        """Block until every shard has its delivery open.
+
+        Raises:
+            StageFailedError: not within the deadline, or a shard failed.
+        """
+        self._wait(lambda: self.coordinator.ready, deadline_s)
+
     def wait_until_sending(self, deadline_s: float) -> None:
         """Block until the plan is made and every shard was told.
 
@@ -160,8 +173,11 @@ class GeneratorStage:
             StageFailedError: not within the deadline, or a shard failed.
             RayPipelineError: what a shard or the coordinator says.
         """
+        self._wait(lambda: self.coordinator.started, deadline_s)
+
+    def _wait(self, reached: Callable[[], bool], deadline_s: float) -> None:
         deadline_ms = self._clock.now_ms() + int(deadline_s * 1000)
-        while not self.coordinator.started:
+        while not reached():
             self.check()
             if self._clock.now_ms() > deadline_ms:
                 raise StageFailedError(
@@ -314,7 +330,7 @@ class GeneratorStage:
             totals = coordinator.totals()
             if totals.failed and not self._stopping:
                 raise StageFailedError(problem=totals.failed, fix="See the log of the generator actors")
-            assignments = coordinator.assignments(self._clock.now_ms())
+            assignments = coordinator.assignments(self._clock.now_ms()) if self._may_begin else {}
             for actor in self._actors:
                 mine = {p: assignments[p] for p in actor.partitions if p in assignments}
                 if mine:

@@ -73,6 +73,12 @@ class Coordinator:
         self._offset_ms = 0
 
     @property
+    def ready(self) -> bool:
+        """Whether every shard has its delivery open."""
+        reports = self._reports.values()
+        return len(reports) == len(self._shares) and all(r.state is not RunnerState.OPENING for r in reports)
+
+    @property
     def started(self) -> bool:
         """Whether the plan was made."""
         return bool(self._starts)
@@ -130,9 +136,7 @@ class Coordinator:
             StateMismatchError: a shard's progress is of another configuration.
         """
         if not self.started:
-            if len(self._reports) < len(self._shares) or any(
-                r.state is RunnerState.OPENING for r in self._reports.values()
-            ):
+            if not self.ready:
                 return {}
             self._make_plan([self._reports[p].progress for p in range(len(self._shares))], now_ms)
         ready = [p for p, report in self._reports.items() if report.state is RunnerState.READY]

@@ -108,7 +108,7 @@ class EmbeddedBroker:
         try:
             self._choose_port()
             properties = self._write_properties()
-            command = [str(java), f"-Xmx{self._heap_mib}m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4"]
+            command = [str(java), f"-Xmx{self._heap_mib}m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
             command += [f"-Dorg.slf4j.simpleLogger.defaultLogLevel={'warn'}", "-cp", classpath]
             if not (self._folder / "data" / "meta.properties").is_file():
                 self._format(command, properties)
