@@ -15,6 +15,7 @@ from typing import Any
 
 from ray_pipeline import doctor
 from ray_pipeline.clock import SystemClock
+from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, ProcessingError, StageFailedError
 from ray_pipeline.kafka.broker import EmbeddedBroker
@@ -304,6 +305,8 @@ class Pipeline:
             )
         doctor.require(settings, self.stages)
         self._timings["checks"] = self._elapsed()
+        if settings.ray_address or "RAY_ADDRESS" in os.environ:
+            present_token()
         from ray_pipeline.cluster.runtime import RayRuntime
 
         self._ray = RayRuntime(settings, self.stages)

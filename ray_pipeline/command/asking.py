@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_pipeline import doctor
+from ray_pipeline.cluster.token import present_token
 from ray_pipeline.command.options import (
     BROKER,
     EVENTS,
@@ -250,6 +251,7 @@ def jobs_stop(settings: Settings, name: Annotated[str, typer.Argument(help="name
 
 @contextlib.contextmanager
 def _cluster(settings: Settings) -> Iterator[list[dict[str, Any]]]:
+    present_token()
     from ray_pipeline.cluster.directory import joined_cluster, processing_jobs
 
     with joined_cluster(_ray_address(settings)):
@@ -297,6 +299,7 @@ def batch(
 
 
 def _report(settings: Settings) -> dict[str, Any]:
+    present_token()
     from ray_pipeline.cluster.directory import joined_cluster, run_batch
 
     run = active_run(settings.state_dir)

@@ -36,6 +36,8 @@ class ShardProgress:
         event_time_ms: event time of the last rating; None before the first.
         committed_ms: wall-clock time of the commit, epoch milliseconds.
         epochs: the rate plan as this shard lived it.
+        share: the shard's share of all ratings.
+        phase: the shard's phase in the plan.
     """
 
     run: str
@@ -45,6 +47,8 @@ class ShardProgress:
     event_time_ms: int | None
     committed_ms: int
     epochs: tuple[Epoch, ...]
+    share: float
+    phase: float
 
     def to_json(self) -> bytes:
         """The record's value."""
@@ -56,6 +60,8 @@ class ShardProgress:
             "event_time_ms": self.event_time_ms,
             "committed_ms": self.committed_ms,
             "epochs": [{"from_ms": e.from_ms, "rate": e.rate} for e in self.epochs],
+            "share": self.share,
+            "phase": self.phase,
         }
         return json.dumps(fields, separators=(",", ":")).encode()
 

@@ -304,6 +304,8 @@ class ShardRunner:
                 event_time_ms=shard.last_event_ms,
                 committed_ms=self._clock.now_ms(),
                 epochs=shard.plan.epochs,
+                share=assignment.share,
+                phase=assignment.phase,
             )
             self._plan_changed = False
         delivery.commit(progress)

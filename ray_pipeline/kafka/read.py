@@ -23,6 +23,7 @@ __all__ = [
     "follow",
     "newest_of_key",
     "read_compacted",
+    "read_topic",
     "tail",
 ]
 
@@ -58,6 +59,12 @@ def count_records(bootstrap: str, topic: str, timeout_s: float = 600.0) -> Topic
     for message in _read_to_end(bootstrap, topic, dict.fromkeys(counts, 0), timeout_s):
         counts[_place(message)[0]] += 1
     return TopicCount(topic, sum(counts.values()), counts)
+
+
+def read_topic(bootstrap: str, topic: str, timeout_s: float = 600.0) -> Iterator[Record]:
+    """Every committed data record of a topic, in order within a partition."""
+    for message in _read_to_end(bootstrap, topic, dict.fromkeys(_partitions(bootstrap, topic), 0), timeout_s):
+        yield _record(message)
 
 
 def tail(bootstrap: str, topic: str, count: int, timeout_s: float = 30.0) -> list[Record]:

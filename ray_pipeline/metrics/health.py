@@ -22,8 +22,8 @@ class Evidence:
         kafka_connected: whether a broker answered lately.
         generator: record ``generator``; empty before the first.
         job: record ``job``; empty before the first.
-        sent: next index of each shard that has progress, by partition.
-        disagreeing_since_ms: since when sent and read differ although the job has nothing left to read; None = they agree.
+        surplus: records that the job has read of a partition beyond what it must have, below 0 = too few; agreeing ones left out.
+        disagreeing_since_ms: since when there are such partitions; None = there are none.
         delivered_rate: ratings per second.
         now_ms: the time.
     """
@@ -31,7 +31,7 @@ class Evidence:
     kafka_connected: bool
     generator: dict[str, Any]
     job: dict[str, Any]
-    sent: dict[int, int]
+    surplus: dict[int, int]
     disagreeing_since_ms: int | None
     delivered_rate: float
     now_ms: int
@@ -65,7 +65,7 @@ def assess(evidence: Evidence) -> Health:
     if job.get("state") == "failed":
         unhealthy.append(f"the Spark job failed: {job.get('reason') or 'no reason given'}")
     if evidence.disagreeing_since_ms is not None and now_ms - evidence.disagreeing_since_ms > _DISAGREE_MS:
-        unhealthy.extend(disagreements(job, evidence.sent))
+        unhealthy.extend(_differences(evidence.surplus))
     stopped = generator.get("state") == "stopped" and job.get("state") == "stopped"
     if job and job.get("state") != "stopped":
         age_ms = now_ms - int(job["updated_ms"])
@@ -99,14 +99,10 @@ def assess(evidence: Evidence) -> Health:
     return Health("degraded" if degraded else "healthy", reasons, stale_since_ms)
 
 
-def disagreements(job: dict[str, Any], sent: dict[int, int]) -> list[str]:
-    """Partitions of which the job has read more or less than the shard has sent."""
-    read = {int(p): int(said["records"]) for p, said in job.get("partitions", {}).items()}
-    found = []
-    for partition in sorted(sent.keys() | read.keys()):
-        difference = read.get(partition, 0) - sent.get(partition, 0)
-        if difference > 0:
-            found.append(f"partition {partition} holds {difference:,} records that no shard sent")
-        elif difference < 0:
-            found.append(f"partition {partition}: {-difference:,} ratings that were sent have not been read")
-    return found
+def _differences(surplus: dict[int, int]) -> list[str]:
+    return [
+        f"partition {partition} holds {difference:,} records that no shard sent"
+        if difference > 0
+        else f"partition {partition}: {-difference:,} ratings that were sent have not been read"
+        for partition, difference in sorted(surplus.items())
+    ]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ray_pipeline.metrics.health import Evidence, Health, assess, disagreements
+from ray_pipeline.metrics.expected import surplus
+from ray_pipeline.metrics.health import Evidence, Health, assess
 from ray_pipeline.metrics.latency import LatencyMeter
 from ray_pipeline.metrics.rate import RateMeter
 from ray_pipeline.windows.spec import iso_ms
@@ -46,6 +47,8 @@ class MetricsStore:
         self._pipeline: dict[str, Any] = {}
         self._job: dict[str, Any] = {}
         self._sent: dict[int, int] = {}
+        self._progress: dict[int, dict[str, Any]] = {}
+        self._surplus: dict[int, int] = {}
         self._first: dict[int, int] = {}
         self._rate = RateMeter()
         self._latency = LatencyMeter()
@@ -73,6 +76,7 @@ class MetricsStore:
             if key.startswith("shard/"):
                 partition, sent = int(record["partition"]), int(record["next_index"])
                 self._sent[partition] = sent
+                self._progress[partition] = record
                 self._first.setdefault(partition, sent)  # what was there before is no rate
                 self._rate.add(now_ms, sum(self._sent.values()) - sum(self._first.values()))
             elif key == "generator":
@@ -109,7 +113,7 @@ class MetricsStore:
                     self.kafka_connected,
                     self._generator,
                     self._job,
-                    self._sent,
+                    self._surplus,
                     self._disagreeing_since_ms,
                     self._rate.rate(now_ms),
                     now_ms,
@@ -226,20 +230,23 @@ class MetricsStore:
         return newest if newest >= 0 else None
 
     def _compare(self, now_ms: int) -> None:
-        """Note since when the shards' and the job's counts differ. While there is a lag they must."""
-        job = self._job
-        differ = bool(job and int(job.get("batch", -1)) >= 0 and self._sent and disagreements(job, self._sent))
-        if not differ or self._catching_up():
+        """Compare what the job has read of each partition with what it must have read by then."""
+        if int(self._job.get("batch", -1)) < 0:
+            return
+        for name, said in self._job.get("partitions", {}).items():
+            partition, progress = int(name), self._progress.get(int(name))
+            if progress is None:
+                found: int | None = int(said["records"])  # nobody has said that they sent anything
+            else:
+                found = surplus(progress, int(said["records"]), int(said["max_event_ms"]))
+            if found is not None:  # else the progress record that tells is still to come
+                self._surplus.pop(partition, None)
+                if found:
+                    self._surplus[partition] = found
+        if not self._surplus:
             self._disagreeing_since_ms = None
         elif self._disagreeing_since_ms is None:
             self._disagreeing_since_ms = now_ms
-
-    def _catching_up(self) -> bool:
-        """Whether the job may simply not have read yet what was sent: it has work, or ratings come in."""
-        read = {int(p): int(said["records"]) for p, said in self._job.get("partitions", {}).items()}
-        too_many = any(n > self._sent.get(p, 0) for p, n in read.items())
-        moving = self._generator.get("state") in ("running", "starting") or self._job.get("state") != "running"
-        return not too_many and (moving or int(self._job.get("lag", 0)) > 0)
 
 
 def _epoch_ms(iso: str) -> int:

@@ -30,7 +30,8 @@ def report(spark: Any, settings: Settings, bootstrap: str) -> dict[str, Any]:
     """
     spark.sparkContext.setLocalProperty("spark.scheduler.pool", POOL)
     try:
-        return _report(spark, settings, bootstrap)
+        pool = spark.sparkContext.getLocalProperty("spark.scheduler.pool")
+        return {"pool": pool, **_report(spark, settings, bootstrap)}
     finally:
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", None)
 

@@ -237,6 +237,7 @@ class WindowStage:
             "executors": self._executors,
             "executors_wanted": self._settings.executors if self._master is None else 0,
             "application": self._app_name,
+            "pid": os.getpid(),
             "query": QUERY,
             "pool": POOL,
             "pools": ["streaming", "batch", "generator"],

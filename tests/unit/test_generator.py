@@ -223,7 +223,7 @@ def test_nothing_is_assigned_before_all_shards_are_ready() -> None:
 def test_a_second_run_goes_on_after_a_pause() -> None:
     found = Coordinator(load_settings(partitions=2, ratings=100), "config", [0.5, 0.5])
     last = START_MS + 10_000
-    before = [ShardProgress("r1", "config", p, 500, last, last, (Epoch(START_MS, 100.0),)) for p in range(2)]
+    before = [ShardProgress("r1", "config", p, 500, last, last, (Epoch(START_MS, 100.0),), 0.5, 0.5) for p in range(2)]
     found.observe([ready(0, before[0]), ready(1, before[1])])
     told = found.assignments(last + 60_000)
     assert found.run == "r1" and found.totals().base == 1000
@@ -236,7 +236,7 @@ def test_a_second_run_goes_on_after_a_pause() -> None:
 
 def test_progress_of_another_configuration_is_refused() -> None:
     found = Coordinator(load_settings(partitions=2), "config", [0.5, 0.5])
-    other = ShardProgress("r1", "other", 0, 5, START_MS, START_MS, (Epoch(START_MS, 100.0),))
+    other = ShardProgress("r1", "other", 0, 5, START_MS, START_MS, (Epoch(START_MS, 100.0),), 0.5, 0.5)
     found.observe([ready(0, other), ready(1)])
     with pytest.raises(StateMismatchError, match="another configuration"):
         found.assignments(START_MS)

@@ -1,0 +1,151 @@
+"""Real parts for the tests: a broker, and a pipeline as a user starts it. Each starts once a session, and ends with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_BIN = Path(sys.executable).parent
+
+
+def wait_for(what: str, reached: Callable[[], Any], deadline_s: float = 60.0) -> Any:
+    """Poll until something true comes back, and return it."""
+    end = time.monotonic() + deadline_s
+    while True:
+        found = reached()
+        if found:
+            return found
+        assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {what}"
+        time.sleep(0.1)
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without settings of this package or of Ray."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAY_PIPELINE_"))}
+
+
+def command(*arguments: str | Path, timeout_s: float = 120.0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``ray-pipeline`` as a user does."""
+    return subprocess.run(
+        [_BIN / "ray-pipeline", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**clean_environment(), **environment},
+        check=False,
+    )
+
+
+@dataclasses.dataclass
+class Running:
+    """A ``ray-pipeline`` process."""
+
+    process: subprocess.Popen[str]
+    state_dir: Path
+    output: Path
+
+    @classmethod
+    def start(cls, state_dir: Path, *arguments: str) -> Running:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        output = state_dir / "output.txt"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                [_BIN / "ray-pipeline", *arguments, "--state-dir", str(state_dir)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=clean_environment(),
+            )
+        return cls(process, state_dir, output)
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def info(self, deadline_s: float = 150.0) -> dict[str, Any]:
+        """What the process wrote down of itself when it was up."""
+        file = self.state_dir / "run.json"
+
+        def up() -> bool:
+            assert self.process.poll() is None, self.text
+            return file.is_file()
+
+        wait_for("the start", up, deadline_s)
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    def end(self, number: int = signal.SIGINT, deadline_s: float = 120.0) -> int:
+        """Send a signal and wait for the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(deadline_s)
+
+    def kill(self) -> None:
+        """End it whatever it does; what it started ends with it."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Kafka broker; its HOST:PORT."""
+    from ray_pipeline.kafka.broker import EmbeddedBroker
+
+    embedded = EmbeddedBroker(tmp_path_factory.mktemp("broker"))
+    embedded.start()
+    yield embedded.bootstrap_servers
+    embedded.stop()
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
+    """Starts ``ray-pipeline`` processes, which end with the session at the latest."""
+    started: list[Running] = []
+
+    def start(*arguments: str, state_dir: Path | None = None) -> Running:
+        running = Running.start(state_dir or tmp_path_factory.mktemp("state"), *arguments)
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        running.kill()
+
+
+@pytest.fixture(scope="session")
+def pipeline(starter: Callable[..., Running]) -> Iterator[Running]:
+    """A whole pipeline, as ``ray-pipeline run`` starts it, with windows short enough to see some close."""
+    yield starter("run", *PIPELINE_FLAGS)
+
+
+PIPELINE_FLAGS: Sequence[str] = (
+    "--rate",
+    "200",
+    "--api-port",
+    "0",
+    "--ui-port",
+    "0",
+    "--tumbling",
+    "10",
+    "--sliding",
+    "30",
+    "--slide",
+    "10",
+    "--watermark",
+    "20",
+)

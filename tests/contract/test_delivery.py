@@ -1,0 +1,143 @@
+"""What every delivery promises: the same suite over the one in memory and the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from ray_pipeline.codec import encode_keys, encode_values
+from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.delivery.factory import open_delivery
+from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
+from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
+from ray_pipeline.errors import DeliveryError, FencedError
+from ray_pipeline.events import EventBatch
+from ray_pipeline.kafka.read import read_topic
+from ray_pipeline.kafka.topics import ensure_topics
+
+START_MS = 1_700_000_000_000
+
+
+def batch(first: int, count: int) -> EventBatch:
+    ids = np.arange(first + 1, first + 1 + count, dtype=np.int64)
+    return EventBatch(0, first, ids, ids, (ids % 10 + 1).astype(np.uint8), START_MS + ids)
+
+
+def progress(next_index: int) -> ShardProgress:
+    return ShardProgress("run", "config", 0, next_index, START_MS, START_MS, (Epoch(START_MS, 12.5),), 0.25, 0.125)
+
+
+@dataclass
+class World:
+    """A kind of delivery, and how to look at what readers see."""
+
+    make: Callable[[], ShardDelivery]
+    seen: Callable[[], list[tuple[bytes, bytes]]]
+    exactly_once: bool
+
+
+@pytest.fixture(params=["memory", "exactly-once", "at-least-once"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    if request.param == "memory":
+        log = MemoryLog()
+        yield World(lambda: MemoryDelivery(log, 0), lambda: list(log.ratings[0]), True)
+        return
+    bootstrap: str = request.getfixturevalue("broker")
+    name = f"contract-{request.param}-{abs(hash(request.node.nodeid)) % 10**8}"
+    settings: Settings = load_settings(
+        delivery=request.param, partitions=1, actors=1, ratings_topic=name, progress_topic=f"{name}.progress"
+    )
+    ensure_topics(settings, bootstrap)
+
+    def seen() -> list[tuple[bytes, bytes]]:
+        return [((r.key or "").encode(), r.value or b"") for r in read_topic(bootstrap, name)]
+
+    yield World(lambda: open_delivery(settings, bootstrap, 0), seen, request.param == "exactly-once")
+
+
+def expected(*batches: EventBatch) -> list[tuple[bytes, bytes]]:
+    return [pair for b in batches for pair in zip(encode_keys(b), encode_values(b), strict=True)]
+
+
+def test_a_fresh_shard_has_no_progress_and_then_its_own(world: World) -> None:
+    delivery = world.make()
+    assert delivery.open(30) is None
+    delivery.send(batch(0, 3))
+    delivery.commit(progress(3))
+    delivery.close()
+    again = world.make()
+    assert again.open(30) == progress(3)
+    again.close()
+    again.close()  # twice is once
+    assert world.seen() == expected(batch(0, 3))
+
+
+def test_order_is_that_of_sending_over_many_commits(world: World) -> None:
+    delivery = world.make()
+    delivery.open(30)
+    parts = [batch(n * 500, 500) for n in range(20)]
+    for n, part in enumerate(parts):
+        delivery.send(part)
+        delivery.commit(progress((n + 1) * 500))
+    delivery.close()
+    assert world.seen() == expected(*parts)
+
+
+def test_a_commit_without_ratings_moves_only_the_progress(world: World) -> None:
+    delivery = world.make()
+    delivery.open(30)
+    delivery.commit(progress(0))
+    delivery.close()
+    again = world.make()
+    assert again.open(30) == progress(0)
+    again.close()
+    assert world.seen() == []
+
+
+def test_what_was_not_committed_is_not_seen(world: World) -> None:
+    delivery = world.make()
+    delivery.open(30)
+    delivery.send(batch(0, 3))
+    delivery.commit(progress(3))
+    delivery.send(batch(3, 1000))
+    delivery.close()
+    again = world.make()
+    assert again.open(30) == progress(3)
+    again.send(batch(3, 2))
+    again.commit(progress(5))
+    again.close()
+    if world.exactly_once:
+        assert world.seen() == expected(batch(0, 3), batch(3, 2))
+    else:  # it may be seen, and is sent again: repeats, no gaps
+        assert set(world.seen()) >= set(expected(batch(0, 5)))
+
+
+def test_a_successor_shuts_its_predecessor_out(world: World) -> None:
+    first = world.make()
+    first.open(30)
+    first.send(batch(0, 3))
+    second = world.make()
+    assert second.open(30) is None
+    if world.exactly_once:
+        with pytest.raises((FencedError, DeliveryError)):
+            first.send(batch(3, 1))
+            first.commit(progress(4))
+    second.send(batch(0, 1))
+    second.commit(progress(1))
+    first.close()
+    second.close()
+    if world.exactly_once:
+        assert world.seen() == expected(batch(0, 1))
+    else:  # without transactions nobody is shut out: what the first one sent is there too
+        assert set(world.seen()) == set(expected(batch(0, 3)))
+
+
+def test_a_broker_that_is_away_is_an_error_in_time() -> None:
+    settings = load_settings()
+    delivery = open_delivery(settings, "127.0.0.1:1", 0)
+    with pytest.raises(DeliveryError):
+        delivery.open(2)
+    delivery.close()

@@ -1,0 +1,147 @@
+"""Bounded runs, a second run on the same state, the same bytes from any number of actors, stages on their own, the Python API."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ray_pipeline.kafka.read import count_records, read_compacted, read_topic
+from tests.conftest import Running, clean_environment, command, wait_for
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bounded")
+
+
+def test_a_bounded_run_delivers_exactly_what_was_asked_and_counts_it(state_dir: Path) -> None:
+    summary = state_dir / "summary.json"
+    done = command(
+        "run",
+        *("--ratings", "5000", "--rate", "2500", "--no-ui", "--api-port", "0"),
+        *("--state-dir", state_dir, "--summary-json", summary),
+        timeout_s=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(summary.read_text())
+    assert list(found) == [
+        "requested",
+        "delivered",
+        "counted",
+        "late_dropped",
+        "rejected",
+        "windows",
+        "first_window_s",
+        "duration_s",
+        "stages",
+    ]
+    assert (found["requested"], found["delivered"], found["counted"]) == (5000, 5000, 5000)
+    assert (found["late_dropped"], found["rejected"]) == (0, 0)
+    assert 1 <= found["windows"] <= 2 and 0 < found["first_window_s"] <= found["duration_s"]
+    assert {"broker", "ray", "spark", "generator", "serving", "first window"} <= set(found["stages"])
+    assert not (state_dir / "run.json").exists()
+
+
+def test_reading_commands_start_the_broker_of_a_run_that_has_ended(state_dir: Path) -> None:
+    assert "Total: 5000" in command("topics", "count", "ratings", "--state-dir", state_dir).stdout
+    report = command("batch", "--json", "--state-dir", state_dir)
+    assert report.returncode == 0, report.stderr
+    assert json.loads(report.stdout)["total"] == 5000
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(state_dir: Path) -> None:
+    program = f"""
+from pathlib import Path
+from ray_pipeline import Pipeline
+with Pipeline(state_dir=Path({str(state_dir)!r}), ratings=3000, rate=1500, ui=False, api_port=0) as p:
+    p.set_rate(3000)
+    assert p.wait()
+    print("METRICS", p.metrics()["status"], p.generator_status()["base"])
+    print("SUMMARY", __import__("json").dumps(p.stop().as_dict()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, env=clean_environment(), check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("METRICS", "SUMMARY")))
+    assert lines["METRICS"] == "ok 5000"
+    found = json.loads(lines["SUMMARY"])
+    assert (found["delivered"], found["counted"], found["late_dropped"]) == (3000, 3000, 0)
+    assert "Total: 8000" in command("topics", "count", "ratings", "--state-dir", state_dir).stdout
+
+
+def test_another_configuration_on_the_same_state_is_refused(state_dir: Path) -> None:
+    flags = ("--no-ui", "--api-port", "0", "--state-dir", state_dir, "--ratings", "10")
+    done = command("run", "--seed", "43", *flags, timeout_s=200)
+    assert done.returncode == 2 and "another configuration" in done.stderr and "reset" in done.stderr, done.stderr
+    done = command("run", "--tumbling", "30", *flags, timeout_s=200)
+    assert done.returncode == 2 and "tumbling_s was 60, is 30" in done.stderr, done.stderr
+    done = command("run", "--partitions", "5", *flags, timeout_s=200)
+    assert done.returncode == 2 and "has 4 partitions, the settings say 5" in done.stderr, done.stderr
+    findings = json.loads(command("doctor", "--json", "--tumbling", "30", "--state-dir", state_dir).stdout)
+    assert {f["check"]: f["level"] for f in findings}["checkpoint"] == "problem"
+    assert "Total: 8000" in command("topics", "count", "ratings", "--state-dir", state_dir).stdout
+
+
+def test_reset_clears_the_state_and_nothing_else(state_dir: Path) -> None:
+    (state_dir / "mine.txt").write_text("not the pipeline's")
+    asked = command("reset", "--state-dir", state_dir)
+    assert asked.returncode == 1 and (state_dir / "broker").exists()  # no answer is no
+    assert command("reset", "--yes", "--state-dir", state_dir).returncode == 0
+    assert not (state_dir / "broker").exists() and not (state_dir / "checkpoint").exists()
+    assert (state_dir / "mine.txt").exists()
+    done = command("topics", "count", "ratings", "--state-dir", state_dir)
+    assert done.returncode == 2 and "nothing has run" in done.stderr
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_the_same_bytes_from_1_2_and_4_actors(broker: str, tmp_path: Path, delivery: str) -> None:
+    contents = {}
+    for actors in (1, 2, 4) if delivery == "exactly-once" else (2,):
+        topic = f"actors-{delivery}-{actors}"
+        done = command(
+            "generate",
+            *("--bootstrap-servers", broker, "--ratings", "20000", "--rate", "20000", "--actors", str(actors)),
+            *("--start-time", "1700000000000", "--ratings-topic", topic, "--progress-topic", f"{topic}.progress"),
+            *("--control-topic", f"{topic}.control", "--delivery", delivery, "--state-dir", tmp_path),
+            *("--summary-json", tmp_path / "s.json"),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads((tmp_path / "s.json").read_text())["delivered"] == 20_000
+        partitions: dict[int, list[tuple[str | None, bytes | None]]] = defaultdict(list)
+        for record in read_topic(broker, topic):
+            partitions[record.partition].append((record.key, record.value))
+        contents[actors] = dict(partitions)
+        assert count_records(broker, topic).total == 20_000
+    first = next(iter(contents.values()))
+    assert sorted(first) == [0, 1, 2, 3]
+    assert all(content == first for content in contents.values())
+
+
+def test_three_terminals_make_one_pipeline(starter: Callable[..., Running], tmp_path: Path) -> None:
+    flags = ("--tumbling", "5", "--sliding", "10", "--slide", "5")
+    kafka = starter("broker", state_dir=tmp_path / "shared")
+    bootstrap = str(kafka.info()["bootstrap"])
+    process = starter("process", "--console", "--bootstrap-servers", bootstrap, *flags)
+    serve = starter("serve", "--no-ui", "--api-port", "0", "--bootstrap-servers", bootstrap, *flags)
+    done = command(
+        "generate", "--bootstrap-servers", bootstrap, "--rate", "500", "--ratings", "3000", "--state-dir", tmp_path / "g"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait_for("the URL", lambda: "api: http://" in serve.text)
+    job = wait_for(
+        "all counted",
+        lambda: (j := read_compacted(bootstrap, "metrics.progress").get("job")) and j["counted"] == 3000 and j,
+        150,
+    )
+    assert job["late_dropped"] == 0
+    wait_for("windows on the console", lambda: "window_start" in process.text and "tumbling_5s" in process.text)
+    assert process.end() == 0 and serve.end() == 0 and kafka.end() == 0

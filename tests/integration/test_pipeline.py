@@ -1,0 +1,372 @@
+"""One pipeline, started as a user starts it: looked at, controlled, fed with rubbish, killed part by part, stopped, audited."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from ray_pipeline.codec import InvalidRating, decode_value
+from ray_pipeline.config import load_settings
+from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.kafka.client import make_producer
+from ray_pipeline.kafka.read import read_compacted, read_topic
+from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.model.population import build_movies, build_user_map, build_users
+from ray_pipeline.model.ratings import ShardModel
+from ray_pipeline.windows.reference import Ratings, reference
+from ray_pipeline.windows.spec import iso_ms
+from tests.conftest import Running, command, wait_for
+
+pytestmark = pytest.mark.timeout(400)
+
+
+class Api:
+    """The pipeline's HTTP API."""
+
+    def __init__(self, pipeline: Running) -> None:
+        self.url = str(pipeline.info()["urls"]["api"])
+
+    def get(self, path: str) -> Any:
+        answer = httpx.get(self.url + path, timeout=20)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def post(self, path: str, **body: Any) -> Any:
+        answer = httpx.post(self.url + path, json=body or None, timeout=20)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def health(self) -> dict[str, Any]:
+        return dict(self.get("/metrics/health"))
+
+    def delivered_rate(self) -> float:
+        return float(self.get("/metrics/summary")["generator"]["delivered_rate"])
+
+    def job(self) -> dict[str, Any]:
+        return dict(self.get("/metrics/summary")["job"])
+
+
+@pytest.fixture(scope="module")
+def api(pipeline: Running) -> Api:
+    return Api(pipeline)
+
+
+def healthy(api: Api, deadline_s: float = 90.0) -> None:
+    wait_for("health", lambda: api.health()["status"] == "healthy", deadline_s)
+
+
+# -- looking
+
+
+def test_it_starts_says_what_it_does_and_becomes_healthy(pipeline: Running, api: Api) -> None:
+    healthy(api)
+    found = api.health()
+    assert found["kafka_connected"] is True and found["reasons"] == [] and found["last_update"]
+    for line in ("starting the Kafka broker", "starting Spark on Ray", "stages: ", "dashboard: http", "API: http"):
+        assert line in pipeline.text
+    wait_for("a status line", lambda: re.search(r"target 200/s, delivered [\d.,]+/s .* lag", pipeline.text))
+
+
+def test_summary_history_top_movies_and_genres_have_data(api: Api) -> None:
+    def two_windows() -> Any:
+        found = api.get("/metrics/history")["windows"]
+        return found if len(found) >= 2 else None
+
+    windows = wait_for("two windows", two_windows)
+    assert list(windows[0])[:5] == ["window_start", "window_end", "window_type", "count", "avg_rating"]
+    summary = api.get("/metrics/summary")
+    assert set(summary["windows"]) == {"tumbling_10s", "sliding_30s_10s"}
+    sliding = summary["windows"]["sliding_30s_10s"]
+    assert sliding["count"] == sum(sliding["histogram"]) > 0 and 0.5 <= sliding["avg_rating"] <= 5
+    top = api.get("/metrics/topn?limit=5&window_type=sliding_30s_10s")["movies"]
+    assert len(top) == 5 and all(movie["title"] for movie in top)
+    assert [m["count"] for m in top] == sorted((m["count"] for m in top), reverse=True)
+    assert api.get("/metrics/genres")["genres"]
+    latency = wait_for("latency", lambda: api.get("/metrics/summary")["latency_ms"])
+    assert 0 < latency["p50"] <= latency["p95"]
+
+
+def test_the_stream_sends_events(api: Api) -> None:
+    with httpx.stream("GET", api.url + "/metrics/stream", timeout=30) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = answer.iter_lines()
+        assert next(lines) == "event: summary"
+        data = next(line for line in lines if line.startswith("data: "))
+        assert json.loads(data[6:])["status"] == "ok"
+
+
+def test_the_live_tail_and_prometheus(api: Api) -> None:
+    rows = wait_for("ratings", lambda: api.get("/ratings/tail?limit=5")["ratings"])
+    assert len(rows) == 5 and decode_value(rows[0]["value"].encode())
+    text = httpx.get(api.url + "/metrics", timeout=20).text
+    assert 'ray_pipeline_health{state="healthy"} 1.0' in text
+
+
+# -- the command line, while it runs
+
+
+def test_rate_pause_and_resume_from_the_command_line(pipeline: Running, api: Api) -> None:
+    state = ("--state-dir", pipeline.state_dir)
+    done = command("rate", "600", *state)
+    assert done.returncode == 0 and "target rate 600/s" in done.stdout, done.stderr
+    wait_for("600/s", lambda: 540 < api.delivered_rate() < 660, 10)
+    assert command("pause", *state).returncode == 0
+    wait_for("nothing delivered", lambda: api.delivered_rate() < 5, 10)
+    assert api.get("/metrics/summary")["generator"]["state"] == "paused"
+    done = command("resume", "--json", *state)
+    assert json.loads(done.stdout)["state"] == "running"
+    assert command("rate", "200", *state).returncode == 0
+    wait_for("200/s", lambda: 180 < api.delivered_rate() < 220, 10)
+
+
+def test_a_change_shows_in_the_delivered_rate_within_two_seconds(api: Api) -> None:
+    assert api.post("/control/rate", rate=500)["applied"] is True
+    began = time.monotonic()
+    wait_for("500/s", lambda: api.delivered_rate() > 350, 4)
+    assert time.monotonic() - began < 4  # 2 s on an idle machine
+    api.post("/control/rate", rate=200)
+
+
+def test_status_and_jobs(pipeline: Running) -> None:
+    state = ("--state-dir", pipeline.state_dir)
+    found = json.loads(command("status", "--json", *state).stdout)
+    assert found["pipeline"]["cluster"]["cpus"] > 0
+    assert {holder["who"] for holder in found["pipeline"]["holders"]} >= {
+        "generator",
+        "Spark driver",
+        "Spark executors",
+    }
+    assert found["job"]["executors"] == 1 and found["job"]["pools"] == ["streaming", "batch", "generator"]
+    shown = command("status", *state)
+    assert "1 of 1 executors alive" in shown.stdout, shown.stdout + shown.stderr
+    jobs = json.loads(command("jobs", "list", "--json", *state).stdout)
+    assert [job["job"]["state"] for job in jobs] == ["running"]
+    unknown = command("jobs", "stop", "nobody", *state)
+    assert unknown.returncode == 2 and "nobody" in unknown.stderr
+
+
+def test_tail_prints_the_last_ratings_as_they_are(pipeline: Running) -> None:
+    done = command("topics", "tail", "ratings", "-n", "3", "--state-dir", pipeline.state_dir)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3, done.stderr
+    assert all(
+        re.fullmatch(r'\{"userId":\d+,"movieId":\d+,"rating":[0-5]\.[05],"timestamp":\d{13}\}', x) for x in lines
+    )
+
+
+def test_a_second_run_in_the_same_state_directory_is_refused(pipeline: Running) -> None:
+    done = command("run", "--state-dir", pipeline.state_dir, "--api-port", "0", "--ui-port", "0")
+    assert done.returncode == 3 and str(pipeline.process.pid) in done.stderr
+    done = command("reset", "--yes", "--state-dir", pipeline.state_dir)
+    assert done.returncode == 3 and "Stop it first" in done.stderr
+
+
+def test_a_port_in_use_is_named(pipeline: Running, api: Api, tmp_path: Any) -> None:
+    port = api.url.rsplit(":", 1)[1]
+    done = command("run", "--state-dir", tmp_path, "--api-port", port)
+    assert done.returncode == 3 and port in done.stderr and "--api-port" in done.stderr
+
+
+# -- rubbish in the topic
+
+
+def test_rubbish_is_counted_kept_and_does_not_stop_the_job(pipeline: Running, api: Api) -> None:
+    before = api.job()["rejected"]
+    producer = make_producer(pipeline.info()["bootstrap"])
+    good = {"userId": 1, "movieId": 1, "rating": 3.0, "timestamp": int(time.time() * 1000)}
+    rubbish: list[bytes | None] = [
+        b"nonsense",
+        b'{"userId":1,"movieId":1,"timestamp":1700000000000}',
+        json.dumps({**good, "rating": 7.5}).encode(),
+        json.dumps({**good, "rating": "high"}).encode(),
+        json.dumps({**good, "timestamp": -1}).encode(),
+        b"\xff\xfe\x00",
+        None,
+    ]
+    for value in rubbish:
+        producer.produce("ratings", key=b"1", value=value, partition=0)
+    assert producer.flush(20) == 0
+    wait_for("rejects", lambda: api.job()["rejected"] == before + len(rubbish))
+
+    def shown() -> Any:
+        rows = api.get("/ratings/rejected")["rejected"]
+        return rows if len(rows) >= len(rubbish) else None
+
+    rows = wait_for("rejects shown", shown)
+    kept = read_compacted(pipeline.info()["bootstrap"], "ratings.rejected")
+    assert len(kept) == before + len(rubbish)
+    assert {row["value"] for row in kept.values()} >= {"nonsense", None}
+    assert all(row["reason"] and key == f"{row['partition']}/{row['offset']}" for key, row in kept.items())
+    assert rows[0]["reason"]
+    batch = api.job()["batch"]
+    wait_for("more batches", lambda: api.job()["batch"] > batch + 2)
+    # and health says that somebody else has written
+    wait_for("health", lambda: "no shard sent" in " ".join(api.health()["reasons"]), 40)
+
+
+# -- a batch job beside the stream
+
+
+def test_windows_keep_coming_while_a_batch_job_runs(pipeline: Running, api: Api, tmp_path: Any) -> None:
+    first = api.job()["batch"]
+    done = command("batch", "--json", "--parquet", tmp_path / "report", "--state-dir", pipeline.state_dir)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["total"] == sum(row["count"] for row in report["histogram"]) > 1000
+    assert report["rejected"] == 7 and report["genres"] and report["top_movies"][0]["rank"] == 1
+    assert report["pool"] == "batch"
+    assert api.job()["batch"] > first + 1
+    import pandas as pd
+
+    assert pd.read_parquet(tmp_path / "report" / "histogram.parquet")["count"].sum() == report["total"]
+
+
+# -- killing
+
+
+def descendants(pipeline: Running) -> list[psutil.Process]:
+    return psutil.Process(pipeline.process.pid).children(recursive=True)
+
+
+def executor_jvm(pipeline: Running) -> psutil.Process:
+    """The newest Java worker of Ray: its master comes before its executors."""
+    workers = []
+    for process in descendants(pipeline):
+        try:
+            if process.name() == "java" and "io.ray.runtime.runner.worker.DefaultWorker" in process.cmdline():
+                workers.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return max(workers, key=lambda p: p.create_time())
+
+
+def broker_jvm(pipeline: Running) -> psutil.Process:
+    return next(p for p in descendants(pipeline) if p.name() == "java" and "kafka.Kafka" in p.cmdline())
+
+
+def generator_actor(pipeline: Running, api: Api) -> psutil.Process:
+    return psutil.Process(api.get("/metrics/summary")["generator"]["actors"][0]["pid"])
+
+
+def spark_driver(pipeline: Running, api: Api) -> psutil.Process:
+    return psutil.Process(api.job()["pid"])
+
+
+@pytest.mark.parametrize(
+    ("part", "victim"),
+    [
+        ("a generator actor", lambda pipeline, api: generator_actor(pipeline, api)),
+        ("the Spark executor", lambda pipeline, api: executor_jvm(pipeline)),
+        ("the Spark driver's actor", lambda pipeline, api: spark_driver(pipeline, api)),
+        ("the broker", lambda pipeline, api: broker_jvm(pipeline)),
+    ],
+    ids=["generator", "executor", "driver", "broker"],
+)
+def test_it_recovers_from_sigkill(
+    pipeline: Running, api: Api, part: str, victim: Callable[[Running, Api], psutil.Process]
+) -> None:
+    process = victim(pipeline, api)
+    os.kill(process.pid, signal.SIGKILL)
+    wait_for(f"{part} is gone", lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 10)
+    killed_ms = time.time() * 1000
+
+    def recovered() -> bool:
+        assert pipeline.process.poll() is None, pipeline.text
+        summary = api.get("/metrics/summary")
+        job, generator = summary["job"], summary["generator"]
+        fresh = max((p["max_event_ms"] for p in job.get("partitions", {}).values()), default=0) > killed_ms + 2_000
+        rate = 150 < generator["delivered_rate"] < 260
+        return bool(fresh and rate and job["state"] == "running" and job["executors"] == 1 and job["lag"] < 400)
+
+    wait_for(f"recovery from the death of {part}", recovered, 150)
+
+
+# -- the end
+
+
+def test_it_ends_in_order_and_every_rating_is_in_kafka_once_and_counted_once(pipeline: Running) -> None:
+    children = descendants(pipeline)
+    assert pipeline.end() == 0, pipeline.text
+    assert "Summary" in pipeline.text
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == [], [p.cmdline() for p in alive]
+    del gone
+    settings = load_settings(state_dir=pipeline.state_dir)
+    broker = EmbeddedBroker(pipeline.state_dir)
+    broker.start()
+    try:
+        progress = read_compacted(broker.bootstrap_servers, "ratings.progress")
+        metrics = read_compacted(broker.bootstrap_servers, "metrics")
+        job = read_compacted(broker.bootstrap_servers, "metrics.progress")["job"]
+        records = defaultdict(list)
+        for record in read_topic(broker.bootstrap_servers, "ratings"):
+            records[record.partition].append(record.value)
+    finally:
+        broker.stop()
+    valid: list[dict[str, Any]] = []
+    movies = build_movies(settings, load_catalogue(settings))
+    user_map = build_user_map(settings)
+    foreign = 0
+    for partition in range(settings.partitions):
+        mine = []
+        for value in records[partition]:
+            try:
+                mine.append(decode_value(value))
+            except InvalidRating:
+                foreign += 1
+        sent = progress[f"shard/{partition}"]["next_index"]
+        drawn = ShardModel(settings, partition, build_users(settings, user_map.users_of(partition)), movies).draw(
+            0, sent
+        )
+        assert [r["userId"] for r in mine] == drawn.user_ids.tolist()
+        assert [r["movieId"] for r in mine] == drawn.movie_ids.tolist()
+        assert [r["rating"] * 2 for r in mine] == drawn.half_stars.tolist()
+        valid += mine
+    assert (foreign, job["rejected"]) == (7, 7)
+    assert job["state"] == "stopped"
+    assert (job["valid"], job["counted"] + job["late_dropped"]) == (len(valid), len(valid))
+    check_windows(metrics, valid, int(job["late_dropped"]))
+
+
+def check_windows(metrics: dict[str, dict[str, Any]], valid: list[dict[str, Any]], late: int) -> None:
+    """Every tumbling and sliding window against the reference on what is in Kafka."""
+    columns = Ratings(
+        np.array([r["movieId"] for r in valid]),
+        np.array([r["rating"] for r in valid]),
+        np.array([r["timestamp"] for r in valid]),
+    )
+    missing = 0
+    for name, size, slide in (("tumbling_10s", 10_000, 10_000), ("sliding_30s_10s", 30_000, 10_000)):
+        truth = reference([columns], size, slide, 10**15).windows
+        for start, window in truth.items():
+            record = metrics.get(f"{name}|{iso_ms(start)}|total", {"count": 0})
+            if record["count"] != window.count:
+                assert record["count"] < window.count
+                missing += (window.count - record["count"]) if name == "tumbling_10s" else 0
+                continue
+            assert record["histogram"] == window.histogram()
+            top = metrics[f"{name}|{iso_ms(start)}|topn"]["movies"]
+            assert [(m["movieId"], m["count"], m["avg_rating"]) for m in top] == window.top(100)
+    assert missing == late
+
+
+def test_commands_that_read_work_after_the_end(pipeline: Running) -> None:
+    assert pipeline.process.poll() == 0
+    done = command("topics", "count", "ratings", "--json", "--state-dir", pipeline.state_dir)
+    found = json.loads(done.stdout)
+    assert found["total"] == sum(found["partitions"].values()) > 1000
+    done = command("topics", "count", "ratings", "--state-dir", pipeline.state_dir)
+    assert f"Total: {found['total']}" in done.stdout
+    done = command("status", "--state-dir", pipeline.state_dir)
+    assert done.returncode == 2 and "no pipeline runs" in done.stderr
