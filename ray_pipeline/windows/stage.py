@@ -156,6 +156,12 @@ class WindowStage:
         if self._owner is not None:
             self._owner.stop()
 
+    @property
+    def spark(self) -> Any:
+        """The Spark session; exists from :meth:`start_session` on."""
+        assert self._owner is not None
+        return self._owner.session
+
     def status(self) -> dict[str, Any]:
         """State, reason, and the record of topic ``metrics.progress``; returns at once."""
         return {**(self._sink.totals() if self._sink is not None else {}), **self._job_record(), **self._restored}
