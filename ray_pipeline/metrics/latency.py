@@ -24,19 +24,22 @@ class LatencyMeter:
         self._seen: dict[str, tuple[int, int]] = {}
         self._samples: deque[tuple[int, float, float]] = deque()  # received, latency in ms, weight
 
-    def add(self, partitions: Mapping[str, Mapping[str, Any]], received_ms: int, clock_offset_ms: int) -> None:
+    def add(
+        self, partitions: Mapping[str, Mapping[str, Any]], received_ms: int, clock_offset_ms: int, live: bool
+    ) -> None:
         """Take a job record in.
 
         Args:
             partitions: its ``partitions``.
             received_ms: when it arrived, epoch milliseconds.
             clock_offset_ms: event time minus wall clock.
+            live: whether it was just written; an older one only says where the next begins.
         """
         for name, said in partitions.items():
             records, newest_ms = int(said["records"]), int(said["max_event_ms"])
             before = self._seen.get(name)
             self._seen[name] = (records, newest_ms)
-            if before is None or records <= before[0] or newest_ms <= before[1]:
+            if not live or before is None or records <= before[0] or newest_ms <= before[1]:
                 continue
             points = min(_POINTS, records - before[0])
             step = (newest_ms - before[1]) / points

@@ -47,11 +47,13 @@ class RateMeter:
         silent_ms = now_ms - self._grown_ms
         if silent_ms >= _WINDOW_MS and self._before_silence() * silent_ms > _MISSED * 1000:
             return 0.0
+        # up to the last growth: what came after it has not been heard of yet, rather than not come
+        end_ms = self._grown_ms if silent_ms < _WINDOW_MS else now_ms
         window_ms = _WINDOW_MS
         while True:
-            at_ms, total = self._at(now_ms - window_ms)
+            at_ms, total = self._at(end_ms - window_ms)
             if last_total - total >= _LEAST_EVENTS or window_ms >= _MINUTE_MS or at_ms == self._samples[0][0]:
-                return (last_total - total) * 1000.0 / max(now_ms - at_ms, _APART_MS)
+                return (last_total - total) * 1000.0 / max(end_ms - at_ms, _APART_MS)
             window_ms *= 2
 
     def last_minute(self, now_ms: int) -> int:

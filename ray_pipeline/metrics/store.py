@@ -19,6 +19,7 @@ __all__ = ["MetricsStore"]
 _TOTALS_KEPT = 10_000
 _DETAILS_KEPT = 200
 _REJECTS_KEPT = 50
+_LIVE_MS = 2_000
 
 
 @dataclass
@@ -50,6 +51,7 @@ class MetricsStore:
         self._progress: dict[int, dict[str, Any]] = {}
         self._surplus: dict[int, int] = {}
         self._first: dict[int, int] = {}
+        self._rated_ms = 0
         self._rate = RateMeter()
         self._latency = LatencyMeter()
         self._rejects: deque[dict[str, Any]] = deque(maxlen=_REJECTS_KEPT)
@@ -78,7 +80,9 @@ class MetricsStore:
                 self._sent[partition] = sent
                 self._progress[partition] = record
                 self._first.setdefault(partition, sent)  # what was there before is no rate
-                self._rate.add(now_ms, sum(self._sent.values()) - sum(self._first.values()))
+                # when it was committed, not when it was read here: a feed that begins reads an hour in a moment
+                self._rated_ms = max(self._rated_ms, int(record["committed_ms"]))
+                self._rate.add(self._rated_ms, sum(self._sent.values()) - sum(self._first.values()))
             elif key == "generator":
                 self._generator = record
             elif key == "pipeline":
@@ -93,7 +97,8 @@ class MetricsStore:
             self._job = record
             if fresh:
                 offset_ms = int(self._generator.get("clock_offset_ms", 0))
-                self._latency.add(record.get("partitions", {}), now_ms, offset_ms)
+                live = now_ms - int(record["updated_ms"]) < _LIVE_MS  # not when a feed that begins reads older records
+                self._latency.add(record.get("partitions", {}), now_ms, offset_ms, live)
             self._compare(now_ms)
             self.version += 1
 

@@ -21,10 +21,15 @@ from ray_pipeline.serving.gate import ControlGate, Refused, is_loopback
 __all__ = ["make_dashboard"]
 
 _CSS = Path(__file__).with_name("dashboard.css")
+# a slider's number takes effect when it loses the focus; Enter should do it too
+_ENTER = """<script>document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.target.matches("#rp-rate input[type=number]")) event.target.blur();
+});</script>"""
 _WINDOWS_SHOWN = 120
 _MOVIES_SHOWN = 10
 _RATINGS_SHOWN = 8
 _REFRESH_CHOICES_S = (1.0, 2.0, 5.0)
+_PLOT: dict[str, Any] = {"height": 260, "min_width": 340}
 
 
 class _Page:
@@ -66,11 +71,16 @@ class _Page:
             count,
             mean,
             views.histogram(summary["windows"].get(window_type)),
-            views.genres(store.genres(window_type)),
+            views.genres(store.genres(window_type), self._catalogue.genre_names),
             views.movies(top, titles),
             views.actors(summary["generator"], summary["job"]),
             views.ratings_tail(newest, self._titles),
         )
+
+    def target_rate(self) -> Any:
+        """The rate that the generator is told at this moment, for the slider; whoever told it."""
+        rate = self._store.generator(self._clock.now_ms()).get("target_rate")
+        return gr.skip() if rate is None else rate
 
     def command(self, request: gr.Request, token: str, command: str, rate: float | None = None) -> str:
         """Send a command; what became of it, as a line of HTML."""
@@ -119,7 +129,8 @@ def make_dashboard(
     """
     page = _Page(store, catalogue, feed, control, gate, clock)
     with gr.Blocks(title="ray-pipeline", analytics_enabled=False, fill_width=True) as blocks:
-        _build(page, store, settings, api_url)
+        rate = _build(page, store, settings, api_url)
+        blocks.load(page.target_rate, None, [rate], show_progress="hidden", api_visibility="private")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     theme = gr.themes.Base(
         primary_hue="teal",
@@ -135,6 +146,7 @@ def make_dashboard(
         server_port=settings.ui_port,
         theme=theme,
         css=_CSS.read_text(),
+        head=_ENTER,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -144,7 +156,7 @@ def make_dashboard(
     return mounted
 
 
-def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -> None:
+def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -> gr.Slider:
     first = page.refresh(store.window_types[0])
     head = gr.HTML(first[0])
     numbers = gr.HTML(first[1])
@@ -182,36 +194,21 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
     said = gr.HTML("", elem_id="rp-said")
     with gr.Row():
         count = gr.LinePlot(
-            first[2], x="window", y="ratings", title="Ratings by window", height=250, elem_id="rp-count", x_title=" "
+            first[2], x="window", y="ratings", title="Ratings by window", x_title=" ", elem_id="rp-count", **_PLOT
         )
         mean = gr.LinePlot(
-            first[3],
-            x="window",
-            y="mean rating",
-            title="Mean rating by window",
-            height=250,
-            x_title=" ",
-            y_lim=[0.5, 5.0],
+            first[3], x="window", y="mean rating", title="Mean rating by window", x_title=" ", y_lim=[0.5, 5.0], **_PLOT
         )
     with gr.Row():
-        stars = gr.BarPlot(first[4], x="stars", y="ratings", title="Ratings by stars, current window", height=250)
+        stars = gr.BarPlot(first[4], x="stars", y="ratings", title="Ratings by stars", x_title=" ", **_PLOT)
         genres = gr.BarPlot(
-            first[5],
-            x="genre",
-            y="ratings",
-            title="Ratings by genre, current window",
-            height=250,
-            sort="-y",
-            x_title=" ",
+            first[5], x="genre", y="ratings", title="Ratings by genre", x_title=" ", x_label_angle=-45, **_PLOT
         )
     with gr.Row():
         with gr.Column(min_width=360):
-            gr.HTML("<h2>Top movies</h2>")
             movies = gr.HTML(first[6], elem_id="rp-movies")
         with gr.Column(min_width=360):
-            gr.HTML("<h2>Newest ratings</h2>")
             tail = gr.HTML(first[8], elem_id="rp-tail")
-            gr.HTML("<h2>Partitions and actors</h2>")
             actors = gr.HTML(first[7], elem_id="rp-actors")
     gr.HTML(
         f'<p class="rp-foot"><a href="{api_url}/docs" target="_blank">HTTP API</a> · '
@@ -237,3 +234,4 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
     rate.release(change_rate, [rate, token], [said], **quiet)
     pause.click(do_pause, [token], [said], **quiet)
     resume.click(do_resume, [token], [said], **quiet)
+    return rate

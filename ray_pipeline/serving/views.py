@@ -61,8 +61,11 @@ def tiles(summary: dict[str, Any], window_type: str) -> str:
 
 
 def history(windows: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Count and mean by window, for two charts."""
-    times = [pd.Timestamp(w["window_start"]).tz_localize(None) for w in windows]
+    """Count and mean by window, for two charts; without the window that is still filling, once there are others."""
+    if len(windows) > 1 and not windows[-1]["final"]:
+        windows = windows[:-1]
+    # a type that does not depend on the data: the chart takes its axis from it before the first window
+    times = pd.to_datetime([w["window_start"] for w in windows], utc=True).tz_localize(None).astype("datetime64[ns]")
     count = pd.DataFrame({"window": times, "ratings": [float(w["count"]) for w in windows]})
     mean = pd.DataFrame({"window": times, "mean rating": [w["avg_rating"] for w in windows]})
     return count, mean
@@ -74,16 +77,16 @@ def histogram(window: dict[str, Any] | None) -> pd.DataFrame:
     return pd.DataFrame({"stars": [f"{half / 2:.1f}" for half in range(1, 11)], "ratings": counts})
 
 
-def genres(record: dict[str, Any] | None, most: int = 12) -> pd.DataFrame:
-    """Ratings by genre."""
-    rows = record["genres"][:most] if record else []
-    return pd.DataFrame({"genre": [r["genre"] for r in rows], "ratings": [r["count"] for r in rows]})
+def genres(record: dict[str, Any] | None, names: Sequence[str]) -> pd.DataFrame:
+    """Ratings by genre; always the same genres in the same order, so that the chart stands still."""
+    count = {row["genre"]: row["count"] for row in record["genres"]} if record else {}
+    return pd.DataFrame({"genre": list(names), "ratings": [count.get(name, 0) for name in names]})
 
 
 def movies(record: dict[str, Any] | None, titles: Iterable[str | None]) -> str:
     """The most rated movies."""
     if not record or not record["movies"]:
-        return _NOTHING
+        return _section("Top movies", _NOTHING)
     most = max(movie["count"] for movie in record["movies"])
     rows = "".join(
         f"<tr><td>{rank}</td><td>{escape(title or 'not in the catalogue')}<small> {movie['movieId']}</small></td>"
@@ -91,13 +94,14 @@ def movies(record: dict[str, Any] | None, titles: Iterable[str | None]) -> str:
         f"<td>{movie['avg_rating']:.2f}</td></tr>"
         for rank, (movie, title) in enumerate(zip(record["movies"], titles, strict=False), 1)
     )
-    return _table(("", "movie", "ratings", "mean"), rows)
+    return _section("Top movies", _table(("", "movie", "ratings", "mean"), rows))
 
 
 def actors(generator: dict[str, Any], job: dict[str, Any]) -> str:
     """Generator actors and partitions: sent by the shard, read by Spark."""
+    title = "Partitions and actors"
     if not generator.get("partitions"):
-        return _NOTHING
+        return _section(title, _NOTHING)
     owner = {str(p): actor for actor in generator.get("actors", ()) for p in actor["partitions"]}
     read = job.get("partitions", {})
     rows = []
@@ -109,7 +113,7 @@ def actors(generator: dict[str, Any], job: dict[str, Any]) -> str:
             f"<tr><td>{escape(partition)}</td><td>{escape(who)}</td><td>{sent:,}</td>"
             f"<td>{int(read.get(partition, {}).get('records', 0)):,}</td><td>{restarts}</td></tr>"
         )
-    return _table(("partition", "owner", "sent", "read", "restarts"), "".join(rows))
+    return _section(title, _table(("partition", "owner", "sent", "read", "restarts"), "".join(rows)))
 
 
 def ratings_tail(values: Iterable[tuple[int, bytes | None]], titles: dict[int, str]) -> str:
@@ -129,12 +133,17 @@ def ratings_tail(values: Iterable[tuple[int, bytes | None]], titles: dict[int, s
             text = (value or b"").decode(errors="replace")[:80]
             cells = f'<td colspan="4" class="rp-bad">no valid rating: {escape(text)}</td>'
         rows.append(f"<tr>{cells}<td>{partition}</td></tr>")
-    return _table(("event time", "user", "movie", "rating", "p."), "".join(rows)) if rows else _NOTHING
+    head = ("event time", "user", "movie", "rating", "p.")
+    return _section("Newest ratings", _table(head, "".join(rows)) if rows else _NOTHING)
 
 
 def _table(head: tuple[str, ...], rows: str) -> str:
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     return f'<table class="rp-table"><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{escape(title)}</h2>{body}"
 
 
 def _clock(iso: str) -> str:

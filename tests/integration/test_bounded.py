@@ -68,7 +68,12 @@ with Pipeline(state_dir=Path({str(state_dir)!r}), ratings=3000, rate=1500, ui=Fa
     print("SUMMARY", __import__("json").dumps(p.stop().as_dict()))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, env=clean_environment(), check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=clean_environment(),
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("METRICS", "SUMMARY")))
@@ -133,7 +138,15 @@ def test_three_terminals_make_one_pipeline(starter: Callable[..., Running], tmp_
     process = starter("process", "--console", "--bootstrap-servers", bootstrap, *flags)
     serve = starter("serve", "--no-ui", "--api-port", "0", "--bootstrap-servers", bootstrap, *flags)
     done = command(
-        "generate", "--bootstrap-servers", bootstrap, "--rate", "500", "--ratings", "3000", "--state-dir", tmp_path / "g"
+        "generate",
+        "--bootstrap-servers",
+        bootstrap,
+        "--rate",
+        "500",
+        "--ratings",
+        "3000",
+        "--state-dir",
+        tmp_path / "g",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for("the URL", lambda: "api: http://" in serve.text)

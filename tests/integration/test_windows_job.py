@@ -61,7 +61,10 @@ def settings(request: pytest.FixtureRequest, broker: str, tmp_path: Path) -> Set
         partitions=3,
         top_n=20,
         watermark_s=60,
-        **{f"{topic}_topic": f"{prefix}.{topic}" for topic in ("ratings", "metrics", "rejected", "progress", "control", "job")},
+        **{
+            f"{topic}_topic": f"{prefix}.{topic}"
+            for topic in ("ratings", "metrics", "rejected", "progress", "control", "job")
+        },
     )
     ensure_topics(found, broker)
     return found
@@ -114,7 +117,11 @@ def some(seed: int, count: int, from_ms: int, to_ms: int) -> list[tuple[int, int
     return [
         (int(user), int(movie), half / 2, int(at))
         for user, movie, half, at in zip(
-            rng.integers(1, 1000, count), movies, rng.integers(1, 11, count), rng.integers(from_ms, to_ms, count), strict=True
+            rng.integers(1, 1000, count),
+            movies,
+            rng.integers(1, 11, count),
+            rng.integers(from_ms, to_ms, count),
+            strict=True,
         )
     ]
 
@@ -123,9 +130,7 @@ def batches_as_spark_cut_them(settings: Settings, broker: str, spark: Any) -> li
     """What each micro-batch read, from the offsets that Spark wrote down; so the reference knows what was late."""
     from spark_compat.hadoop import exists, read_text
 
-    by_place = {
-        (r.partition, r.offset): json.loads(r.value or b"") for r in read_topic(broker, settings.ratings_topic)
-    }
+    by_place = {(r.partition, r.offset): json.loads(r.value or b"") for r in read_topic(broker, settings.ratings_topic)}
     cuts: list[dict[str, int]] = []
     while exists(spark, f"{settings.checkpoint_uri}/offsets/{len(cuts)}"):
         text = read_text(spark, f"{settings.checkpoint_uri}/offsets/{len(cuts)}") or ""

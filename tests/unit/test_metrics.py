@@ -48,15 +48,15 @@ def said(records: int, newest_ms: int) -> dict[str, dict[str, int]]:
 
 def test_latency_is_measured_from_the_intended_time() -> None:
     meter = LatencyMeter()
-    meter.add(said(0, NOW), NOW + 100, 0)
+    meter.add(said(0, NOW), NOW + 100, 0, live=False)
     for step in range(1, 101):  # a batch of 20 ratings every 200 ms, read 300 ms after its last one
-        meter.add(said(20 * step, NOW + 200 * step), NOW + 200 * step + 300, 0)
+        meter.add(said(20 * step, NOW + 200 * step), NOW + 200 * step + 300, 0, live=True)
     p50, p95 = meter.percentiles(NOW + 20_300) or (0, 0)
     assert p50 == pytest.approx(400, abs=20) and p95 == pytest.approx(490, abs=20)
     assert meter.percentiles(NOW + 120_000) is None
     shifted = LatencyMeter()
-    shifted.add(said(0, 0), NOW, -NOW)
-    shifted.add(said(10, 1000), NOW + 1200, -NOW)
+    shifted.add(said(0, 0), NOW, -NOW, live=True)
+    shifted.add(said(10, 1000), NOW + 1200, -NOW, live=True)
     assert (shifted.percentiles(NOW + 1200) or (0,))[0] < 1_300
 
 
@@ -191,6 +191,7 @@ def shard_progress(next_index: int, rate: float = 100.0) -> dict[str, Any]:
         "next_index": next_index,
         "event_time_ms": int(schedule.due_ms(next_index - 1, 1)[0]),
         "epochs": [{"from_ms": NOW - 60_000, "rate": rate}],
+        "committed_ms": NOW,
         "share": 0.25,
         "phase": 0.5,
     }
@@ -236,6 +237,6 @@ def test_a_lasting_difference_between_sent_and_read_turns_health_red() -> None:
 def test_what_was_there_before_is_no_rate() -> None:
     store = MetricsStore((TUMBLING,))
     store.progress("shard/0", shard_progress(1_000_000), NOW)
-    store.progress("shard/0", shard_progress(1_000_010), NOW + 1_000)
+    store.progress("shard/0", {**shard_progress(1_000_010), "committed_ms": NOW + 1_000}, NOW + 1_000)
     found = store.generator(NOW + 1_000)
     assert found["delivered_rate"] < 20 and found["delivered_total"] == 1_000_010

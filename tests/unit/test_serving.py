@@ -242,7 +242,8 @@ def test_tiles_and_charts_show_the_stores_numbers() -> None:
     summary = store.summary(NOW)
     assert "3.500 ★" in views.tiles(summary, TYPES[0])
     count, mean = views.history(store.history(TYPES[0]))
-    assert count["ratings"].tolist() == [10, 11, 12] and mean["mean rating"].tolist() == [3.5] * 3
+    # the last window is still filling
+    assert count["ratings"].tolist() == [10, 11] and mean["mean rating"].tolist() == [3.5] * 2
     top = store.topn(TYPES[0])
     html = views.movies(top, ["A & B"] * 20)
     assert "A &amp; B" in html and ">29<" in html

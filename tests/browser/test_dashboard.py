@@ -1,0 +1,166 @@
+"""The page in a real browser, against a real pipeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.conftest import Running, wait_for
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def urls(pipeline: Running) -> dict[str, str]:
+    found = dict(pipeline.info()["urls"])
+    wait_for("two windows", lambda: len(get(found, "/metrics/history")["windows"]) > 1, 90)
+    return found
+
+
+def get(urls: dict[str, str], path: str) -> Any:
+    return httpx.get(urls["api"] + path, timeout=20).json()
+
+
+@pytest.fixture
+def board(page: Page, urls: dict[str, str]) -> Iterator[Page]:
+    """The page, open; fails when it asked any other host for anything, or its console shows an error."""
+    strangers: list[str] = []
+    errors: list[str] = []
+    page.on(
+        "request",
+        lambda r: strangers.append(r.url) if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", r.url) else None,
+    )
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.goto(urls["ui"])
+    expect(page.locator(".rp-tiles")).to_be_visible(timeout=30_000)
+    yield page
+    assert strangers == []
+    assert errors == []
+
+
+def tile(page: Page, label: str) -> str:
+    return (
+        page.locator(".rp-tile", has=page.locator("span", has_text=re.compile(f"^{label}$"))).locator("b").inner_text()
+    )
+
+
+def number(text: str) -> float:
+    found = re.sub(r"[^\d.]", "", text)
+    return float(found) if found else -1.0
+
+
+def test_it_shows_the_stream_live(board: Page) -> None:
+    expect(board.locator(".rp-health")).to_contain_text("healthy", timeout=60_000)
+    wait_for("a delivered rate", lambda: 150 < number(tile(board, "Delivered")) < 250)
+    before = number(tile(board, "Counted"))
+    wait_for("more counted", lambda: number(tile(board, "Counted")) > before > 0)
+    for label in (
+        "Target",
+        "Ratings a minute",
+        "Mean rating",
+        "Latency p50",
+        "Lag",
+        "Batch",
+        "Watermark delay",
+        "Dropped as late",
+    ):
+        wait_for(label, lambda label=label: re.search(r"\d", tile(board, label)))
+    expect(board.locator("#rp-movies tbody tr")).to_have_count(10)
+    expect(board.locator("#rp-tail tbody tr")).to_have_count(8)
+    expect(board.locator("#rp-actors tbody tr")).to_have_count(4)
+    assert board.locator("#rp-count canvas, #rp-count svg").count() >= 1
+
+
+def test_top_movies_are_those_of_the_api(board: Page, urls: dict[str, str]) -> None:
+    def same() -> bool:
+        shown = board.locator("#rp-movies tbody tr td:nth-child(2)").all_inner_texts()
+        movies = get(urls, "/metrics/topn?limit=10")["movies"]
+        return shown[:3] == [f"{m['title']} {m['movieId']}" for m in movies[:3]]
+
+    wait_for("the same movies", same, 30)
+
+
+def test_rate_pause_and_resume_act_on_the_generator(board: Page, urls: dict[str, str]) -> None:
+    def generator() -> Any:
+        return get(urls, "/metrics/summary")["generator"]
+
+    field = board.locator("#rp-rate input[type=number]")
+    assert field.input_value() == f"{generator()['target_rate']:g}"
+    slider = board.locator("#rp-rate input[type=range]")
+    slider.focus()
+    slider.fill("420")
+    slider.dispatch_event("pointerup")
+    wait_for("the target", lambda: generator()["target_rate"] == 420, 15)
+    expect(board.locator("#rp-said")).to_contain_text("rate 420/s: done", timeout=10_000)
+    board.click("#rp-pause")
+    wait_for("paused", lambda: generator()["state"] == "paused", 15)
+    wait_for("nothing delivered", lambda: number(tile(board, "Delivered")) == 0, 15)
+    board.click("#rp-resume")
+    wait_for("running", lambda: generator()["state"] == "running", 15)
+    field.fill("200")
+    field.press("Enter")
+    wait_for("the target", lambda: generator()["target_rate"] == 200, 15)
+
+
+def test_choices_of_window_and_refresh(board: Page, urls: dict[str, str]) -> None:
+    sliding = get(urls, "/metrics/summary")["windows"]["sliding_30s_10s"]["count"]
+    assert sliding > 2_500  # far more than a tumbling window can hold
+    board.locator("#rp-window label", has_text="sliding").click()
+
+    def top_of_sliding() -> bool:
+        shown = board.locator("#rp-movies tbody tr td:nth-child(3)").first.inner_text()
+        movies = get(urls, "/metrics/topn?limit=1&window_type=sliding_30s_10s")["movies"]
+        return abs(number(shown) - movies[0]["count"]) < 0.2 * movies[0]["count"]
+
+    wait_for("sliding windows", top_of_sliding, 20)
+    board.locator("#rp-every label", has_text="1 s").click()
+    before = number(tile(board, "Counted"))
+    wait_for("still refreshed", lambda: number(tile(board, "Counted")) > before, 10)
+
+
+def test_left_open_it_does_not_grow(board: Page) -> None:
+    board.locator("#rp-every label", has_text="1 s").click()
+
+    def nodes() -> int:
+        return int(board.evaluate("document.getElementsByTagName('*').length"))
+
+    counted = number(tile(board, "Counted"))
+    board.wait_for_timeout(5_000)
+    first = nodes()
+    board.wait_for_timeout(20_000)
+    assert number(tile(board, "Counted")) > counted
+    assert abs(nodes() - first) < 0.1 * first
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 420])
+def test_it_fits_wide_and_narrow_light_and_dark(
+    browser: Browser, urls: dict[str, str], scheme: Any, width: int, tmp_path: Any
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(urls["ui"])
+    expect(page.locator("#rp-movies tbody tr")).to_have_count(10, timeout=30_000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width + 1
+    background, ink = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.rp-tile b')).color]"
+    )
+    brightness: Callable[[str], float] = lambda c: sum(map(float, re.findall(r"[\d.]+", c)[:3])) / 3  # noqa: E731
+    difference = brightness(ink) - brightness(background)
+    assert difference > 100 if scheme == "dark" else difference < -100
+    page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+    page.close()
+
+
+def test_the_api_docs_open_offline(page: Page, urls: dict[str, str]) -> None:
+    strangers: list[str] = []
+    page.on(
+        "request", lambda r: strangers.append(r.url) if not r.url.startswith(("http://127.0.0.1", "data:")) else None
+    )
+    page.goto(urls["api"] + "/docs")
+    expect(page.locator("#swagger-ui")).to_contain_text("/metrics/summary", timeout=30_000)
+    assert strangers == []

@@ -1,0 +1,138 @@
+"""As a Ray job with token authentication, on a cluster of two nodes; and the cluster file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ray_pipeline.kafka.read import count_records, read_compacted
+from tests.conftest import clean_environment, wait_for
+
+pytestmark = pytest.mark.timeout(400)
+
+_BIN = Path(sys.executable).parent
+_ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Cluster:
+    """Two raylets on this machine."""
+
+    dashboard: str
+    environment: dict[str, str]
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def starting(output: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    with output.open("w") as file:
+        return subprocess.Popen(
+            [_BIN / "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1", *arguments],
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "token").write_text("0123456789abcdef0123456789abcdef")
+    environment = {
+        **clean_environment(),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "PATH": f"{_BIN}{os.pathsep}{os.environ['PATH']}",
+    }
+    port, dashboard = free_port(), free_port()
+    nodes = []
+    try:
+        nodes.append(
+            starting(
+                folder / "head.txt",
+                environment,
+                *("--head", "--port", str(port), "--num-cpus", "1", "--dashboard-port", str(dashboard)),
+                *("--ray-client-server-port", str(free_port()), "--temp-dir", "/tmp/ray-pipeline-test"),
+            )
+        )
+        wait_for("the head", lambda: "Ray runtime started" in (folder / "head.txt").read_text(), 60)
+        # Spark's executor wants two CPUs, which only the second node has
+        nodes.append(starting(folder / "worker.txt", environment, "--address", f"127.0.0.1:{port}", "--num-cpus", "3"))
+        wait_for("the second node", lambda: "Ray runtime started" in (folder / "worker.txt").read_text(), 60)
+        yield Cluster(f"http://127.0.0.1:{dashboard}", environment)
+    finally:
+        for node in reversed(nodes):
+            node.send_signal(signal.SIGTERM)
+            node.wait(60)
+
+
+def submit(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [_BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--", *arguments],
+        cwd=_ROOT / "deploy",
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_pipeline_runs_as_a_ray_job_on_two_nodes(cluster: Cluster, broker: str, tmp_path: Path) -> None:
+    names = {"ratings": "job2.ratings", "metrics": "job2.metrics", "progress": "job2.progress", "job": "job2.job"}
+    topics = [part for name, topic in names.items() for part in (f"--{name}-topic", topic)]
+    summary = tmp_path / "summary.json"
+    done = submit(
+        cluster,
+        *("ray-pipeline", "run", "--duration", "15", "--rate", "400", "--bootstrap-servers", broker),
+        *("--actors", "4", "--ui-port", "0", "--api-port", "0", "--state-dir", str(tmp_path), *topics),
+        *("--summary-json", str(summary)),
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "succeeded" in output and "Summary" in output
+    found = json.loads(summary.read_text())
+    assert found["requested"] == found["delivered"] == found["counted"] == 6000
+    assert count_records(broker, names["ratings"]).total == 6000
+    actors = read_compacted(broker, names["progress"])["generator"]["actors"]
+    nodes = {actor["node"] for actor in actors}
+    assert len(nodes) == 2, "the actors share one node"
+
+
+def test_a_cluster_that_is_too_small_is_said_at_once(cluster: Cluster, broker: str, tmp_path: Path) -> None:
+    done = submit(
+        cluster,
+        *("ray-pipeline", "run", "--ratings", "5", "--executors", "9", "--bootstrap-servers", broker),
+        *("--ui-port", "0", "--api-port", "0", "--state-dir", str(tmp_path)),
+    )
+    assert done.returncode != 0
+    assert re.search(r"has [\d.]+ CPUs free, the pipeline needs", done.stdout + done.stderr)
+
+
+def test_the_cluster_file_is_valid_and_sets_up_every_node() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((_ROOT / "cluster.yaml").read_text())
+    assert "available_node_types" not in config
+    validate_config(prepare_config(config))
+    setup = "\n".join(config["setup_commands"])
+    assert "openjdk-17" in setup and "make install" in setup
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert any("ray start" in c for c in config[commands])
