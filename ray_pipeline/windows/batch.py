@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from pyspark.sql import functions as F
@@ -25,13 +26,15 @@ def report(spark: Any, settings: Settings, bootstrap: str) -> dict[str, Any]:
         bootstrap: brokers, HOST:PORT[,…].
 
     Returns:
-        ``total``, ``rejected``, ``histogram`` [{rating, count}], ``top_movies`` [{period_start, rank, movieId, title, count,
+        ``pool``, ``started_ms`` and ``ended_ms`` (epoch milliseconds), ``total``, ``rejected``, ``histogram`` [{rating, count}], ``top_movies`` [{period_start, rank, movieId, title, count,
         avg_rating}], ``genres`` [{genre, count, avg_rating}].
     """
     spark.sparkContext.setLocalProperty("spark.scheduler.pool", POOL)
     try:
         pool = spark.sparkContext.getLocalProperty("spark.scheduler.pool")
-        return {"pool": pool, **_report(spark, settings, bootstrap)}
+        started_ms = time.time_ns() // 1_000_000
+        found = _report(spark, settings, bootstrap)
+        return {"pool": pool, "started_ms": started_ms, "ended_ms": time.time_ns() // 1_000_000, **found}
     finally:
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", None)
 

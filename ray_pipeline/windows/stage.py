@@ -90,7 +90,7 @@ class WindowStage:
             ProcessingError: the query did not start.
         """
         self._check_marker(self.start_session(), self._settings.checkpoint_uri)
-        self._start_query()
+        self.start_query()
         assert self._sink is not None
         totals = self._sink.totals()
         self._restored = {f"restored_{name}": totals[name] for name in ("batch", "counted", "late_dropped", "rejected")}
@@ -116,6 +116,51 @@ class WindowStage:
             return self._owner.start()
         except SparkCompatError as error:
             raise EnvironmentProblem(problem=error.problem, fix=error.fix) from error
+
+    def start_query(self) -> None:
+        """Start the query on the session, from its checkpoint when there is one."""
+        assert self._owner is not None
+        spark, settings = self._owner.session, self._settings
+        checkpoint = settings.checkpoint_uri
+        sink = BatchSink(
+            settings,
+            self._bootstrap,
+            Collector(load_catalogue(settings), self._specs, settings.top_n),
+            self._specs,
+            self._clock,
+            lambda: self._progress().watermark_ms or 0,
+            self._read_rejects,
+            self._job_record,
+        )
+        self._restore(spark, checkpoint, sink)
+        self._sink = sink
+        raw = (
+            spark.readStream.format("kafka")
+            .option("kafka.bootstrap.servers", self._bootstrap)
+            .option("subscribe", settings.ratings_topic)
+            .option("startingOffsets", "earliest")
+            .option("failOnDataLoss", "true")
+            .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))
+            .option("kafka.isolation.level", "read_committed")
+            .option("kafka.fetch.max.wait.ms", "10")
+            .load()
+        )
+        groups = aggregate(parse(raw), self._specs, round(settings.watermark_s * 1000))
+        writer = (
+            groups.writeStream.queryName(QUERY)
+            .outputMode("update")
+            .option("checkpointLocation", checkpoint)
+            .foreachBatch(sink)
+        )
+        if settings.trigger_interval_ms:
+            writer = writer.trigger(processingTime=f"{settings.trigger_interval_ms} milliseconds")
+        # the pool is a property of the thread that starts the query
+        spark.sparkContext.setLocalProperty("spark.scheduler.pool", POOL)
+        try:
+            self._query = writer.start()
+        finally:
+            spark.sparkContext.setLocalProperty("spark.scheduler.pool", None)
+        self._state, self._reason = "running", ""
 
     def drain(self, deadline_s: float) -> bool:
         """Wait until all that is in the ratings topic now has been worked off.
@@ -177,50 +222,6 @@ class WindowStage:
 
     # -- inside
 
-    def _start_query(self) -> None:
-        assert self._owner is not None
-        spark, settings = self._owner.session, self._settings
-        checkpoint = settings.checkpoint_uri
-        sink = BatchSink(
-            settings,
-            self._bootstrap,
-            Collector(load_catalogue(settings), self._specs, settings.top_n),
-            self._specs,
-            self._clock,
-            lambda: self._progress().watermark_ms or 0,
-            self._read_rejects,
-            self._job_record,
-        )
-        self._restore(spark, checkpoint, sink)
-        self._sink = sink
-        raw = (
-            spark.readStream.format("kafka")
-            .option("kafka.bootstrap.servers", self._bootstrap)
-            .option("subscribe", settings.ratings_topic)
-            .option("startingOffsets", "earliest")
-            .option("failOnDataLoss", "true")
-            .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))
-            .option("kafka.isolation.level", "read_committed")
-            .option("kafka.fetch.max.wait.ms", "10")
-            .load()
-        )
-        groups = aggregate(parse(raw), self._specs, round(settings.watermark_s * 1000))
-        writer = (
-            groups.writeStream.queryName(QUERY)
-            .outputMode("update")
-            .option("checkpointLocation", checkpoint)
-            .foreachBatch(sink)
-        )
-        if settings.trigger_interval_ms:
-            writer = writer.trigger(processingTime=f"{settings.trigger_interval_ms} milliseconds")
-        # the pool is a property of the thread that starts the query
-        spark.sparkContext.setLocalProperty("spark.scheduler.pool", POOL)
-        try:
-            self._query = writer.start()
-        finally:
-            spark.sparkContext.setLocalProperty("spark.scheduler.pool", None)
-        self._state, self._reason = "running", ""
-
     def _progress(self) -> BatchProgress:
         return read_progress(self._query) if self._query is not None else BatchProgress()
 
@@ -272,7 +273,7 @@ class WindowStage:
         self._query_restarts += 1
         if not self._clock.wait(self._end, self._policy.backoff_s):
             try:
-                self._start_query()
+                self.start_query()
             except Exception as error:  # noqa: BLE001 - the next beat tries again, and the policy ends it
                 _log.warning("the streaming query did not start again: %s", error)
 

@@ -1,0 +1,102 @@
+"""What the benchmarks share: a broker, a pipeline, child processes with their CPU time, and the results file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ray_pipeline.kafka.broker import EmbeddedBroker
+
+BIN = Path(sys.executable).parent
+RESULTS = Path(__file__).parent / "results"
+
+
+@contextlib.contextmanager
+def embedded_broker() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        broker = EmbeddedBroker(Path(folder))
+        broker.start()
+        try:
+            yield broker.bootstrap_servers
+        finally:
+            broker.stop()
+
+
+@contextlib.contextmanager
+def pipeline(*flags: str) -> Iterator[dict[str, Any]]:
+    """``ray-pipeline run`` with flags; yields its run.json, and ends it in order."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [BIN / "ray-pipeline", "run", "--state-dir", folder, "--api-port", "0", "--ui-port", "0", *flags],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            wait_for(lambda: (Path(folder) / "run.json").is_file() or process.poll() is not None, 180)
+            info: dict[str, Any] = json.loads((Path(folder) / "run.json").read_text())
+            yield {**info, "state_dir": folder}
+        finally:
+            process.terminate()
+            process.wait(180)
+
+
+def wait_for(reached: Callable[[], Any], deadline_s: float) -> Any:
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        found = reached()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise TimeoutError(f"not within {deadline_s} s")
+
+
+def child(command: list[str]) -> tuple[str, float, float]:
+    """Run a command; its output, wall seconds, CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    wall = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def median(rows: list[dict[str, Any]], name: str) -> float:
+    return statistics.median(float(row[name]) for row in rows)
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Print the result and write it down with where it was measured."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    record = {
+        "benchmark": name,
+        "commit": commit,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "cpus": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30),
+            "system": platform.platform(),
+        },
+        "versions": {
+            p: version(p) for p in ("ray-pipeline", "ray", "raydp", "pyspark", "confluent-kafka", "numpy", "pyarrow")
+        },
+        "result": result,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    print(f"written to {path}", flush=True)
