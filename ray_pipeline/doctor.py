@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psutil
 
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import EnvironmentProblem, RayPipelineError
+from ray_pipeline.errors import EnvironmentProblem, RayPipelineError, StateMismatchError
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.topics import partitions_of
 from ray_pipeline.model.catalogue import load_catalogue
@@ -54,6 +54,9 @@ def require(settings: Settings, stages: tuple[str, ...]) -> None:
         export_java_or_fail()
     if "process" in stages:
         _versions_or_fail()
+        wrong = next((f for f in _checkpoint(settings) if f.level == "problem"), None)
+        if wrong is not None:
+            raise StateMismatchError(problem=wrong.detail, fix=wrong.fix)
     if "generate" in stages or "serve" in stages:
         load_catalogue(settings)
     if "serve" in stages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -18,13 +19,15 @@ from ray_pipeline.clock import SystemClock
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, ProcessingError, StageFailedError
+from ray_pipeline.generator.coordination import check_same_stream
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.publish import Publisher
-from ray_pipeline.kafka.read import read_compacted
+from ray_pipeline.kafka.read import newest_of_key, read_compacted
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
 from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.metrics.rate import RateMeter
+from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
 from ray_pipeline.windows.spec import window_specs
 
@@ -332,6 +335,15 @@ class Pipeline:
             self._bootstrap = broker.bootstrap_servers
             self._tell(f"Kafka broker at {self._bootstrap}")
         ensure_topics(settings, self._bootstrap)
+        if "generate" in self.stages:
+            self._check_configuration()
+
+    def _check_configuration(self) -> None:
+        """Refuse a topic that holds another stream, before anything expensive is started."""
+        settings = self.settings
+        value = newest_of_key(self._bootstrap, settings.progress_topic, "run", 30.0)
+        if value is not None:
+            check_same_stream(settings, settings.digest(load_catalogue(settings).digest), json.loads(value)["config"])
 
     def _start_stages(self) -> None:
         from ray_pipeline.cluster.generation import GeneratorStage

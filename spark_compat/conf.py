@@ -33,6 +33,8 @@ def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_parti
             "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
         ),
         "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
+        # counting groups would cost a lookup for every write
+        "spark.sql.streaming.stateStore.rocksdb.trackTotalNumberOfRows": "false",
         "spark.sql.streaming.minBatchesToRetain": "20",
         # adaptive plans cost planning time in every micro-batch and can change nothing in one so small
         "spark.sql.adaptive.enabled": "false",

@@ -22,7 +22,6 @@ class BatchProgress:
         processed_rate: rows per second that were worked off.
         duration_ms: length of the batch.
         durations_ms: by phase.
-        state_rows: groups in the state.
         state_bytes: memory of the state.
         dropped_groups: groups (not rows) dropped as late.
         lag: records that were in Kafka and not in this batch.
@@ -36,7 +35,6 @@ class BatchProgress:
     processed_rate: float = 0.0
     duration_ms: int = 0
     durations_ms: dict[str, int] = field(default_factory=dict)
-    state_rows: int = 0
     state_bytes: int = 0
     dropped_groups: int = 0
     lag: int = 0
@@ -62,7 +60,6 @@ def read_progress(query: Any) -> BatchProgress:
         processed_rate=_number(said.get("processedRowsPerSecond")),
         duration_ms=int(said.get("durationMs", {}).get("triggerExecution", 0)),
         durations_ms={name: int(ms) for name, ms in said.get("durationMs", {}).items()},
-        state_rows=sum(int(s["numRowsTotal"]) for s in states),
         state_bytes=sum(int(s["memoryUsedBytes"]) for s in states),
         dropped_groups=sum(int(s["numRowsDroppedByWatermark"]) for s in states),
         lag=sum(max(0, latest[p] - ends.get(p, 0)) for p in latest),

@@ -149,3 +149,16 @@ PIPELINE_FLAGS: Sequence[str] = (
     "--watermark",
     "20",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cheap ones first; then all that use the one pipeline, in the order they are written, so that it does not run for long."""
+
+    def place(item: pytest.Item) -> int:
+        if "/unit/" in str(item.path):
+            return 0
+        if "/contract/" in str(item.path):
+            return 1
+        return 2 if "pipeline" in getattr(item, "fixturenames", ()) or "urls" in getattr(item, "fixturenames", ()) else 3
+
+    items.sort(key=place)

@@ -12,7 +12,7 @@ from ray_pipeline.errors import ConfigurationError, StateMismatchError
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule, allocate
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport
 
-__all__ = ["Coordinator", "Totals", "change_lead_ms"]
+__all__ = ["Coordinator", "Totals", "change_lead_ms", "check_same_stream"]
 
 change_lead_ms = 200
 """How far ahead of now a rate change takes effect, so that every shard hears of it before it is past."""
@@ -37,6 +37,26 @@ class Totals:
     finished: bool
     failed: str | None
     failures: int
+
+
+def check_same_stream(settings: Settings, config: str, there: str) -> None:
+    """Refuse to go on with a stream of another configuration.
+
+    Args:
+        settings: all settings.
+        config: digest of the event settings and catalogue.
+        there: the digest that a progress record has.
+
+    Raises:
+        StateMismatchError: they differ.
+    """
+    if there != config:
+        raise StateMismatchError(
+            problem=f"topic {settings.ratings_topic} holds ratings of another configuration ({there}, not {config}): "
+            "seed, users, movies or another event setting differs",
+            fix="Give the settings of the first run, another topic or state directory, "
+            "or clear them with: ray-pipeline reset",
+        )
 
 
 class Coordinator:
@@ -195,13 +215,7 @@ class Coordinator:
     def _make_plan(self, progress: list[ShardProgress | None], now_ms: int) -> None:
         known = [p for p in progress if p is not None]
         for p in known:
-            if p.config != self.config:
-                raise StateMismatchError(
-                    problem=f"topic {self._settings.ratings_topic} holds ratings of another configuration "
-                    f"({p.config}, not {self.config}): seed, users, movies or another event setting differs",
-                    fix="Give the settings of the first run, another topic or state directory, "
-                    "or clear them with: ray-pipeline reset",
-                )
+            check_same_stream(self._settings, self.config, p.config)
         rate = 0.0 if self.paused else self.rate
         fixed = self._settings.start_time_ms
         if not known:

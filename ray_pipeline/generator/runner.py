@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 MOST_RATINGS_AT_ONCE = 8192
 _TICK_S = 0.01  # ratings due within a tick go out together: a produce call each would cost more than it gains
+_WORTH_SENDING = 1000
 _LONGEST_WAIT_S = 0.25
 _OPEN_DEADLINE_S = 60.0
 
@@ -286,9 +287,15 @@ class ShardRunner:
                 self._wait(shard, assignment, last_commit_ms if uncommitted else None)
 
     def _wait(self, shard: Shard, assignment: Assignment, last_commit_ms: int | None) -> None:
+        """Sleep until there is something worth doing.
+
+        With ratings waiting for their commit: until the commit, which is when they are seen, or until so many more are due
+        that sending them should not wait for it.
+        """
         now_ms = self._clock.now_ms()
+        ahead = 0 if last_commit_ms is None else _WORTH_SENDING
         with self._lock:
-            next_ms = shard.next_due_ms() - assignment.clock_offset_ms - now_ms
+            next_ms = shard.next_due_ms(ahead) - assignment.clock_offset_ms - now_ms
         wait_s = max(_TICK_S, min(next_ms / 1000.0, _LONGEST_WAIT_S))
         if last_commit_ms is not None:
             wait_s = min(wait_s, max(0.001, (last_commit_ms + self._commit_interval_ms - now_ms) / 1000.0))

@@ -58,9 +58,12 @@ class Shard:
             due = min(due, self.end_index)
         return max(0, due - self.next_index)
 
-    def next_due_ms(self) -> int:
-        """Event time of the next rating, epoch milliseconds; :data:`NEVER_MS` when done or paused."""
-        return NEVER_MS if self.done else int(self._schedule.due_ms(self.next_index, 1)[0])
+    def next_due_ms(self, ahead: int = 0) -> int:
+        """Event time of the next rating, or of one ``ahead``, epoch milliseconds; :data:`NEVER_MS` when done or paused."""
+        index = self.next_index + ahead
+        if self.end_index is not None:
+            index = min(index, self.end_index - 1)
+        return NEVER_MS if self.done else int(self._schedule.due_ms(index, 1)[0])
 
     def behind_ms(self, now_ms: int) -> int:
         """How long the next rating has been due."""

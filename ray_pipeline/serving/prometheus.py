@@ -52,7 +52,6 @@ class _StoreCollector(Collector):
         yield _gauge("lag_records", "records in Kafka that the Spark job has not read", job.get("lag"))
         yield _gauge("batch_duration_seconds", "length of the last micro-batch", _seconds(job.get("batch_duration_ms")))
         yield _gauge("watermark_delay_seconds", "newest event minus watermark", _seconds(job["watermark_delay_ms"]))
-        yield _gauge("state_rows", "groups in the state of the Spark job", job.get("state_rows"))
         yield _gauge("executors", "Spark executors alive", job.get("executors"))
         latency = GaugeMetricFamily(
             "ray_pipeline_latency_seconds", "rating created to window readable, last 30 s", labels=["quantile"]

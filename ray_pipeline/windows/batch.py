@@ -26,8 +26,9 @@ def report(spark: Any, settings: Settings, bootstrap: str) -> dict[str, Any]:
         bootstrap: brokers, HOST:PORT[,…].
 
     Returns:
-        ``pool``, ``started_ms`` and ``ended_ms`` (epoch milliseconds), ``total``, ``rejected``, ``histogram`` [{rating, count}], ``top_movies`` [{period_start, rank, movieId, title, count,
-        avg_rating}], ``genres`` [{genre, count, avg_rating}].
+        ``pool``, ``started_ms`` and ``ended_ms`` (epoch milliseconds), ``total``, ``rejected``,
+        ``histogram`` [{rating, count}], ``top_movies`` [{period_start_ms, rank, movieId, title, count, avg_rating}],
+        ``genres`` [{genre, count, avg_rating}].
     """
     spark.sparkContext.setLocalProperty("spark.scheduler.pool", POOL)
     try:

@@ -144,6 +144,8 @@ class WindowStage:
             .option("kafka.isolation.level", "read_committed")
             .option("kafka.fetch.max.wait.ms", "10")
             .load()
+            # a task a core: more tasks than cores cost a small batch more than its ratings do
+            .coalesce(shuffle_partitions(settings))
         )
         groups = aggregate(parse(raw), self._specs, round(settings.watermark_s * 1000))
         writer = (
@@ -236,7 +238,6 @@ class WindowStage:
             "processed_rate": last.processed_rate,
             "batch_duration_ms": last.duration_ms,
             "durations_ms": last.durations_ms,
-            "state_rows": last.state_rows,
             "state_bytes": last.state_bytes,
             "dropped_groups": last.dropped_groups,
             "lag": last.lag,
