@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from ray_pipeline.errors import BrokerUnavailableError
 
-__all__ = ["check_broker", "make_admin", "make_consumer", "make_producer"]
+__all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "watermark_offsets"]
 
 _log = logging.getLogger("ray_pipeline.kafka.librdkafka")
+
+_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART)
 
 
 def _common(bootstrap: str) -> dict[str, Any]:
@@ -74,6 +77,24 @@ def make_consumer(bootstrap: str, **changes: Any) -> Consumer:
 def make_admin(bootstrap: str) -> AdminClient:
     """An administration client."""
     return AdminClient(_common(bootstrap))
+
+
+def watermark_offsets(consumer: Consumer, topic: str, partition: int, timeout_s: float = 15.0) -> tuple[int, int]:
+    """First offset and end of a partition; waits for a partition that was just made and has no leader yet.
+
+    Raises:
+        KafkaException: not within ``timeout_s`` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
+        except KafkaException as error:
+            if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return low, high
 
 
 def check_broker(bootstrap: str, timeout_s: float = 15.0) -> None:

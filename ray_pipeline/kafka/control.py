@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, TopicPartition
 
 from ray_pipeline.errors import BrokerUnavailableError
-from ray_pipeline.kafka.client import make_consumer, make_producer
+from ray_pipeline.kafka.client import make_consumer, make_producer, watermark_offsets
 
 __all__ = ["COMMANDS", "ControlFeed", "send_command"]
 
@@ -71,7 +71,7 @@ class ControlFeed:
     def __init__(self, bootstrap: str, topic: str) -> None:
         self._consumer: Consumer = make_consumer(bootstrap, auto_offset_reset="error")
         # pinned now: an offset looked up later would skip commands sent in between
-        _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=15)
+        _, end = watermark_offsets(self._consumer, topic, 0)
         self._consumer.assign([TopicPartition(topic, 0, end if end >= 0 else OFFSET_END)])
 
     def poll(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ray_pipeline.errors import BrokerUnavailableError
-from ray_pipeline.kafka.client import make_consumer
+from ray_pipeline.kafka.client import make_consumer, watermark_offsets
 
 __all__ = [
     "LatestRecords",
@@ -127,8 +127,7 @@ def follow(bootstrap: str, topics: list[str], from_beginning: bool, stop: thread
         assigned = []
         for topic in topics:
             for partition in _known_partitions(consumer, topic):
-                place = TopicPartition(topic, partition)
-                low, high = consumer.get_watermark_offsets(place, timeout=15)
+                low, high = watermark_offsets(consumer, topic, partition)
                 assigned.append(TopicPartition(topic, partition, low if from_beginning else high))
         consumer.assign(assigned)
         while not stop.is_set():
@@ -168,7 +167,7 @@ class LatestRecords:
         """
         froms = []
         for p in self._partitions:
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, p), timeout=timeout_s)
+            low, high = watermark_offsets(self._consumer, self._topic, p, timeout_s)
             if high > low:
                 # some offsets are those of transaction markers
                 froms.append(TopicPartition(self._topic, p, max(low, high - 4 * count)))
@@ -223,7 +222,7 @@ def _partitions(bootstrap: str, topic: str) -> dict[int, int]:
     consumer = make_consumer(bootstrap)
     try:
         return {
-            p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=15)[0]
+            p: watermark_offsets(consumer, topic, p)[0]
             for p in _known_partitions(consumer, topic)
         }
     except KafkaException as error:
@@ -243,7 +242,7 @@ def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
     """
     consumer = make_consumer(bootstrap, isolation_level="read_uncommitted")
     try:
-        return {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=15)[1] for p in partitions}
+        return {p: watermark_offsets(consumer, topic, p)[1] for p in partitions}
     finally:
         consumer.close()
 
