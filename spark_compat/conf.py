@@ -8,11 +8,10 @@ from pathlib import Path
 __all__ = ["spark_conf"]
 
 
-# Spark's own archives need no verification of their bytecode; it is a tenth of a start
-_QUICK_START = "-XX:+UseSerialGC -XX:-BytecodeVerificationRemote -XX:TieredStopAtLevel=1"
+_QUICK_START = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 # the second compiler only for what is really hot: else it takes the CPUs from the first batches
 _EXECUTOR = (
-    "-XX:+UseSerialGC -XX:-BytecodeVerificationRemote "
+    "-XX:+UseSerialGC "
     "-XX:Tier4InvocationThreshold=20000 -XX:Tier4CompileThreshold=60000 -XX:Tier4BackEdgeThreshold=160000"
 )
 

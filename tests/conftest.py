@@ -159,6 +159,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             return 0
         if "/contract/" in str(item.path):
             return 1
-        return 2 if "pipeline" in getattr(item, "fixturenames", ()) or "urls" in getattr(item, "fixturenames", ()) else 3
+        return (
+            2 if "pipeline" in getattr(item, "fixturenames", ()) or "urls" in getattr(item, "fixturenames", ()) else 3
+        )
 
     items.sort(key=place)

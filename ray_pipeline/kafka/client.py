@@ -16,7 +16,11 @@ __all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "wate
 
 _log = logging.getLogger("ray_pipeline.kafka.librdkafka")
 
-_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART)
+_NO_LEADER_YET = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
 
 
 def _common(bootstrap: str) -> dict[str, Any]:

@@ -221,10 +221,7 @@ def _partitions(bootstrap: str, topic: str) -> dict[int, int]:
     """Partitions of a topic, each with its first offset."""
     consumer = make_consumer(bootstrap)
     try:
-        return {
-            p: watermark_offsets(consumer, topic, p)[0]
-            for p in _known_partitions(consumer, topic)
-        }
+        return {p: watermark_offsets(consumer, topic, p)[0] for p in _known_partitions(consumer, topic)}
     except KafkaException as error:
         raise BrokerUnavailableError(
             problem=f"topic {topic} at {bootstrap} cannot be read ({error.args[0].str()})",
