@@ -90,6 +90,10 @@ class Settings(BaseSettings):
     progress_topic: str = Field("ratings.progress", description="topic of the shards' progress (compacted)")
     control_topic: str = Field("ratings.control", description="topic of rate changes, pause and resume")
     job_topic: str = Field("metrics.progress", description="topic of the Spark job's progress (compacted)")
+    batches_topic: str = Field("metrics.batches", description="topic of what each micro-batch read")
+    expected_topic: str = Field("metrics.expected", description="topic of what the windows must hold (compacted)")
+    predictions_topic: str = Field("predictions", description="topic of learners' predictions")
+    scores_topic: str = Field("predictions.scores", description="topic of the learners' scores (compacted)")
 
     # -- generator
     actors: int = Field(2, ge=1, le=10_000, description="generator actors; at most one a partition")

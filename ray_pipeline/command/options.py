@@ -44,6 +44,10 @@ _TOPICS = (
     "progress_topic",
     "control_topic",
     "job_topic",
+    "batches_topic",
+    "expected_topic",
+    "predictions_topic",
+    "scores_topic",
     "replication_factor",
 )
 GENERATOR = (

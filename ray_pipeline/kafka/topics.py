@@ -22,6 +22,7 @@ _COMPACT = {
     "min.cleanable.dirty.ratio": "0.1",
 }
 _KEEP = {"cleanup.policy": "delete", "retention.ms": "-1"}
+_KEEP_A_WEEK = {"cleanup.policy": "delete", "retention.ms": "604800000"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,14 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
     return [
         TopicSpec(settings.ratings_topic, settings.partitions, _KEEP),
         TopicSpec(settings.progress_topic, 1, _COMPACT),
-        TopicSpec(settings.control_topic, 1, {"cleanup.policy": "delete", "retention.ms": "604800000"}),
+        TopicSpec(settings.control_topic, 1, _KEEP_A_WEEK),
         TopicSpec(settings.rejected_topic, 1, _COMPACT),
         TopicSpec(settings.metrics_topic, 1, _COMPACT),
         TopicSpec(settings.job_topic, 1, _COMPACT),
+        TopicSpec(settings.batches_topic, 1, _KEEP),
+        TopicSpec(settings.expected_topic, 1, _COMPACT),
+        TopicSpec(settings.predictions_topic, 1, _KEEP_A_WEEK),
+        TopicSpec(settings.scores_topic, 1, _COMPACT),
     ]
 
 

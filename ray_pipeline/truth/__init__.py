@@ -1,0 +1,1 @@
+"""What must be: regenerated ratings, expected windows, verdicts, scores. Pure: no Ray, Spark or Kafka."""

@@ -1,0 +1,96 @@
+"""The stream again, from what the run published of itself: settings, and the plan as each shard lived it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ray_pipeline.config import EVENT_FIELDS, Settings
+from ray_pipeline.delivery.interface import ShardProgress
+from ray_pipeline.errors import StateMismatchError
+from ray_pipeline.events import EventBatch
+from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.model.population import Movies, build_movies, build_user_map, build_users
+from ray_pipeline.model.ratings import ShardModel
+
+__all__ = ["ShardReplay", "build_models", "published_settings"]
+
+
+def published_settings(settings: Settings, run: Mapping[str, Any], catalogue: Catalogue) -> Settings:
+    """One's own settings, with the event settings that a run published.
+
+    Args:
+        settings: one's own.
+        run: record ``run`` of topic ``ratings.progress``.
+        catalogue: the movies at hand.
+
+    Raises:
+        StateMismatchError: the catalogue at hand is not the run's, so that its ratings cannot be made again.
+    """
+    found = settings.model_copy(update={name: run["settings"][name] for name in EVENT_FIELDS})
+    if found.digest(catalogue.digest) != run["config"]:
+        raise StateMismatchError(
+            problem=f"the ratings of run {run['run']} were made with another catalogue ({run['catalogue']}, "
+            f"not {catalogue.digest})",
+            fix="Give the run's own movies.csv with --catalog",
+        )
+    return found
+
+
+def build_models(
+    settings: Settings, catalogue: Catalogue, partitions: Iterable[int], movies: Movies | None = None
+) -> dict[int, ShardModel]:
+    """The models of some shards, by partition.
+
+    Args:
+        settings: the event settings are used.
+        catalogue: the movies.
+        partitions: which shards.
+        movies: all movies, if they are made already.
+    """
+    movies = movies or build_movies(settings, catalogue)
+    user_map = build_user_map(settings)
+    return {p: ShardModel(settings, p, build_users(settings, user_map.users_of(p)), movies) for p in partitions}
+
+
+class ShardReplay:
+    """The ratings of one shard with their times.
+
+    Args:
+        model: draws them.
+        progress: has the plan as the shard lived it.
+    """
+
+    def __init__(self, model: ShardModel, progress: ShardProgress) -> None:
+        self.partition = model.partition
+        self.model = model
+        self.progress = progress
+        self._schedule = ShardSchedule(RatePlan(progress.epochs), progress.share, progress.phase)
+
+    def update(self, progress: ShardProgress) -> None:
+        """Take a newer progress record of the same shard."""
+        if progress.epochs != self.progress.epochs:
+            self._schedule = ShardSchedule(RatePlan(progress.epochs), progress.share, progress.phase)
+        self.progress = progress
+
+    def events(self, first: int, count: int) -> EventBatch:
+        """Ratings ``first … first + count - 1``."""
+        drawn = self.model.draw(first, count)
+        times = self._schedule.due_ms(first, count)
+        return EventBatch(self.partition, first, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times)
+
+    def due_ms(self, index: int) -> int:
+        """Event time of one rating, epoch milliseconds; ``plan.NEVER_MS`` where the plan does not reach it."""
+        return int(self._schedule.due_ms(index, 1)[0])
+
+    def at(self, event_ms: int) -> range:
+        """Indexes of the ratings that are due at an event time, to the millisecond."""
+        # counting and its inverse may differ by one where a rating falls on a millisecond's edge
+        first = max(0, self._schedule.count_due(event_ms - 1) - 2)
+        count = self._schedule.count_due(event_ms + 1) + 2 - first
+        times = self._schedule.due_ms(first, count)
+        start, stop = np.searchsorted(times, event_ms, "left"), np.searchsorted(times, event_ms, "right")
+        return range(first + int(start), first + int(stop))

@@ -1,0 +1,1 @@
+"""Feeds truth from Kafka: the oracle, the audit, the scoreboard."""
