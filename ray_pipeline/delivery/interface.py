@@ -72,12 +72,21 @@ class ShardProgress:
         Raises:
             ValueError: it is no progress record.
         """
+        return cls.from_record(json.loads(value))
+
+    @classmethod
+    def from_record(cls, record: Any) -> ShardProgress:
+        """Take a record's value, read from JSON already.
+
+        Raises:
+            ValueError: it is no progress record.
+        """
         try:
-            fields = json.loads(value)
+            fields = dict(record)
             epochs = tuple(Epoch(int(e["from_ms"]), float(e["rate"])) for e in fields.pop("epochs"))
             return cls(**fields, epochs=epochs)
-        except (KeyError, TypeError) as error:
-            msg = f"not a progress record: {value[:200]!r}"
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"not a progress record: {str(record)[:200]}"
             raise ValueError(msg) from error
 
 

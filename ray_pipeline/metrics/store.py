@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from ray_pipeline.metrics.expected import surplus
 from ray_pipeline.metrics.health import Evidence, Health, assess
 from ray_pipeline.metrics.latency import LatencyMeter
 from ray_pipeline.metrics.rate import RateMeter
-from ray_pipeline.windows.spec import iso_ms
+from ray_pipeline.windows.spec import epoch_ms, iso_ms
 
 __all__ = ["MetricsStore"]
 
@@ -65,7 +64,7 @@ class MetricsStore:
         with self._lock:
             windows = self._windows.setdefault(record["window_type"], _Windows())
             by_start: dict[int, dict[str, Any]] = getattr(windows, record["kind"])
-            by_start[_epoch_ms(record["window_start"])] = record
+            by_start[epoch_ms(record["window_start"])] = record
             most = _TOTALS_KEPT if record["kind"] == "total" else _DETAILS_KEPT
             while len(by_start) > most:
                 del by_start[min(by_start)]
@@ -138,7 +137,7 @@ class MetricsStore:
             newest = max(
                 total
             )  # of a sliding type it has only just begun: the current one ends first of those around it
-            return min(start for start, record in total.items() if _epoch_ms(record["window_end"]) > newest)
+            return min(start for start, record in total.items() if epoch_ms(record["window_end"]) > newest)
 
     def summary(self, now_ms: int) -> dict[str, Any]:
         """Every window type's current window, and how the stages stand."""
@@ -227,7 +226,7 @@ class MetricsStore:
     def _with_final(self, record: dict[str, Any]) -> dict[str, Any]:
         """With ``final``: whether the watermark has passed the window's end, so that it cannot change any more."""
         watermark_ms = self._job.get("watermark_ms")
-        return {**record, "final": bool(watermark_ms and _epoch_ms(record["window_end"]) <= watermark_ms)}
+        return {**record, "final": bool(watermark_ms and epoch_ms(record["window_end"]) <= watermark_ms)}
 
     def _newest_event_ms(self) -> int | None:
         times = [int(p["max_event_ms"]) for p in self._job.get("partitions", {}).values()]
@@ -252,7 +251,3 @@ class MetricsStore:
             self._disagreeing_since_ms = None
         elif self._disagreeing_since_ms is None:
             self._disagreeing_since_ms = now_ms
-
-
-def _epoch_ms(iso: str) -> int:
-    return round(datetime.fromisoformat(iso).timestamp() * 1000)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ray_pipeline.config import EVENT_FIELDS, Settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import StateMismatchError
@@ -86,11 +84,16 @@ class ShardReplay:
         """Event time of one rating, epoch milliseconds; ``plan.NEVER_MS`` where the plan does not reach it."""
         return int(self._schedule.due_ms(index, 1)[0])
 
+    def count_before(self, event_ms: int) -> int:
+        """How many ratings are due before an event time, epoch milliseconds."""
+        near = max(0, self._schedule.count_due(event_ms) - 2)
+        # counting and its inverse may differ by one where a rating falls on a millisecond's edge
+        while near and self.due_ms(near - 1) >= event_ms:
+            near -= 1
+        while self.due_ms(near) < event_ms:
+            near += 1
+        return near
+
     def at(self, event_ms: int) -> range:
         """Indexes of the ratings that are due at an event time, to the millisecond."""
-        # counting and its inverse may differ by one where a rating falls on a millisecond's edge
-        first = max(0, self._schedule.count_due(event_ms - 1) - 2)
-        count = self._schedule.count_due(event_ms + 1) + 2 - first
-        times = self._schedule.due_ms(first, count)
-        start, stop = np.searchsorted(times, event_ms, "left"), np.searchsorted(times, event_ms, "right")
-        return range(first + int(start), first + int(stop))
+        return range(self.count_before(event_ms), self.count_before(event_ms + 1))

@@ -90,10 +90,19 @@ class BatchSink:
         self._publish_rejects(before)
         self._flush()
         watermark_ms = self._watermark_ms()
+        # after the windows: who knows what a micro-batch read can be sure that what it made of it is there
+        self._put(self._settings.batches_topic, str(batch), self._cut(batch, watermark_ms))
         self._collector.close(watermark_ms)
         self.ledger.close(watermark_ms)
         self.batch = batch
         self.publish_job()  # last, so that who reads it can be sure that the windows are there
+
+    def publish_windows(self) -> None:
+        """Publish what the windows are, for those who check them."""
+        settings = self._settings
+        names = ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n", "ratings_topic", "metrics_topic")
+        record = {name: getattr(settings, name) for name in (*names, "batches_topic", "rejected_topic")}
+        self._put(settings.progress_topic, "windows", {**record, "window_types": [s.name for s in self._specs]})
 
     def publish_job(self, **changes: Any) -> None:
         """Publish the job's record.
@@ -126,6 +135,16 @@ class BatchSink:
         self._producer.flush(5.0)
 
     # -- inside
+
+    def _cut(self, batch: int, watermark_ms: int) -> dict[str, Any]:
+        """What had been read at the end of a micro-batch."""
+        totals = self._collector.totals.items()
+        return {
+            "batch": batch,
+            "at_ms": self._clock.now_ms(),
+            "watermark_ms": watermark_ms,
+            "partitions": {str(p): t.as_record() for p, t in sorted(totals)},
+        }
 
     def _publish_rejects(self, before: dict[int, PartitionTotals]) -> None:
         for partition, totals in self._collector.totals.items():

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from ray_pipeline.config import Settings
 
-__all__ = ["WindowSpec", "iso_ms", "window_specs"]
+__all__ = ["WindowSpec", "epoch_ms", "iso_ms", "window_specs"]
 
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000))
 
@@ -51,3 +51,8 @@ def iso_ms(at_ms: int) -> str:
     """ISO-8601 in UTC with milliseconds, such as ``2026-01-31T12:00:00.000Z``."""
     seconds, ms = divmod(at_ms, 1000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
+
+
+def epoch_ms(iso: str) -> int:
+    """Epoch milliseconds of an ISO-8601 time with a zone, such as :func:`iso_ms` writes."""
+    return round(datetime.fromisoformat(iso).timestamp() * 1000)

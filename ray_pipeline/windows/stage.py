@@ -134,6 +134,7 @@ class WindowStage:
         )
         self._restore(spark, checkpoint, sink)
         self._sink = sink
+        sink.publish_windows()
         raw = (
             spark.readStream.format("kafka")
             .option("kafka.bootstrap.servers", self._bootstrap)

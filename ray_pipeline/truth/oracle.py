@@ -1,0 +1,232 @@
+"""What the windows must hold, kept up with the stream: published records in, records of topic ``metrics.expected`` out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from ray_pipeline.config import Settings
+from ray_pipeline.delivery.interface import ShardProgress
+from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.truth.replay import ShardReplay, build_models, published_settings
+from ray_pipeline.truth.windows import Cut, ExpectedWindows, WindowId
+from ray_pipeline.windows.spec import WindowSpec, window_specs
+
+__all__ = ["WINDOW_FIELDS", "Oracle", "expected_key", "published_windows"]
+
+WINDOW_FIELDS = ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n")
+"""The settings that windows are a function of, beside the ratings."""
+
+_REACH_MS = 5_000
+"""How long the shards' progress may lag behind what the job says it has read, before the job's word is doubted."""
+_PUBLISH_MS = 1_000
+_WATCHED_MS = 60_000
+_FINAL_KEPT = 500
+
+
+def expected_key(record: Mapping[str, Any]) -> str:
+    """Key of a window's record in topic ``metrics.expected``."""
+    return f"{record['window_type']}|{record['window_start']}"
+
+
+def published_windows(settings: Settings, record: Mapping[str, Any]) -> Settings:
+    """One's own settings, with the windows that a job published as record ``windows`` of topic ``ratings.progress``."""
+    return settings.model_copy(update={name: record[name] for name in WINDOW_FIELDS})
+
+
+class Oracle:
+    """Turns what shards and job publish into what each window must hold. Pure: a shell feeds it and publishes what it says.
+
+    Args:
+        settings: one's own; events and windows are taken from what the run published.
+        catalogue: the movies.
+        from_ms: windows that end here or before are settled already.
+    """
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, from_ms: int = 0) -> None:
+        self.settings = settings
+        self._catalogue = catalogue
+        self._from_ms = from_ms
+        self._run: dict[str, Any] | None = None
+        self._windows: dict[str, Any] | None = None
+        self._progress: dict[int, ShardProgress] = {}
+        self._replays: dict[int, ShardReplay] = {}
+        self._engine: ExpectedWindows | None = None
+        self._cuts: deque[Cut] = deque()
+        self._waiting_since_ms: int | None = None
+        self._published_ms = 0
+        self._final: dict[WindowId, dict[str, Any]] = {}
+        self._changed: set[WindowId] = set()
+
+    # -- records in
+
+    def progress(self, key: str, record: dict[str, Any]) -> None:
+        """A record of topic ``ratings.progress``.
+
+        Raises:
+            StateMismatchError: the run's catalogue is not the one at hand.
+        """
+        if key == "run":
+            self.settings = published_settings(self.settings, record, self._catalogue)
+            self._run = record
+        elif key == "windows":
+            self.settings = published_windows(self.settings, record)
+            self._windows = record
+        elif key.startswith("shard/"):
+            shard = ShardProgress.from_record(record)
+            self._progress[shard.partition] = shard
+            if shard.partition in self._replays:
+                self._replays[shard.partition].update(shard)
+
+    def cut(self, record: dict[str, Any]) -> None:
+        """A record of topic ``metrics.batches``."""
+        self._cuts.append(Cut.from_record(record))
+
+    # -- records out
+
+    @property
+    def batch(self) -> int:
+        """The micro-batch up to which the windows are known; -1 before the first."""
+        return self._engine.batch if self._engine else -1
+
+    @property
+    def behind(self) -> int:
+        """Micro-batches that wait."""
+        return len(self._cuts)
+
+    def step(self, now_ms: int, most: int = 50) -> list[dict[str, Any]]:
+        """Work off what has come in, at most ``most`` micro-batches.
+
+        Args:
+            now_ms: wall clock, epoch milliseconds.
+            most: bounds the length of one call.
+
+        Returns:
+            Records of topic ``metrics.expected``, in an order in which a successor that reads a part of them can go on.
+        """
+        if self._run is None or self._windows is None:
+            return []
+        records: list[dict[str, Any]] = []
+        for _ in range(most):
+            if not self._cuts or not self._reaches(self._cuts[0], now_ms):
+                break
+            records += self._advance(self._cuts.popleft(), now_ms)
+        if now_ms - self._published_ms >= _PUBLISH_MS:
+            self._published_ms = now_ms
+            records += self._refreshed(now_ms)
+            records += self._open_ones(now_ms)
+        return records
+
+    # -- inside
+
+    def _reaches(self, cut: Cut, now_ms: int) -> bool:
+        """Whether the shards say that they have sent what the job says it has read; or have not said so for too long."""
+        ahead = any(n > self._sent(p) for p, n in cut.read.items())
+        if not ahead:
+            self._waiting_since_ms = None
+            return True
+        if self._waiting_since_ms is None:
+            self._waiting_since_ms = now_ms
+        return now_ms - self._waiting_since_ms > _REACH_MS
+
+    def _sent(self, partition: int) -> int:
+        known = self._progress.get(partition)
+        return known.next_index if known else 0
+
+    def _advance(self, cut: Cut, now_ms: int) -> list[dict[str, Any]]:
+        engine = self._engine
+        if engine is not None and cut.batch <= engine.batch:
+            if all(n >= engine.read.get(p, 0) for p, n in cut.read.items()):
+                return []  # the same micro-batch, run again after a failure
+            engine = None  # another query, from the beginning
+        if engine is None:
+            engine = self._begin()
+        # more than was sent is not ours: it shows as a difference, and where from is another question
+        reached = Cut(cut.batch, {p: min(n, self._sent(p)) for p, n in cut.read.items()})
+        missing = [p for p in reached.read if p not in self._replays and reached.read[p]]
+        if missing:
+            for partition, model in build_models(self.settings, self._catalogue, missing).items():
+                self._replays[partition] = ShardReplay(model, self._progress[partition])
+        engine.advance(reached, self._replays)
+        self._changed.update(engine.changed())
+        records = []
+        for window, record in sorted(engine.close(), key=lambda closed: (closed[0][1], closed[0][0])):
+            self._final[window] = self._finished(window, {**record, "final": True, "final_ms": now_ms}, now_ms)
+            self._changed.discard(window)
+            records.append(self._final[window])
+        while len(self._final) > _FINAL_KEPT:
+            del self._final[min(self._final, key=lambda key: key[1])]
+        return records
+
+    def _begin(self) -> ExpectedWindows:
+        settings = self.settings
+        self._engine = ExpectedWindows(
+            self._catalogue,
+            window_specs(settings),
+            round(settings.watermark_s * 1000),
+            settings.top_n,
+            self._from_ms,
+        )
+        self._final.clear()
+        self._changed.clear()
+        return self._engine
+
+    def _open_ones(self, now_ms: int) -> list[dict[str, Any]]:
+        """The open windows that changed."""
+        if self._engine is None:
+            return []
+        still_open = set(self._engine.open)
+        found = [
+            self._finished(window, {**self._engine.record(window), "final": False, "final_ms": None}, now_ms)
+            for window in sorted(self._changed & still_open)
+        ]
+        self._changed &= self._final.keys()  # what is neither open nor remembered can change no more
+        return found
+
+    def _refreshed(self, now_ms: int) -> list[dict[str, Any]]:
+        """Final windows of which something was left out, or read, since."""
+        if self._engine is None:
+            return []
+        found = []
+        for window, record in self._final.items():
+            if now_ms - record["final_ms"] > _WATCHED_MS and not record["unread"] and window not in self._changed:
+                continue
+            late = self._engine.late.get(window, record["late"])
+            unread = self._unread(window)
+            self._changed.discard(window)
+            if late != record["late"] or unread != record["unread_partitions"]:
+                record.update(
+                    late=late, unread=sum(unread.values()), unread_partitions=unread, updated_ms=now_ms, cut=self.batch
+                )
+                found.append(dict(record))
+        return found
+
+    def _finished(self, window: WindowId, record: dict[str, Any], now_ms: int) -> dict[str, Any]:
+        unread = self._unread(window) if record["final"] else {}
+        return {
+            **record,
+            "unread": sum(unread.values()),
+            "unread_partitions": unread,
+            "cut": self.batch,
+            "updated_ms": now_ms,
+        }
+
+    def _unread(self, window: WindowId) -> dict[str, int]:
+        """Ratings of a window that were sent and that the job has not read, by partition."""
+        assert self._engine is not None
+        spec: WindowSpec = self._engine.specs[window[0]]
+        found = {}
+        for partition, progress in sorted(self._progress.items()):
+            read = self._engine.read.get(partition, 0)
+            if progress.next_index <= read:
+                continue
+            if partition not in self._replays:
+                made = build_models(self.settings, self._catalogue, [partition])
+                self._replays[partition] = ShardReplay(made[partition], progress)
+            replay = self._replays[partition]
+            until = min(progress.next_index, replay.count_before(window[1]))
+            first = max(read, replay.count_before(window[1] - spec.size_ms))
+            if until > first:
+                found[str(partition)] = until - first
+        return found

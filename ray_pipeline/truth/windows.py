@@ -1,0 +1,254 @@
+"""What every window must hold, micro-batch by micro-batch, from regenerated ratings. Shares no code with the Spark job.
+
+The job says of each micro-batch how many ratings of each partition it had read at its end: a :class:`Cut` through the stream. The
+ratings between two cuts are regenerated; which of them are too late for which window follows from the cuts before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.events import HALF_STARS_MAX, EventBatch
+from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.truth.replay import ShardReplay
+from ray_pipeline.windows.spec import WindowSpec, iso_ms
+
+__all__ = ["Cut", "ExpectedWindows", "Watermark", "WindowId"]
+
+WindowId = tuple[int, int]
+"""Position in the window kinds, and end in epoch milliseconds."""
+
+_HALVES = np.arange(1, HALF_STARS_MAX + 1)
+_CLOSED_KEPT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How far the job had read at the end of a micro-batch.
+
+    Attributes:
+        batch: its number.
+        read: valid ratings read of each partition since its first record; a partition that is not named was not read.
+    """
+
+    batch: int
+    read: Mapping[int, int]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Cut:
+        """A record of topic ``metrics.batches``."""
+        return cls(int(record["batch"]), {int(p): int(said["valid"]) for p, said in record["partitions"].items()})
+
+
+@dataclass
+class Watermark:
+    """The watermark of a Spark query, batch by batch.
+
+    A micro-batch is planned with the newest event time of the batches before it, less the delay; it forgets windows that ended by
+    then. What is too late in it is judged by the watermark of the batch before (since Spark 3.4).
+
+    Attributes:
+        delay_ms: how long a window waits.
+        late_ms: windows that end here or before are closed to the current micro-batch; -1 before the first.
+        evict_ms: windows that end here or before are forgotten at the end of the current micro-batch; -1 before the first.
+    """
+
+    delay_ms: int
+    late_ms: int = -1
+    evict_ms: int = -1
+    _newest_ms: int = -1
+
+    def next_batch(self) -> None:
+        """A micro-batch begins."""
+        self.late_ms, self.evict_ms = self.evict_ms, max(self.evict_ms, self._newest_ms - self.delay_ms)
+
+    def saw(self, event_ms: int) -> None:
+        """The current micro-batch holds a rating of this time."""
+        self._newest_ms = max(self._newest_ms, event_ms)
+
+
+@dataclass
+class _Window:
+    """Counts by movie and half stars, one row after another; and of what is not in it."""
+
+    cells: npt.NDArray[np.int32]  # (movies * 10,)
+    by_partition: dict[int, int] = field(default_factory=dict)
+    batch: int = -1
+
+
+class ExpectedWindows:
+    """Keeps what the open windows must hold.
+
+    Args:
+        catalogue: movies and genres.
+        specs: the window kinds.
+        delay_ms: how long a window waits for late ratings, milliseconds.
+        top_n: movies in a window's top-N.
+        from_ms: windows that end here or before are left out; reading may begin that much later.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, specs: tuple[WindowSpec, ...], delay_ms: int, top_n: int, from_ms: int = 0
+    ) -> None:
+        self.batch = -1
+        self.specs = specs
+        self.watermark = Watermark(delay_ms)
+        self.late: dict[WindowId, int] = {}
+        self._catalogue = catalogue
+        self._genres = catalogue.genre_matrix.astype(np.int64)
+        self._top_n = top_n
+        self._from_ms = from_ms
+        self._read: dict[int, int] = {}
+        self._open: dict[WindowId, _Window] = {}
+        self._changed: set[WindowId] = set()
+
+    @property
+    def read(self) -> Mapping[int, int]:
+        """Ratings of each partition up to the last cut."""
+        return self._read
+
+    def advance(self, cut: Cut, replays: Mapping[int, ShardReplay]) -> None:
+        """Take the ratings up to a cut in.
+
+        Args:
+            cut: the next one. Where a partition has no more ratings than before, none are taken.
+            replays: the shards; each must reach the cut.
+        """
+        self.watermark.next_batch()
+        for partition, until in sorted(cut.read.items()):
+            first = self._read.get(partition, 0)
+            if until > first:
+                replay = replays[partition]
+                self.watermark.saw(replay.due_ms(until - 1))
+                self._read[partition] = until
+                for events in _in_pieces(replay, self._wanted_from(replay, first), until):
+                    self._take(events, cut.batch)
+        self.batch = cut.batch
+
+    def changed(self) -> list[WindowId]:
+        """Windows that changed, or of which something came too late, since this was asked last; in order."""
+        found = sorted(self._changed)
+        self._changed.clear()
+        return found
+
+    def close(self) -> list[tuple[WindowId, dict[str, Any]]]:
+        """Forget the windows that the watermark has passed; returns them with their last records, in order."""
+        over = sorted(key for key in self._open if key[1] <= self.watermark.evict_ms)
+        closed = [(key, self.record(key)) for key in over]
+        for key in over:
+            del self._open[key]
+        return closed
+
+    @property
+    def open(self) -> list[WindowId]:
+        """The open windows, in order."""
+        return sorted(self._open)
+
+    def record(self, window: WindowId) -> dict[str, Any]:
+        """What an open window must hold, in the words of topic ``metrics.expected``."""
+        kind, end_ms = window
+        spec, state = self.specs[kind], self._open[window]
+        cells = state.cells.reshape(-1, HALF_STARS_MAX)
+        histogram = cells.sum(axis=0, dtype=np.int64)
+        count, half_sum = cells.sum(axis=1, dtype=np.int64), cells @ _HALVES
+        total = int(histogram.sum())
+        return {
+            "window_start": iso_ms(end_ms - spec.size_ms),
+            "window_end": iso_ms(end_ms),
+            "window_type": spec.name,
+            "count": total,
+            "avg_rating": _mean(int(histogram @ _HALVES), total),
+            "p50": _percentile(histogram, 50),
+            "p95": _percentile(histogram, 95),
+            "histogram": histogram.tolist(),
+            "movies": self._top(count, half_sum),
+            "genres": self._by_genre(count, half_sum),
+            "partitions": {str(p): n for p, n in sorted(state.by_partition.items())},
+            "late": self.late.get(window, 0),
+            "batch": state.batch,
+        }
+
+    # -- inside
+
+    def _wanted_from(self, replay: ShardReplay, first: int) -> int:
+        """The first rating that falls into a window that is not left out."""
+        longest_ms = max(spec.size_ms for spec in self.specs)
+        return first if self._from_ms == 0 else max(first, replay.count_before(self._from_ms - longest_ms))
+
+    def _take(self, events: EventBatch, batch: int) -> None:
+        movies = self._catalogue.index_of(events.movie_ids)
+        cells = movies * HALF_STARS_MAX + (events.half_stars.astype(np.int64) - 1)
+        for kind, spec in enumerate(self.specs):
+            newest_end = events.timestamps_ms - events.timestamps_ms % spec.slide_ms + spec.size_ms
+            # times do not decrease within a shard, so the ratings of one slide lie together
+            starts = np.flatnonzero(np.diff(newest_end, prepend=-1)).tolist()
+            for lo, hi in zip(starts, [*starts[1:], len(events)], strict=True):
+                end_ms = int(newest_end[lo])
+                for back in range(0, spec.size_ms, spec.slide_ms):
+                    self._add((kind, end_ms - back), cells[lo:hi], events.partition, batch)
+
+    def _add(self, window: WindowId, cells: npt.NDArray[np.int64], partition: int, batch: int) -> None:
+        if window[1] <= self._from_ms:
+            return
+        self._changed.add(window)
+        if window[1] <= self.watermark.late_ms:
+            self.late[window] = self.late.get(window, 0) + len(cells)
+            while len(self.late) > _CLOSED_KEPT:
+                del self.late[min(self.late, key=lambda key: key[1])]
+            return
+        state = self._open.get(window)
+        if state is None:
+            state = self._open[window] = _Window(np.zeros(len(self._catalogue) * HALF_STARS_MAX, np.int32))
+        np.add.at(state.cells, cells, 1)
+        state.by_partition[partition] = state.by_partition.get(partition, 0) + len(cells)
+        state.batch = batch
+
+    def _top(self, count: npt.NDArray[np.int64], half_sum: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+        rated = np.flatnonzero(count)
+        order = rated[np.lexsort((self._catalogue.movie_ids[rated], -count[rated]))][: self._top_n]
+        return [
+            {
+                "movieId": int(self._catalogue.movie_ids[i]),
+                "count": int(count[i]),
+                "avg_rating": _mean(int(half_sum[i]), int(count[i])),
+            }
+            for i in order.tolist()
+        ]
+
+    def _by_genre(self, count: npt.NDArray[np.int64], half_sum: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+        rated = np.flatnonzero(count)
+        of_genre = self._genres[rated].T
+        rows = [
+            {"genre": name, "count": n, "avg_rating": _mean(halves, n)}
+            for name, n, halves in zip(
+                self._catalogue.genre_names,
+                (of_genre @ count[rated]).tolist(),
+                (of_genre @ half_sum[rated]).tolist(),
+                strict=True,
+            )
+            if n
+        ]
+        return sorted(rows, key=lambda row: (-row["count"], row["genre"]))
+
+
+def _in_pieces(replay: ShardReplay, first: int, until: int, most: int = 1 << 17) -> Iterable[EventBatch]:
+    for start in range(first, until, most):
+        yield replay.events(start, min(most, until - start))
+
+
+def _mean(half_sum: int, count: int) -> float | None:
+    return round(half_sum / (2 * count), 6) if count else None
+
+
+def _percentile(histogram: npt.NDArray[np.int64], per_cent: int) -> float | None:
+    """Nearest rank: the rating at place ceil(per_cent / 100 · n) in ascending order, stars."""
+    total = int(histogram.sum())
+    if not total:
+        return None
+    place = -(-per_cent * total // 100)
+    return int(np.searchsorted(np.cumsum(histogram), place) + 1) / 2

@@ -1,0 +1,164 @@
+"""The oracle's stage: reads what shards and job publish, and publishes what the windows must hold."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from typing import Any
+
+from confluent_kafka import KafkaException
+
+from ray_pipeline.clock import Clock, SystemClock
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError
+from ray_pipeline.kafka.client import make_producer
+from ray_pipeline.kafka.read import Record, follow, read_compacted
+from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.restart import Decision, RestartPolicy
+from ray_pipeline.truth.oracle import Oracle, expected_key
+from ray_pipeline.windows.spec import epoch_ms
+
+__all__ = ["OracleStage"]
+
+_log = logging.getLogger(__name__)
+
+_FLUSH_DEADLINE_S = 30.0
+_STATUS_MS = 1_000
+_MOST_WAITING = 1_000
+
+
+class OracleStage:
+    """Runs an :class:`Oracle` on a thread of its own; begins again where it was when Kafka went away.
+
+    Args:
+        settings: all settings.
+        bootstrap: brokers, HOST:PORT[,…].
+        clock: tells the time.
+        policy: decides whether to go on after a failure.
+    """
+
+    def __init__(
+        self, settings: Settings, bootstrap: str, clock: Clock | None = None, policy: RestartPolicy | None = None
+    ) -> None:
+        self._settings = settings
+        self._bootstrap = bootstrap
+        self._clock = clock or SystemClock()
+        self._policy = policy or RestartPolicy()
+        self._oracle: Oracle | None = None
+        self._state, self._reason = "starting", ""
+        self._restarts = 0
+        self._status_ms = 0
+        self._failed: list[str] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="oracle", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow; returns at once."""
+        load_catalogue(self._settings)
+        self._thread.start()
+
+    def stop(self, deadline_s: float = 30.0) -> None:
+        """Work off what is there, and end."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join(deadline_s)
+
+    def status(self) -> dict[str, Any]:
+        """State, reason, and how far it is; returns at once."""
+        oracle = self._oracle
+        return {
+            "state": self._state,
+            "reason": self._reason,
+            "batch": oracle.batch if oracle else -1,
+            "behind": oracle.behind if oracle else 0,
+            "restarts": self._restarts,
+        }
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._session()
+                self._state = "stopped"
+                return
+            except (KafkaException, BrokerUnavailableError, BufferError) as error:
+                _log.warning("the oracle lost Kafka: %s", error)
+                self._reason = str(error)
+                if self._policy.failed(self._clock.now_ms()) is Decision.GIVE_UP:
+                    self._state = "failed"
+                    return
+                self._restarts += 1
+                if self._clock.wait(self._end, self._policy.backoff_s):
+                    self._state = "stopped"
+                    return
+            except RayPipelineError as error:
+                self._state, self._reason = "failed", str(error)
+                return
+            except Exception as error:  # noqa: BLE001 - the thread's last line: reported, and shown as failed
+                _log.exception("the oracle failed")
+                self._state, self._reason = "failed", f"{type(error).__name__}: {error}"
+                return
+
+    def _session(self) -> None:
+        settings = self._settings
+        settled_ms = self._settled_ms()
+        oracle = self._oracle = Oracle(settings, load_catalogue(settings), settled_ms)
+        producer = make_producer(self._bootstrap, on_delivery=self._delivered)
+        self._state, self._reason = "running", ""
+        for records in follow(self._bootstrap, [settings.progress_topic, settings.batches_topic], True, self._end):
+            for record in records:
+                self._take(oracle, record)
+            self._work(oracle, producer)
+            while oracle.behind > _MOST_WAITING and self._work(oracle, producer):
+                continue  # what waits is bounded: no more is read until it is worked off
+        while oracle.behind and self._work(oracle, producer):
+            continue
+        self._publish(producer, "oracle", {**self.status(), "state": "stopped", "updated_ms": self._clock.now_ms()})
+        producer.flush(5.0)
+
+    def _take(self, oracle: Oracle, record: Record) -> None:
+        if record.key is None or record.value is None:
+            return
+        value = json.loads(record.value)
+        if record.topic == self._settings.batches_topic:
+            oracle.cut(value)
+        else:
+            oracle.progress(record.key, value)
+
+    def _work(self, oracle: Oracle, producer: Any) -> bool:
+        """One step; whether anything came of it."""
+        now_ms, before = self._clock.now_ms(), oracle.behind
+        for record in oracle.step(now_ms):
+            self._publish(producer, expected_key(record), record)
+        if now_ms - self._status_ms >= _STATUS_MS:
+            self._status_ms = now_ms
+            self._publish(producer, "oracle", {**self.status(), "updated_ms": now_ms})
+        producer.poll(0)
+        if self._failed:
+            raise BrokerUnavailableError(problem=f"expected windows could not be published: {self._failed.pop()}")
+        return oracle.behind < before
+
+    def _publish(self, producer: Any, key: str, record: dict[str, Any]) -> None:
+        data = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
+        try:
+            producer.produce(self._settings.expected_topic, key=key.encode(), value=data)
+        except BufferError:
+            if producer.flush(_FLUSH_DEADLINE_S):
+                raise
+            producer.produce(self._settings.expected_topic, key=key.encode(), value=data)
+
+    def _delivered(self, error: Any, _message: Any) -> None:
+        if error is not None:
+            self._failed.append(error.str())
+
+    def _settled_ms(self) -> int:
+        """Up to which window end a predecessor has published what can change no more; 0 = nothing."""
+        known = read_compacted(self._bootstrap, self._settings.expected_topic)
+        final = [r for key, r in known.items() if key != "oracle" and r["final"]]
+        if not final:
+            return 0
+        # they are published in order of their ends: the last end may be incomplete
+        newest = max(epoch_ms(r["window_end"]) for r in final) - 1
+        return min([newest, *(epoch_ms(r["window_end"]) - 1 for r in final if r["unread"])])
