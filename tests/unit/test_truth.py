@@ -210,10 +210,7 @@ def test_what_was_sent_and_not_read_of_a_final_window_is_named() -> None:
     final = [r for r in found.values() if r["final"] and r["window_type"] == "tumbling_10s"]
     assert final and all(set(r["unread_partitions"]) == {"2"} and r["unread"] > 0 for r in final)
     oracle.cut(batch_record(Cut(3, {0: 900, 1: 540, 2: 360})))  # and now it is: too late
-    oracle.step(START_MS + 42_000)
-    oracle.cut(batch_record(Cut(4, {0: 900, 1: 540, 2: 360})))
-    later = newest(oracle.step(START_MS + 44_000))
-    window = later.get(expected_key(final[0])) or newest(oracle.step(START_MS + 46_000))[expected_key(final[0])]
+    window = newest(oracle.step(START_MS + 42_000))[expected_key(final[0])]
     assert (window["unread"], window["late"]) == (0, final[0]["unread"])
 
 
@@ -324,9 +321,7 @@ def test_known_ways_to_be_wrong_are_recognised() -> None:
 
     assert said(count=5, histogram=EXPECTED["histogram"]) == "it holds what tumbling_10s must hold"
     assert said(count=9, histogram=[9] + [0] * 9) == "it spans 20 s instead of 30 s"
-    assert said(count=5, histogram=[5] + [0] * 9) == "partition 0 is not in it" or said(
-        count=5, histogram=[5] + [0] * 9
-    ).startswith("partition")
+    assert said(count=5, histogram=[5] + [0] * 9) == "partition 0 is not in it"
     assert (
         said(histogram=[0, 2, 0, 2, 0, 5, 0, 2, 0, 1])
         == "it holds whole stars only: ratings were read as whole numbers"
