@@ -154,7 +154,7 @@ class Oracle:
         for window, record in sorted(engine.close(), key=lambda closed: (closed[0][1], closed[0][0])):
             self._final[window] = self._finished(window, {**record, "final": True, "final_ms": now_ms}, now_ms)
             self._changed.discard(window)
-            records.append(self._final[window])
+            records.append(dict(self._final[window]))
         while len(self._final) > _FINAL_KEPT:
             del self._final[min(self._final, key=lambda key: key[1])]
         return records
