@@ -16,7 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _command in (running.run, running.broker, running.generate, running.process, running.serve):
+for _command in (running.run, running.broker, running.generate, running.process, running.serve, running.verify):
     app.command(rich_help_panel="Run")(_command)
 for _command in (asking.rate, asking.pause, asking.resume):
     app.command(rich_help_panel="Control a running pipeline")(_command)

@@ -57,7 +57,7 @@ def require(settings: Settings, stages: tuple[str, ...]) -> None:
         wrong = next((f for f in _checkpoint(settings) if f.level == "problem"), None)
         if wrong is not None:
             raise StateMismatchError(problem=wrong.detail, fix=wrong.fix)
-    if "generate" in stages or "serve" in stages:
+    if {"generate", "serve", "verify"} & set(stages):
         load_catalogue(settings)
     if "serve" in stages:
         _ports_or_fail(settings)

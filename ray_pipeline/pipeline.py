@@ -35,10 +35,11 @@ __all__ = ["ALL_STAGES", "Pipeline", "Status", "Summary"]
 
 _log = logging.getLogger(__name__)
 
-ALL_STAGES = ("generate", "process", "serve")
+ALL_STAGES = ("generate", "process", "serve", "verify")
 _START_DEADLINE_S = 180.0
 _WATCH_S = 0.2
 _PUBLISH_S = 2.0
+_VERIFY_DEADLINE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class Pipeline:
         self._generator: Any = None
         self._processing: Any = None
         self._serving: Any = None
+        self._verifying: Any = None
         self._publisher: Publisher | None = None
         self._published_s = 0.0
         self._rate = RateMeter()
@@ -286,7 +288,7 @@ class Pipeline:
 
     def check(self) -> None:
         """Raise what made a stage fail for good, if anything did; publish how the cluster is used."""
-        for stage in (self._broker, self._generator, self._processing, self._serving):
+        for stage in (self._broker, self._generator, self._processing, self._serving, self._verifying):
             if stage is not None:
                 stage.check()
         if self._generator is not None:
@@ -347,7 +349,7 @@ class Pipeline:
 
     def _start_stages(self) -> None:
         from ray_pipeline.cluster.generation import GeneratorStage
-        from ray_pipeline.cluster.stages import build_processing_actor, build_serving_actor
+        from ray_pipeline.cluster.stages import build_processing_actor, build_serving_actor, build_verification_actor
         from ray_pipeline.cluster.supervised import SupervisedActor
 
         settings, bootstrap = self.settings, self._bootstrap
@@ -363,12 +365,18 @@ class Pipeline:
                 "the API server", lambda: build_serving_actor(settings, bootstrap), self._tell
             )
             self._serving.start()
+        if "verify" in self.stages:
+            self._verifying = SupervisedActor(
+                "the oracle", lambda: build_verification_actor(settings, bootstrap), self._tell
+            )
+            self._verifying.start()
         if "generate" in self.stages:
             self._generator = GeneratorStage(settings, bootstrap, on_event=self._tell)
             self._timed("model", self._generator.start)
         waits = {
             "generator": lambda: self._generator and self._generator.wait_until_ready(_START_DEADLINE_S),
             "serving": lambda: self._serving and self._serving.wait_until_up(_START_DEADLINE_S),
+            "oracle": lambda: self._verifying and self._verifying.wait_until_up(_START_DEADLINE_S),
             "spark": lambda: self._processing and self._processing.wait_until_up(_START_DEADLINE_S),
         }
         with ThreadPoolExecutor(len(waits), "start") as pool:
@@ -434,7 +442,9 @@ class Pipeline:
             "updated_ms": self._clock.now_ms(),
             "urls": self.urls,
             "timings": self._timings,
-            "restarts": {s.name: s.restarts for s in (self._processing, self._serving) if s is not None}
+            "restarts": {
+                s.name: s.restarts for s in (self._processing, self._serving, self._verifying) if s is not None
+            }
             | ({"the broker": self._broker.restarts} if self._broker else {}),
             **cluster_usage(self.settings, self.stages, int(job.get("executors", 0))),
         }
@@ -456,6 +466,12 @@ class Pipeline:
                 self._processing.call("stop", timeout_s=deadline_s)
             except StageFailedError as error:
                 self._tell(f"{error}; its state is in the checkpoint")
+        if self._verifying is not None:
+            self._verifying.stop_watching()
+            try:
+                self._verifying.call("stop", _VERIFY_DEADLINE_S, timeout_s=_VERIFY_DEADLINE_S + 10)
+            except StageFailedError as error:
+                self._tell(f"{error}; the next run goes on with it")
 
     def _drain(self) -> None:
         """Until Spark has read all; gives up when it makes no progress for the stop timeout."""
@@ -524,9 +540,10 @@ class Pipeline:
             except StageFailedError as error:
                 _log.info("%s", error)
             self._serving.kill()
-        if self._processing is not None:
-            self._processing.kill()
-        self._generator = self._processing = self._serving = None
+        for stage in (self._processing, self._verifying):
+            if stage is not None:
+                stage.kill()
+        self._generator = self._processing = self._serving = self._verifying = None
         if self._ray is not None:
             self._ray.stop()
             self._ray = None

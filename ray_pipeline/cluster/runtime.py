@@ -15,11 +15,21 @@ from ray_pipeline.errors import EnvironmentProblem
 
 ray: Any = _untyped_ray  # much of it has no types
 
-__all__ = ["NAMESPACE", "SERVING_CPUS", "SPARK_DRIVER_CPUS", "CpuBudget", "RayRuntime", "cluster_usage", "cpu_budget"]
+__all__ = [
+    "NAMESPACE",
+    "SERVING_CPUS",
+    "SPARK_DRIVER_CPUS",
+    "VERIFY_CPUS",
+    "CpuBudget",
+    "RayRuntime",
+    "cluster_usage",
+    "cpu_budget",
+]
 
 NAMESPACE = "ray-pipeline"
 SPARK_DRIVER_CPUS = 0.5
 SERVING_CPUS = 0.25
+VERIFY_CPUS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +40,21 @@ class CpuBudget:
     spark_driver: float
     executors: float
     serving: float
+    verify: float
 
     @property
     def total(self) -> float:
         """All of them."""
-        return self.generator + self.spark_driver + self.executors + self.serving
+        return self.generator + self.spark_driver + self.executors + self.serving + self.verify
 
     def __str__(self) -> str:
         return (
             f"{self.total:g} CPUs (generator {self.generator:g}, Spark driver {self.spark_driver:g}, "
-            f"executors {self.executors:g}, API {self.serving:g})"
+            f"executors {self.executors:g}, API {self.serving:g}, oracle {self.verify:g})"
         )
 
 
-def cpu_budget(settings: Settings, stages: tuple[str, ...] = ("generate", "process", "serve")) -> CpuBudget:
+def cpu_budget(settings: Settings, stages: tuple[str, ...] = ("generate", "process", "serve", "verify")) -> CpuBudget:
     """What the stages need."""
     process = "process" in stages
     return CpuBudget(
@@ -51,6 +62,7 @@ def cpu_budget(settings: Settings, stages: tuple[str, ...] = ("generate", "proce
         spark_driver=SPARK_DRIVER_CPUS if process else 0.0,
         executors=float(settings.executors * settings.executor_cores) if process else 0.0,
         serving=SERVING_CPUS if "serve" in stages else 0.0,
+        verify=VERIFY_CPUS if "verify" in stages else 0.0,
     )
 
 
@@ -63,6 +75,7 @@ def cluster_usage(settings: Settings, stages: tuple[str, ...], executors: int) -
         ("Spark driver", budget.spark_driver, 1),
         ("Spark executors", float(executors * settings.executor_cores), executors),
         ("API and dashboard", budget.serving, 1),
+        ("oracle", budget.verify, 1),
     ]
     return {
         "cluster": {
@@ -87,7 +100,9 @@ class RayRuntime:
         stages: which stages will run.
     """
 
-    def __init__(self, settings: Settings, stages: tuple[str, ...] = ("generate", "process", "serve")) -> None:
+    def __init__(
+        self, settings: Settings, stages: tuple[str, ...] = ("generate", "process", "serve", "verify")
+    ) -> None:
         self._settings = settings
         self._budget = cpu_budget(settings, stages)
         self.local = settings.ray_address is None and "RAY_ADDRESS" not in os.environ

@@ -8,12 +8,12 @@ from typing import Any
 import ray as _untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_pipeline.cluster.runtime import SERVING_CPUS, SPARK_DRIVER_CPUS
+from ray_pipeline.cluster.runtime import SERVING_CPUS, SPARK_DRIVER_CPUS, VERIFY_CPUS
 from ray_pipeline.config import Settings
 
 ray: Any = _untyped_ray  # its types know fewer options than it does
 
-__all__ = ["PROCESSING_ACTOR", "build_processing_actor", "build_serving_actor"]
+__all__ = ["PROCESSING_ACTOR", "build_processing_actor", "build_serving_actor", "build_verification_actor"]
 
 PROCESSING_ACTOR = "ray-pipeline-processing"
 """Prefix of the name of the actor that holds the Spark driver; the run's state directory follows as a digest."""
@@ -73,6 +73,24 @@ class _ServingActor:
         self._stage.stop(deadline_s)
 
 
+class _VerificationActor:
+    """Holds what checks the pipeline."""
+
+    def __init__(self, settings: Settings, bootstrap: str) -> None:
+        from ray_pipeline.verification.stage import VerificationStage
+
+        self._stage = VerificationStage(settings, bootstrap)
+
+    def start(self) -> None:
+        self._stage.start()
+
+    def status(self) -> dict[str, Any]:
+        return {**self._stage.status(), "pid": os.getpid()}
+
+    def stop(self, deadline_s: float) -> None:
+        self._stage.stop(deadline_s)
+
+
 def build_processing_actor(settings: Settings, bootstrap: str, name: str) -> Any:
     """Make the actor that holds the Spark driver; its ``start`` brings Spark up on this Ray cluster."""
     return (
@@ -87,6 +105,16 @@ def build_serving_actor(settings: Settings, bootstrap: str) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
         ray.remote(num_cpus=SERVING_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_ServingActor)
+        .options(scheduling_strategy=here)
+        .remote(settings, bootstrap)
+    )
+
+
+def build_verification_actor(settings: Settings, bootstrap: str) -> Any:
+    """Make the actor that checks the pipeline; on this node where there is room, so as not to split a node that Spark needs."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return (
+        ray.remote(num_cpus=VERIFY_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_VerificationActor)
         .options(scheduling_strategy=here)
         .remote(settings, bootstrap)
     )

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,14 +32,17 @@ from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.control import send_command
-from ray_pipeline.kafka.read import count_records, newest_of_key, tail
+from ray_pipeline.kafka.read import count_records, newest_of_key, read_compacted, tail
 from ray_pipeline.kafka.topics import delete_topics, partitions_of
+from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.state import active_run, broker_for_reading
+from ray_pipeline.windows.spec import epoch_ms
 
 __all__ = ["batch", "doctor_command", "jobs", "pause", "rate", "reset", "resume", "status", "topics"]
 
 _ANSWER_S = 10.0
 _BATCH_S = 600.0
+_WINDOWS_SHOWN = 8
 
 topics = typer.Typer(no_args_is_help=True, help="Look into topics.")
 jobs = typer.Typer(no_args_is_help=True, help="Pipelines and Spark queries on a Ray cluster.")
@@ -158,21 +162,21 @@ def topics_tail(
 # -- status and jobs
 
 
-@with_settings(*BROKER, "progress_topic", "job_topic")
+@with_settings(*BROKER, "progress_topic", "job_topic", "metrics_topic", "expected_topic")
 def status(settings: Settings, as_json: JSON = False) -> None:
     """Show cluster, who holds it, generator, Spark job and queries of a running pipeline."""
     bootstrap = _running_broker(settings)
-    found = {
+    found: dict[str, Any] = {
         "bootstrap_servers": bootstrap,
         "pipeline": _newest(settings, bootstrap, settings.progress_topic, "pipeline"),
         "generator": _newest(settings, bootstrap, settings.progress_topic, "generator"),
         "job": _newest(settings, bootstrap, settings.job_topic, "job"),
+        "windows": _verdicts(settings, bootstrap),
     }
     if as_json:
         emit_json(found)
         return
     pipeline, generator, job = found["pipeline"], found["generator"], found["job"]
-    assert isinstance(pipeline, dict) and isinstance(generator, dict) and isinstance(job, dict)
     if pipeline:
         cluster = pipeline["cluster"]
         typer.echo(
@@ -192,6 +196,50 @@ def status(settings: Settings, as_json: JSON = False) -> None:
         )
     if job:
         _print_job(job)
+    if found["windows"]:
+        _print_verdicts(found["windows"])
+
+
+def _verdicts(settings: Settings, bootstrap: str) -> dict[str, Any]:
+    """Every window beside what it must hold."""
+    expected = read_compacted(bootstrap, settings.expected_topic)
+    verdicts, now_ms = Verdicts(), time.time_ns() // 1_000_000
+    windows = {key: record for key, record in expected.items() if key != "oracle"}
+    for record in windows.values():
+        verdicts.expect(record)
+    for record in read_compacted(bootstrap, settings.metrics_topic).values():
+        verdicts.actual(record)
+    newest = sorted(windows.values(), key=lambda r: (r["window_start"], r["window_type"]))[-_WINDOWS_SHOWN:]
+    return {
+        **asdict(verdicts.tally(now_ms)),
+        "wrong_windows": verdicts.wrong(now_ms),
+        "newest": [
+            {name: record[name] for name in ("window_type", "window_start")}
+            | verdicts.of(record["window_type"], epoch_ms(record["window_start"]), now_ms)
+            for record in newest
+        ],
+    }
+
+
+def _print_verdicts(windows: dict[str, Any]) -> None:
+    typer.echo(
+        f"Windows: {windows['verified']:,} verified, {windows['pending']:,} pending, {windows['late']:,} late by design, "
+        f"{windows['wrong']:,} wrong"
+    )
+    table = Table("window", "from", "expected", "difference", "verdict", "")
+    for row in windows["newest"]:
+        expected = row["expected"]
+        table.add_row(
+            row["window_type"],
+            row["window_start"],
+            f"{expected['count']:,}" if expected else "–",
+            f"{row['difference']:+,}" if row["difference"] else "0",
+            row["verdict"],
+            row["reason"],
+        )
+    _console.print(table)
+    for row in windows["wrong_windows"]:
+        typer.echo(f"WRONG: {row['window_type']} from {row['window_start']} {row['reason']}")
 
 
 def _print_job(job: dict[str, Any]) -> None:

@@ -18,7 +18,18 @@ import typer
 from ray_pipeline.config import ENVIRONMENT_PREFIX, Settings, flag_of, load_settings
 from ray_pipeline.errors import RayPipelineError
 
-__all__ = ["BROKER", "EVENTS", "GENERATOR", "JSON", "PROCESSOR", "SERVING", "STATE", "emit_json", "with_settings"]
+__all__ = [
+    "BROKER",
+    "EVENTS",
+    "GENERATOR",
+    "JSON",
+    "PROCESSOR",
+    "SERVING",
+    "STATE",
+    "VERIFIER",
+    "emit_json",
+    "with_settings",
+]
 
 STATE = ("state_dir",)
 BROKER = ("bootstrap_servers", "broker_port", *STATE)
@@ -99,6 +110,8 @@ SERVING = (
     "catalog",
     *_TOPICS,
 )
+
+VERIFIER = ("partitions", "movies", "catalog", *_TOPICS)
 
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 

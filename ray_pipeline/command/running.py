@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, with_settings
+from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, VERIFIER, with_settings
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import ConfigurationError
+from ray_pipeline.errors import ConfigurationError, StageFailedError
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.read import follow
@@ -27,7 +27,7 @@ from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status, Summary
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
 from ray_pipeline.windows.spec import window_specs
 
-__all__ = ["broker", "generate", "process", "run", "serve"]
+__all__ = ["broker", "generate", "process", "run", "serve", "verify"]
 
 _STATUS_EVERY_S = 3.0
 _FORCED_EXIT = 130
@@ -114,6 +114,30 @@ def serve(settings: Settings) -> None:
         for name, url in stage.urls().items():
             say(f"{name}: {url}")
         stop.event.wait()
+    finally:
+        stage.stop()
+
+
+@with_settings(*BROKER, *VERIFIER)
+def verify(settings: Settings) -> None:
+    """Run the oracle alone, against any broker, until Ctrl-C: publishes what every window must hold."""
+    from ray_pipeline.verification.stage import VerificationStage
+
+    settings = _with_broker(settings)
+    assert settings.bootstrap_servers is not None
+    stop = StopSignal()
+    stop.install()
+    ensure_topics(settings, settings.bootstrap_servers)
+    stage = VerificationStage(settings, settings.bootstrap_servers)
+    stage.start()
+    stop.started()
+    say("the oracle follows the stream")
+    try:
+        while not stop.event.wait(_STATUS_EVERY_S):
+            status = stage.status()
+            if status["state"] == "failed":
+                raise StageFailedError(problem=f"the oracle failed: {status['reason']}", fix="")
+            say(f"{status['state']} | micro-batch {status['batch']}, {status['behind']} behind")
     finally:
         stage.stop()
 

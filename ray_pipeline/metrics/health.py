@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ray_pipeline.metrics.verdicts import Tally
+
 __all__ = ["Evidence", "Health", "assess"]
 
 _STALE_MS = 10_000
@@ -12,6 +14,7 @@ _DEAD_MS = 60_000
 _BEHIND_S = 5.0
 _LAG_S = 15.0
 _DISAGREE_MS = 10_000
+_ORACLE_BATCHES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Evidence:
         disagreeing_since_ms: since when there are such partitions; None = there are none.
         delivered_rate: ratings per second.
         now_ms: the time.
+        oracle: record ``oracle``; empty before the first.
+        windows: the verdicts on all windows.
     """
 
     kafka_connected: bool
@@ -35,6 +40,8 @@ class Evidence:
     disagreeing_since_ms: int | None
     delivered_rate: float
     now_ms: int
+    oracle: dict[str, Any]
+    windows: Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,9 @@ def assess(evidence: Evidence) -> Health:
         unhealthy.append(f"the Spark job failed: {job.get('reason') or 'no reason given'}")
     if evidence.disagreeing_since_ms is not None and now_ms - evidence.disagreeing_since_ms > _DISAGREE_MS:
         unhealthy.extend(_differences(evidence.surplus))
+    if evidence.windows.wrong:
+        more = f" (and {evidence.windows.wrong - 1:,} more)" if evidence.windows.wrong > 1 else ""
+        unhealthy.append(f"{evidence.windows.first_wrong}{more}")
     stopped = generator.get("state") == "stopped" and job.get("state") == "stopped"
     if job and job.get("state") != "stopped":
         age_ms = now_ms - int(job["updated_ms"])
@@ -80,6 +90,7 @@ def assess(evidence: Evidence) -> Health:
         rate = max(evidence.delivered_rate, 1.0)
         if int(job.get("lag", 0)) / rate > _LAG_S:
             degraded.append(f"the Spark job is {int(job['lag']):,} ratings behind")
+        degraded.extend(_oracle(evidence.oracle, job, now_ms))
     if generator and generator.get("state") not in ("stopped", "failed"):
         age_ms = now_ms - int(generator["updated_ms"])
         if age_ms > _STALE_MS:
@@ -97,6 +108,23 @@ def assess(evidence: Evidence) -> Health:
     if not job or int(job.get("batch", -1)) < 0:
         return Health("starting", ("no data yet", *reasons), stale_since_ms)
     return Health("degraded" if degraded else "healthy", reasons, stale_since_ms)
+
+
+def _oracle(oracle: dict[str, Any], job: dict[str, Any], now_ms: int) -> list[str]:
+    """Why the windows are not, or not up to date, compared with what they must hold."""
+    if int(job.get("batch", -1)) < 0:
+        return []
+    if not oracle:
+        return ["the windows are not verified: no oracle has reported"]
+    if oracle.get("state") == "failed":
+        return [f"the windows are not verified: the oracle failed: {oracle.get('reason') or 'no reason given'}"]
+    age_ms = now_ms - int(oracle["updated_ms"])
+    if oracle.get("state") != "stopped" and age_ms > _STALE_MS:
+        return [f"the oracle has said nothing for {age_ms / 1000:.0f} s"]
+    behind = int(job["batch"]) - int(oracle["batch"])
+    if oracle.get("state") == "stopped":
+        return ["the windows are no longer verified: the oracle has stopped"] if behind > 0 else []
+    return [f"the oracle is {behind:,} micro-batches behind"] if behind > _ORACLE_BATCHES else []
 
 
 def _differences(surplus: dict[int, int]) -> list[str]:

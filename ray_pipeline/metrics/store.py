@@ -11,6 +11,7 @@ from ray_pipeline.metrics.expected import surplus
 from ray_pipeline.metrics.health import Evidence, Health, assess
 from ray_pipeline.metrics.latency import LatencyMeter
 from ray_pipeline.metrics.rate import RateMeter
+from ray_pipeline.metrics.verdicts import Tally, Verdicts
 from ray_pipeline.windows.spec import epoch_ms, iso_ms
 
 __all__ = ["MetricsStore"]
@@ -53,6 +54,8 @@ class MetricsStore:
         self._rated_ms = 0
         self._rate = RateMeter()
         self._latency = LatencyMeter()
+        self._verdicts = Verdicts()
+        self._oracle: dict[str, Any] = {}
         self._rejects: deque[dict[str, Any]] = deque(maxlen=_REJECTS_KEPT)
         self._disagreeing_since_ms: int | None = None
         self._last_window_ms: int | None = None
@@ -69,6 +72,16 @@ class MetricsStore:
             while len(by_start) > most:
                 del by_start[min(by_start)]
             self._last_window_ms = max(self._last_window_ms or 0, int(record["updated_ms"]))
+            self._verdicts.actual(record)
+            self.version += 1
+
+    def expected(self, key: str, record: dict[str, Any]) -> None:
+        """A record of topic ``metrics.expected``."""
+        with self._lock:
+            if key == "oracle":
+                self._oracle = record
+            else:
+                self._verdicts.expect(record)
             self.version += 1
 
     def progress(self, key: str, record: dict[str, Any], now_ms: int) -> None:
@@ -121,6 +134,8 @@ class MetricsStore:
                     self._disagreeing_since_ms,
                     self._rate.rate(now_ms),
                     now_ms,
+                    self._oracle,
+                    self._verdicts.tally(now_ms),
                 )
             )
 
@@ -142,7 +157,7 @@ class MetricsStore:
     def summary(self, now_ms: int) -> dict[str, Any]:
         """Every window type's current window, and how the stages stand."""
         with self._lock:
-            windows = {name: self._current_total(name) for name in self._windows}
+            windows = {name: self._current_total(name, now_ms) for name in self._windows}
             return {
                 "status": "ok" if any(windows.values()) else "no data yet",
                 "last_update": self.last_update(),
@@ -150,6 +165,21 @@ class MetricsStore:
                 "generator": self.generator(now_ms),
                 "job": self.job_status(now_ms),
                 "latency_ms": self.latency_ms(now_ms),
+                "verification": self.verification(now_ms),
+            }
+
+    def verification(self, now_ms: int) -> dict[str, Any]:
+        """How many windows have which verdict, the wrong ones, and how far the oracle is."""
+        with self._lock:
+            tally: Tally = self._verdicts.tally(now_ms)
+            return {
+                "verified": tally.verified,
+                "pending": tally.pending,
+                "late_by_design": tally.late,
+                "wrong": tally.wrong,
+                "first_wrong": tally.first_wrong,
+                "oracle": self._oracle,
+                "wrong_windows": self._verdicts.wrong(now_ms),
             }
 
     def generator(self, now_ms: int) -> dict[str, Any]:
@@ -192,9 +222,17 @@ class MetricsStore:
         return self._detail("genres", window_type, start_ms)
 
     def history(
-        self, window_type: str, from_ms: int | None = None, to_ms: int | None = None, limit: int = _TOTALS_KEPT
+        self,
+        window_type: str,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        limit: int = _TOTALS_KEPT,
+        now_ms: int | None = None,
     ) -> list[dict[str, Any]]:
-        """The last ``limit`` windows that start in ``[from_ms, to_ms)``, oldest first, up to the current one."""
+        """The last ``limit`` windows that start in ``[from_ms, to_ms)``, oldest first, up to the current one.
+
+        With their verdicts when ``now_ms`` (wall clock, epoch milliseconds) is given.
+        """
         with self._lock:
             current = self.current(window_type)
             if current is None:
@@ -203,7 +241,8 @@ class MetricsStore:
             starts = sorted(
                 s for s in total if s <= current and (from_ms is None or s >= from_ms) and (to_ms is None or s < to_ms)
             )
-            return [self._with_final(total[s]) for s in starts[-limit:]]
+            found = [self._with_final(total[s]) for s in starts[-limit:]]
+            return found if now_ms is None else [self._with_verdict(record, now_ms) for record in found]
 
     def rejects(self) -> list[dict[str, Any]]:
         """The last records that were no valid rating, newest first."""
@@ -219,9 +258,14 @@ class MetricsStore:
             record = None if at is None else by_start.get(at)
             return None if record is None else self._with_final(record)
 
-    def _current_total(self, window_type: str) -> dict[str, Any] | None:
+    def _current_total(self, window_type: str, now_ms: int) -> dict[str, Any] | None:
         current = self.current(window_type)
-        return None if current is None else self._with_final(self._windows[window_type].total[current])
+        if current is None:
+            return None
+        return self._with_verdict(self._with_final(self._windows[window_type].total[current]), now_ms)
+
+    def _with_verdict(self, record: dict[str, Any], now_ms: int) -> dict[str, Any]:
+        return {**record, **self._verdicts.of(record["window_type"], epoch_ms(record["window_start"]), now_ms)}
 
     def _with_final(self, record: dict[str, Any]) -> dict[str, Any]:
         """With ``final``: whether the watermark has passed the window's end, so that it cannot change any more."""

@@ -36,7 +36,7 @@ __all__ = ["make_api"]
 
 _NO_DATA = "no data yet"
 _STREAM_S = 1.0
-_CSV_FIELDS = ("window_type", "window_start", "window_end", "count", "avg_rating", "p50", "p95", "final")
+_CSV_FIELDS = ("window_type", "window_start", "window_end", "count", "avg_rating", "p50", "p95", "final", "verdict")
 
 
 class RateChange(BaseModel):
@@ -98,6 +98,11 @@ def make_api(
             "stale_since": None if found.stale_since_ms is None else iso_ms(found.stale_since_ms),
         }
 
+    @app.get("/metrics/verification", tags=["metrics"])
+    def verification() -> dict[str, Any]:
+        """Windows by verdict, expected against actual: how many are verified, pending, late by design, wrong, and which."""
+        return store.verification(clock.now_ms())
+
     @app.get("/metrics/summary", tags=["metrics"])
     def summary() -> dict[str, Any]:
         """The current window of each type, and how generator and Spark job stand."""
@@ -142,7 +147,7 @@ def make_api(
         first, last = _parse_time("from", from_), _parse_time("to", to)
         if first is not None and last is not None and last <= first:
             raise HTTPException(422, "to must be after from")
-        windows = store.history(name, first, last, limit)
+        windows = store.history(name, first, last, limit, clock.now_ms())
         if format == "csv":
             return Response(
                 _as_csv(windows),

@@ -28,6 +28,7 @@ _ENTER = """<script>document.addEventListener("keydown", (event) => {
 _WINDOWS_SHOWN = 120
 _MOVIES_SHOWN = 10
 _RATINGS_SHOWN = 8
+_VERDICTS_SHOWN = 8
 _REFRESH_CHOICES_S = (1.0, 2.0, 5.0)
 _PLOT: dict[str, Any] = {"height": 260, "min_width": 340}
 
@@ -75,6 +76,7 @@ class _Page:
             views.movies(top, titles),
             views.actors(summary["generator"], summary["job"]),
             views.ratings_tail(newest, self._titles),
+            views.windows(store.history(window_type, limit=_VERDICTS_SHOWN, now_ms=now_ms)),
         )
 
     def target_rate(self) -> Any:
@@ -208,6 +210,7 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
         with gr.Column(min_width=360):
             movies = gr.HTML(first[6], elem_id="rp-movies")
         with gr.Column(min_width=360):
+            checked = gr.HTML(first[9], elem_id="rp-windows")
             tail = gr.HTML(first[8], elem_id="rp-tail")
             actors = gr.HTML(first[7], elem_id="rp-actors")
     gr.HTML(
@@ -215,7 +218,7 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
         f'<a href="{api_url}/metrics" target="_blank">Prometheus</a> · '
         f'<a href="{api_url}/metrics/history?format=csv" target="_blank">history as CSV</a></p>'
     )
-    outputs = [head, numbers, count, mean, stars, genres, movies, actors, tail]
+    outputs = [head, numbers, count, mean, stars, genres, movies, actors, tail, checked]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     timer = gr.Timer(settings.refresh_s)
     timer.tick(page.refresh, [window_type], outputs, trigger_mode="once", **quiet)

@@ -81,7 +81,13 @@ class Feed:
 
     def _follow(self) -> None:
         settings = self._settings
-        topics = [settings.progress_topic, settings.metrics_topic, settings.job_topic, settings.rejected_topic]
+        topics = [
+            settings.progress_topic,
+            settings.metrics_topic,
+            settings.job_topic,
+            settings.expected_topic,
+            settings.rejected_topic,
+        ]
         while not self._end.is_set():
             try:
                 for records in follow(self._bootstrap, topics, True, self._end):
@@ -103,6 +109,8 @@ class Feed:
                 self._store.progress(record.key, value, now_ms)
             elif record.topic == settings.job_topic:
                 self._store.job(value, now_ms)
+            elif record.topic == settings.expected_topic:
+                self._store.expected(record.key, value)
             else:
                 self._store.reject(value)
         except (

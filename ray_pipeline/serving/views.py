@@ -12,14 +12,14 @@ import pandas as pd
 from ray_pipeline.metrics.health import Health
 from ray_pipeline.windows.spec import iso_ms
 
-__all__ = ["actors", "genres", "header", "histogram", "history", "movies", "ratings_tail", "tiles"]
+__all__ = ["actors", "genres", "header", "histogram", "history", "movies", "ratings_tail", "tiles", "windows"]
 
 _NOTHING = '<p class="rp-none">no data yet</p>'
 
 
 def header(health: Health, kafka_connected: bool, last_update: str | None, run: str | None) -> str:
     """Name of the run, health with its reason, since when the data are stale."""
-    reason = "; ".join(health.reasons) or "all stages answer, and what was sent is what was counted"
+    reason = "; ".join(health.reasons) or "all stages answer, and every closed window holds what it must"
     stale = ""
     if health.stale_since_ms is not None:
         stale = f'<span class="rp-stale">stale since {escape(_clock(iso_ms(health.stale_since_ms)))} UTC</span>'
@@ -36,6 +36,7 @@ def tiles(summary: dict[str, Any], window_type: str) -> str:
     """The numbers."""
     generator, job, latency = summary["generator"], summary["job"], summary["latency_ms"] or {}
     window = summary["windows"].get(window_type) or {}
+    checked = summary["verification"]
     target = generator.get("plan_rate")
     paused = generator.get("state") == "paused"
     behind = float(generator.get("behind_s") or 0)
@@ -52,6 +53,8 @@ def tiles(summary: dict[str, Any], window_type: str) -> str:
         ("Watermark delay", _number(_seconds(job.get("watermark_delay_ms")), " s"), "behind the newest rating"),
         ("Dropped as late", _number(job.get("late_dropped")), f"{_number(job.get('rejected'))} rejected"),
         ("Counted", _number(job.get("counted")), "in tumbling windows"),
+        ("Windows verified", _number(checked["verified"] + checked["late_by_design"]), _verdicts(checked)),
+        ("Windows wrong", _number(checked["wrong"]), "expected against actual"),
     ]
     cells = "".join(
         f'<div class="rp-tile"><span>{escape(label)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
@@ -116,6 +119,25 @@ def actors(generator: dict[str, Any], job: dict[str, Any]) -> str:
     return _section(title, _table(("partition", "owner", "sent", "read", "restarts"), "".join(rows)))
 
 
+def windows(rows: Sequence[dict[str, Any]]) -> str:
+    """What the newest windows must hold and what they hold, newest first."""
+    title = "Windows: expected against actual"
+    if not rows:
+        return _section(title, _NOTHING)
+    cells = []
+    for row in reversed(rows):
+        expected, difference = row["expected"], row["difference"]
+        word = row["verdict"].split()[0].lower()
+        note = f"<small> {escape(row['reason'])}</small>" if row["reason"] else ""
+        cells.append(
+            f"<tr><td>{escape(_clock(row['window_start']))}</td>"
+            f"<td>{_number(expected['count'] if expected else None)}</td><td>{row['count']:,}</td>"
+            f"<td>{'–' if difference is None else f'{difference:+,}' if difference else '0'}</td>"
+            f'<td><b class="rp-verdict rp-{escape(word)}">{escape(row["verdict"])}</b>{note}</td></tr>'
+        )
+    return _section(title, _table(("from", "expected", "actual", "difference", "verdict"), "".join(cells)))
+
+
 def ratings_tail(values: Iterable[tuple[int, bytes | None]], titles: dict[int, str]) -> str:
     """The newest ratings: partition and value, newest first."""
     rows = []
@@ -149,6 +171,11 @@ def _section(title: str, body: str) -> str:
 def _clock(iso: str) -> str:
     """The time of day of an ISO-8601 time."""
     return iso[11:19]
+
+
+def _verdicts(checked: dict[str, Any]) -> str:
+    late = f", {checked['late_by_design']:,} with late ratings" if checked["late_by_design"] else ""
+    return f"{checked['pending']:,} pending{late}"
 
 
 def _percentiles(window: dict[str, Any]) -> str:

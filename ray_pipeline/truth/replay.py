@@ -16,6 +16,9 @@ from ray_pipeline.model.ratings import ShardModel
 
 __all__ = ["ShardReplay", "build_models", "published_settings"]
 
+_BEYOND = 1_000_000
+"""So many ratings more than a shard says it has sent are still recognised as its own."""
+
 
 def published_settings(settings: Settings, run: Mapping[str, Any], catalogue: Catalogue) -> Settings:
     """One's own settings, with the event settings that a run published.
@@ -95,5 +98,7 @@ class ShardReplay:
         return near
 
     def at(self, event_ms: int) -> range:
-        """Indexes of the ratings that are due at an event time, to the millisecond."""
+        """Indexes of the ratings that are due at an event time, to the millisecond, among those that may have been sent."""
+        if self._schedule.count_due(event_ms) > self.progress.next_index + _BEYOND:
+            return range(0)
         return range(self.count_before(event_ms), self.count_before(event_ms + 1))

@@ -6,7 +6,7 @@ ratings between two cuts are regenerated; which of them are too late for which w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,20 +56,21 @@ class Watermark:
         delay_ms: how long a window waits.
         late_ms: windows that end here or before are closed to the current micro-batch; -1 before the first.
         evict_ms: windows that end here or before are forgotten at the end of the current micro-batch; -1 before the first.
+        newest_ms: newest event time so far; -1 before the first.
     """
 
     delay_ms: int
     late_ms: int = -1
     evict_ms: int = -1
-    _newest_ms: int = -1
+    newest_ms: int = -1
 
     def next_batch(self) -> None:
         """A micro-batch begins."""
-        self.late_ms, self.evict_ms = self.evict_ms, max(self.evict_ms, self._newest_ms - self.delay_ms)
+        self.late_ms, self.evict_ms = self.evict_ms, max(self.evict_ms, self.newest_ms - self.delay_ms)
 
     def saw(self, event_ms: int) -> None:
         """The current micro-batch holds a rating of this time."""
-        self._newest_ms = max(self._newest_ms, event_ms)
+        self.newest_ms = max(self.newest_ms, event_ms)
 
 
 @dataclass
@@ -99,6 +100,7 @@ class ExpectedWindows:
         self.specs = specs
         self.watermark = Watermark(delay_ms)
         self.late: dict[WindowId, int] = {}
+        self.late_total = [0] * len(specs)
         self._catalogue = catalogue
         self._genres = catalogue.genre_matrix.astype(np.int64)
         self._top_n = top_n
@@ -119,16 +121,35 @@ class ExpectedWindows:
             cut: the next one. Where a partition has no more ratings than before, none are taken.
             replays: the shards; each must reach the cut.
         """
-        self.watermark.next_batch()
-        for partition, until in sorted(cut.read.items()):
-            first = self._read.get(partition, 0)
+        self.advance_together([cut], replays)
+
+    def advance_together(self, cuts: Sequence[Cut], replays: Mapping[int, ShardReplay]) -> None:
+        """Take the ratings up to the last of some cuts in at once; more than one cut only where they :meth:`may_merge`."""
+        before, read = dict(self._read), dict(self._read)
+        for cut in cuts:
+            self.watermark.next_batch()
+            for partition, until in cut.read.items():
+                if until > read.get(partition, 0):
+                    read[partition] = until
+                    self.watermark.saw(replays[partition].due_ms(until - 1))
+        self._read, self.batch = read, cuts[-1].batch
+        late_ms = self.watermark.late_ms if len(cuts) == 1 else -1
+        for partition, until in sorted(read.items()):
+            first = before.get(partition, 0)
             if until > first:
                 replay = replays[partition]
-                self.watermark.saw(replay.due_ms(until - 1))
-                self._read[partition] = until
                 for events in _in_pieces(replay, self._wanted_from(replay, first), until):
-                    self._take(events, cut.batch)
-        self.batch = cut.batch
+                    self._take(events, late_ms)
+
+    def may_merge(self, cuts: Sequence[Cut], replays: Mapping[int, ShardReplay]) -> bool:
+        """Whether some cuts may be taken as one: none of the ratings up to the last of them can be too late for any window."""
+        read = {p: n for p, n in cuts[-1].read.items() if n > self._read.get(p, 0)}
+        if not read:
+            return True
+        oldest_ms = min(replays[p].due_ms(self._read.get(p, 0)) for p in read)
+        newest_ms = max(replays[p].due_ms(n - 1) for p, n in read.items())
+        # a window that holds a rating ends after it
+        return oldest_ms >= max(newest_ms - self.watermark.delay_ms, self.watermark.newest_ms - self.watermark.delay_ms)
 
     def changed(self) -> list[WindowId]:
         """Windows that changed, or of which something came too late, since this was asked last; in order."""
@@ -180,7 +201,7 @@ class ExpectedWindows:
         longest_ms = max(spec.size_ms for spec in self.specs)
         return first if self._from_ms == 0 else max(first, replay.count_before(self._from_ms - longest_ms))
 
-    def _take(self, events: EventBatch, batch: int) -> None:
+    def _take(self, events: EventBatch, late_ms: int) -> None:
         movies = self._catalogue.index_of(events.movie_ids)
         cells = movies * HALF_STARS_MAX + (events.half_stars.astype(np.int64) - 1)
         for kind, spec in enumerate(self.specs):
@@ -190,13 +211,14 @@ class ExpectedWindows:
             for lo, hi in zip(starts, [*starts[1:], len(events)], strict=True):
                 end_ms = int(newest_end[lo])
                 for back in range(0, spec.size_ms, spec.slide_ms):
-                    self._add((kind, end_ms - back), cells[lo:hi], events.partition, batch)
+                    self._add((kind, end_ms - back), cells[lo:hi], events.partition, late_ms)
 
-    def _add(self, window: WindowId, cells: npt.NDArray[np.int64], partition: int, batch: int) -> None:
+    def _add(self, window: WindowId, cells: npt.NDArray[np.int64], partition: int, late_ms: int) -> None:
         if window[1] <= self._from_ms:
             return
         self._changed.add(window)
-        if window[1] <= self.watermark.late_ms:
+        if window[1] <= late_ms:
+            self.late_total[window[0]] += len(cells)
             self.late[window] = self.late.get(window, 0) + len(cells)
             while len(self.late) > _CLOSED_KEPT:
                 del self.late[min(self.late, key=lambda key: key[1])]
@@ -206,7 +228,7 @@ class ExpectedWindows:
             state = self._open[window] = _Window(np.zeros(len(self._catalogue) * HALF_STARS_MAX, np.int32))
         np.add.at(state.cells, cells, 1)
         state.by_partition[partition] = state.by_partition.get(partition, 0) + len(cells)
-        state.batch = batch
+        state.batch = self.batch
 
     def _top(self, count: npt.NDArray[np.int64], half_sum: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
         rated = np.flatnonzero(count)

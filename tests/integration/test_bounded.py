@@ -96,7 +96,8 @@ def test_another_configuration_on_the_same_state_is_refused(state_dir: Path) -> 
     assert done.returncode == 2 and "another configuration" in done.stderr and "reset" in done.stderr, done.stderr
     done = command("run", "--tumbling", "30", *flags, timeout_s=200)
     assert done.returncode == 2 and "tumbling_s was 60, is 30" in done.stderr, done.stderr
-    done = command("run", "--partitions", "5", *flags, timeout_s=200)
+    other = ("--checkpoint", (state_dir / "other").as_uri())
+    done = command("run", "--partitions", "5", *other, *flags, timeout_s=200)
     assert done.returncode == 2 and "has 4 partitions, the settings say 5" in done.stderr, done.stderr
     findings = json.loads(command("doctor", "--json", "--tumbling", "30", "--state-dir", state_dir).stdout)
     assert {f["check"]: f["level"] for f in findings}["checkpoint"] == "problem"

@@ -15,6 +15,7 @@ from ray_pipeline.metrics.health import Evidence, assess
 from ray_pipeline.metrics.latency import LatencyMeter
 from ray_pipeline.metrics.rate import RateMeter
 from ray_pipeline.metrics.store import MetricsStore
+from ray_pipeline.metrics.verdicts import Tally
 from ray_pipeline.windows.spec import iso_ms
 
 NOW = 1_700_000_000_000
@@ -88,6 +89,8 @@ def evidence(**changes: Any) -> Evidence:
         "disagreeing_since_ms": None,
         "delivered_rate": 100.0,
         "now_ms": NOW,
+        "oracle": {"state": "running", "batch": 5, "updated_ms": NOW},
+        "windows": Tally(10, 2, 0, 0, ""),
     }
     return Evidence(**{**fields, **changes})
 
@@ -110,6 +113,15 @@ def evidence(**changes: Any) -> Evidence:
         ({"surplus": {0: -1}, "disagreeing_since_ms": NOW - 11_000}, "unhealthy", "1 ratings that were sent"),
         ({"surplus": {0: 10}, "disagreeing_since_ms": NOW - 11_000}, "unhealthy", "10 records that no shard sent"),
         ({"surplus": {0: 10}, "disagreeing_since_ms": NOW - 1_000}, "healthy", None),
+        ({"oracle": {}}, "degraded", "no oracle has reported"),
+        ({"oracle": {"state": "failed", "reason": "no catalogue"}}, "degraded", "no catalogue"),
+        (
+            {"oracle": {"state": "running", "batch": 3, "updated_ms": NOW - 15_000}},
+            "degraded",
+            "the oracle has said nothing",
+        ),
+        ({"job": job(batch=300)}, "degraded", "the oracle is 295 micro-batches behind"),
+        ({"windows": Tally(9, 1, 0, 2, "window A holds 3")}, "unhealthy", "window A holds 3 (and 1 more)"),
         ({"generator": generator(state="stopped"), "job": job(state="stopped")}, "stopped", "have stopped"),
     ],
 )
@@ -223,6 +235,7 @@ def test_a_lasting_difference_between_sent_and_read_turns_health_red() -> None:
 
     store.progress("generator", generator(), NOW)
     store.progress("shard/0", shard_progress(120), NOW)
+    store.expected("oracle", {"state": "running", "batch": 3, "updated_ms": NOW})
     store.job(read(100), NOW)
     assert store.health(NOW + 9_000).status == "healthy"
     store.job(read(107), NOW)

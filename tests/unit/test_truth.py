@@ -136,6 +136,26 @@ def test_a_successor_that_begins_later_finds_the_same_windows() -> None:
     assert [late.record(window) for window in kept] == [whole.record(window) for window in kept]
 
 
+@hypothesis_settings(deadline=None, max_examples=40)
+@given(some_steps, st.sampled_from([5_000, 20_000]), st.integers(2, 5))
+def test_micro_batches_that_may_be_taken_together_make_the_same_windows(
+    steps: list[tuple[int, int, int]], delay_ms: int, most: int
+) -> None:
+    one, many = (ExpectedWindows(CATALOGUE, SPECS, delay_ms, 7) for _ in range(2))
+    shards, cuts = replays(), cuts_of(steps)
+    for cut in cuts:
+        one.advance(cut, shards)
+    while cuts:
+        together = next(n for n in range(min(most, len(cuts)), 0, -1) if n == 1 or many.may_merge(cuts[:n], shards))
+        many.advance_together(cuts[:together], shards)
+        del cuts[:together]
+
+    def told(engine: ExpectedWindows) -> Any:
+        return [{**engine.record(window), "batch": 0} for window in engine.open], engine.late_total, engine.watermark
+
+    assert told(one) == told(many)
+
+
 # -- the oracle
 
 
