@@ -11,7 +11,8 @@
     ├── DeliveryError                exit code 5: records could not be delivered
     │   └── FencedError              another producer of the same shard took over
     ├── ProcessingError              exit code 6: the Spark job failed
-    └── StageFailedError             exit code 7: a stage kept failing and was given up
+    ├── StageFailedError             exit code 7: a stage kept failing and was given up
+    └── UncheckedError               exit code 2: the audit could not compare
 
 Errors carry fields, not only text, and survive pickling between Ray processes.
 """
@@ -29,6 +30,7 @@ __all__ = [
     "RayPipelineError",
     "StageFailedError",
     "StateMismatchError",
+    "UncheckedError",
 ]
 
 
@@ -97,3 +99,9 @@ class StageFailedError(RayPipelineError):
     """A stage kept failing and was given up."""
 
     exit_code = 7
+
+
+class UncheckedError(RayPipelineError):
+    """Something that was to be compared cannot be."""
+
+    exit_code = 2

@@ -26,6 +26,7 @@ __all__ = [
     "PROCESSOR",
     "SERVING",
     "STATE",
+    "TOPICS",
     "VERIFIER",
     "emit_json",
     "with_settings",
@@ -48,7 +49,7 @@ EVENTS = (
     "popularity_exponent",
     "activity_sigma",
 )
-_TOPICS = (
+TOPICS = (
     "ratings_topic",
     "metrics_topic",
     "rejected_topic",
@@ -72,7 +73,7 @@ GENERATOR = (
     "ray_address",
     "stop_timeout_s",
     *EVENTS,
-    *_TOPICS,
+    *TOPICS,
 )
 PROCESSOR = (
     "tumbling_s",
@@ -92,7 +93,7 @@ PROCESSOR = (
     "partitions",
     "movies",
     "catalog",
-    *_TOPICS,
+    *TOPICS,
 )
 SERVING = (
     "api_host",
@@ -108,10 +109,10 @@ SERVING = (
     "top_n",
     "movies",
     "catalog",
-    *_TOPICS,
+    *TOPICS,
 )
 
-VERIFIER = ("partitions", "movies", "catalog", *_TOPICS)
+VERIFIER = ("partitions", "movies", "catalog", *TOPICS)
 
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 

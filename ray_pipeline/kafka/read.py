@@ -24,6 +24,7 @@ __all__ = [
     "newest_of_key",
     "read_compacted",
     "read_topic",
+    "read_topic_from",
     "tail",
 ]
 
@@ -64,6 +65,15 @@ def count_records(bootstrap: str, topic: str, timeout_s: float = 600.0) -> Topic
 def read_topic(bootstrap: str, topic: str, timeout_s: float = 600.0) -> Iterator[Record]:
     """Every committed data record of a topic, in order within a partition."""
     for message in _read_to_end(bootstrap, topic, dict.fromkeys(_partitions(bootstrap, topic), 0), timeout_s):
+        yield _record(message)
+
+
+def read_topic_from(
+    bootstrap: str, topic: str, partition: int, offset: int, timeout_s: float = 60.0
+) -> Iterator[Record]:
+    """Every committed data record of a partition from an offset on (or from the first that is still there)."""
+    first = max(offset, _partitions(bootstrap, topic).get(partition, 0))
+    for message in _read_to_end(bootstrap, topic, {partition: first}, timeout_s):
         yield _record(message)
 
 

@@ -13,7 +13,7 @@ from ray_pipeline.events import HALF_STARS_MAX, HALF_STARS_MIN
 from ray_pipeline.model.population import Movies, Users
 from ray_pipeline.model.streams import normal_table, words
 
-__all__ = ["Drawn", "ShardModel"]
+__all__ = ["Drawn", "Parts", "ShardModel"]
 
 _BLOCK = 4096  # ratings scored at a time: what fits the second-level cache; no effect on any value
 _NOISE_BITS = np.uint64(0xFFFF)
@@ -36,6 +36,34 @@ class Drawn:
     half_stars: npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one score is made of, in stars.
+
+    Attributes:
+        user_factors: shape (rank,), float32, scaled so that the dot product is in stars.
+        movie_factors: shape (rank,), float32.
+        user_bias: the user's bias, without the mean rating.
+        movie_bias: the movie's bias.
+        dot_product: of the factors.
+        noise: what no predictor can know.
+        score: mean rating, biases, dot product and noise together.
+    """
+
+    user_factors: npt.NDArray[np.float32]
+    movie_factors: npt.NDArray[np.float32]
+    user_bias: float
+    movie_bias: float
+    dot_product: float
+    noise: float
+    score: float
+
+    @property
+    def nearest_half_star(self) -> float:
+        """The score rounded to half stars, ties upwards, before it is clipped to 0.5 … 5.0."""
+        return math.floor(self.score * 2 + 0.5) / 2
+
+
 class ShardModel:
     """The ratings of one shard, by index.
 
@@ -52,6 +80,7 @@ class ShardModel:
         self._users = users
         self._movies = movies
         shares = settings.user_bias_share + settings.movie_bias_share + settings.factor_share
+        self._mean = settings.mean_rating
         self._noise_sd = np.float32(settings.rating_sd * math.sqrt(max(0.0, 1.0 - shares)))
 
     def draw(self, first: int, count: int) -> Drawn:
@@ -73,6 +102,22 @@ class ShardModel:
             scores[part] = self._score(user[part], movie[part])
         scores += self._noise_sd * noise
         return Drawn(self._users.user_ids[user], self._movies.movie_ids[movie], scores, to_half_stars(scores))
+
+    def parts(self, index: int) -> Parts:
+        """What the score of one rating is made of."""
+        drawn = words(self._seed, "events", self.partition, index, 1)
+        user, movie = self._users.activity.draw(drawn[:, 0]), self._movies.popularity.draw(drawn[:, 1])
+        noise = self._noise_sd * normal_table()[drawn[:, 2] & _NOISE_BITS]
+        ours, theirs = self._users.factors[user][0], self._movies.factors[movie][0]
+        return Parts(
+            ours,
+            theirs,
+            float(self._users.biases[user][0]) - self._mean,
+            float(self._movies.biases[movie][0]),
+            float(np.dot(ours, theirs)),
+            float(noise[0]),
+            float((self._score(user, movie) + noise)[0]),
+        )
 
     def _score(self, user: npt.NDArray[np.int64], movie: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Scores without noise. Added rank by rank, so that every CPU rounds alike; BLAS and einsum do not."""

@@ -180,6 +180,11 @@ class PartitionAudit:
         self._run = 0
         self._guess = first
 
+    @property
+    def reached(self) -> int:
+        """All ratings before this index were seen, or passed over."""
+        return self._next
+
     def take(self, keys: list[bytes | None], values: list[bytes | None], offset_of: Callable[[int], int]) -> None:
         """Take the next records.
 
@@ -266,23 +271,9 @@ class PartitionAudit:
         if value == self._elsewhere.one(self._guess)[1]:
             self._guess += 1
             return self._guess - 1
-        rating = _parsed(value)
-        if rating is None or not _well_formed(rating):
-            return None
-        indexes = self._replay.at(rating["timestamp"])
-        if not indexes:
-            return None
-        events = self._replay.events(indexes.start, len(indexes))
-        same = (
-            (events.user_ids == rating["userId"])
-            & (events.movie_ids == rating["movieId"])
-            & (events.half_stars == rating["rating"] * 2)
-        ).nonzero()[0]
-        found = [indexes.start + int(n) for n in same]
-        if not found:
-            return None
-        index = next((i for i in found if i >= self._next), found[-1])
-        self._guess = index + 1
+        index = self._replay.index_of(value, self._next)
+        if index is not None:
+            self._guess = index + 1
         return index
 
     def _examine(self, record: _Found) -> None:
@@ -308,10 +299,9 @@ class PartitionAudit:
         """Whether a record that is none of ours is from before what is looked at."""
         if self._first == 0 or self._next > self._first:
             return False
-        rating = _parsed(record.value)
-        if rating is None or not _well_formed(rating):
-            return True  # it tells no time, and nothing of what is looked at has come yet
-        return int(rating["timestamp"]) < self._replay.due_ms(self._first)
+        at_ms = _whole((_parsed(record.value) or {}).get("timestamp"))
+        # one that tells no time counts as one: nothing of what is looked at has come yet
+        return at_ms < self._replay.due_ms(self._first)
 
     def _came_late(self, index: int, record: _Found) -> None:
         if self._gaps.remove(index):
@@ -520,15 +510,6 @@ def _stars(value: Any) -> float:
     return (
         float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _FAR else -1.0
     )
-
-
-def _well_formed(rating: dict[str, Any]) -> bool:
-    whole = all(
-        isinstance(rating.get(n), int) and not isinstance(rating.get(n), bool) and 0 < rating[n] < _FAR
-        for n in ("userId", "movieId", "timestamp")
-    )
-    stars = rating.get("rating")
-    return whole and isinstance(stars, (int, float)) and not isinstance(stars, bool) and set(rating) == set(_FIELDS)
 
 
 def _shown(data: bytes | None) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from ray_pipeline.config import EVENT_FIELDS, Settings
 from ray_pipeline.delivery.interface import ShardProgress
@@ -87,6 +90,10 @@ class ShardReplay:
         """Event time of one rating, epoch milliseconds; ``plan.NEVER_MS`` where the plan does not reach it."""
         return int(self._schedule.due_ms(index, 1)[0])
 
+    def rate_at(self, event_ms: int) -> float:
+        """Rate in force at an event time, ratings per second over all shards."""
+        return self._schedule.plan.rate_at(event_ms)
+
     def count_before(self, event_ms: int) -> int:
         """How many ratings are due before an event time, epoch milliseconds."""
         near = max(0, self._schedule.count_due(event_ms) - 2)
@@ -102,3 +109,37 @@ class ShardReplay:
         if self._schedule.count_due(event_ms) > self.progress.next_index + _BEYOND:
             return range(0)
         return range(self.count_before(event_ms), self.count_before(event_ms + 1))
+
+    def index_of(self, value: bytes | None, at_least: int = 0) -> int | None:
+        """Which rating of the shard a record's value is; None when it is none.
+
+        Args:
+            value: the record's value; its text does not matter, its four fields do.
+            at_least: of several equal ratings, the first from here on is meant, else the last.
+        """
+        rating = _rating(value)
+        indexes = self.at(rating["timestamp"]) if rating else range(0)
+        if not rating or not indexes:
+            return None
+        events = self.events(indexes.start, len(indexes))
+        same = (
+            (events.user_ids == rating["userId"])
+            & (events.movie_ids == rating["movieId"])
+            & (events.half_stars == rating["rating"] * 2)
+        )
+        found = [indexes.start + n for n in np.flatnonzero(same).tolist()]
+        return next((i for i in found if i >= at_least), found[-1] if found else None)
+
+
+def _rating(value: bytes | None) -> dict[str, Any] | None:
+    """The four fields of a record's value, when it has just these and they are numbers in range."""
+    try:
+        rating = json.loads(value or b"")
+    except ValueError:
+        return None
+    if not isinstance(rating, dict) or set(rating) != {"userId", "movieId", "rating", "timestamp"}:
+        return None
+    if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in rating.values()):
+        return None
+    whole = all(isinstance(rating[n], int) and 0 < rating[n] < 2**53 for n in ("userId", "movieId", "timestamp"))
+    return rating if whole else None

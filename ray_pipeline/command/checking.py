@@ -1,0 +1,136 @@
+"""Commands that compare what is in Kafka with what must be there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from ray_pipeline.command.options import BROKER, JSON, TOPICS, emit_json, with_settings
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import ConfigurationError
+from ray_pipeline.state import broker_for_reading
+
+__all__ = ["audit", "explain"]
+
+_EXIT_CODES = {"agreed": 0, "disagreed": 1, "unchecked": 2}
+
+TIME = "event time, ISO-8601 (UTC where no zone is given)"
+
+
+@with_settings(*BROKER, *TOPICS, "catalog", "movies")
+def audit(
+    settings: Settings,
+    from_: Annotated[str | None, typer.Option("--from", metavar="TIME", help=f"look from here on: {TIME}")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="TIME", help=f"look up to here: {TIME}")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=256, help="readers side by side  [default: one a core]", show_default=False)
+    ] = None,
+    as_json: JSON = False,
+) -> None:
+    """Compare ratings and windows in Kafka with what the run must have left there, record by record.
+
+    Needs the brokers alone: the run published its configuration. Ends with 0 when they agree, 1 when they do not, 2 when it
+    could not be checked.
+    """
+    from ray_pipeline.verification.audit import audit as compare
+
+    from_ms, to_ms = _time("--from", from_), _time("--to", to)
+    if from_ms is not None and to_ms is not None and to_ms <= from_ms:
+        raise ConfigurationError(problem="--to must be after --from", fix="Give a later time")
+    with broker_for_reading(settings) as bootstrap:
+        report = compare(settings, bootstrap, from_ms, to_ms, processes).as_dict()
+    if as_json:
+        emit_json(report)
+    else:
+        _print_report(report)
+    raise typer.Exit(_EXIT_CODES[report["verdict"]])
+
+
+@with_settings(*BROKER, *TOPICS, "catalog", "movies")
+def explain(
+    settings: Settings,
+    partition: Annotated[int, typer.Option(min=0, help="partition of the ratings topic")],
+    index: Annotated[int | None, typer.Option(min=0, help="index of the rating in its partition")] = None,
+    offset: Annotated[int | None, typer.Option(min=0, help="offset of the record, in place of its index")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Show where a rating comes from: user, movie, factors, noise, rounding, time, windows, and what is in Kafka."""
+    from ray_pipeline.verification.explain import Explainer
+
+    if (index is None) == (offset is None):
+        raise ConfigurationError(problem="give --index or --offset, one of them", fix="Such as --index 0")
+    with broker_for_reading(settings) as bootstrap:
+        explainer = Explainer(settings, bootstrap)
+        found = (
+            explainer.by_offset(partition, offset) if offset is not None else explainer.by_index(partition, index or 0)
+        )
+    if as_json:
+        emit_json(found)
+    else:
+        _print_explanation(found)
+
+
+# -- inside
+
+
+def _time(flag: str, text: str | None) -> int | None:
+    """ISO-8601 → epoch milliseconds."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(
+            problem=f"{flag} {text!r} is no ISO-8601 time", fix="Such as 2026-01-31T12:00:00Z"
+        ) from None
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    if report["verdict"] == "unchecked":
+        typer.echo(f"unchecked: {report['reason']}")
+        return
+    typer.echo(f"Ratings of run {report['run']}: {_in_words(report['records'])}")
+    for partition, row in sorted(report["partitions"].items(), key=lambda item: int(item[0])):
+        typer.echo(f"  partition {partition}: {_in_words(row)}")
+    windows = report["windows"]
+    typer.echo(
+        f"Windows: {windows['checked']:,} checked, {windows['wrong']:,} wrong, {windows['pending']:,} pending, "
+        f"{windows['late_dropped']:,} ratings dropped as late"
+        + (f" ({windows['reason']})" if windows["reason"] else "")
+    )
+    for finding in report["findings"]:
+        place = [f"{name} {finding[name]}" for name in ("partition", "offset") if finding[name] is not None]
+        typer.echo(f"{finding['kind']}: {', '.join(place)}{': ' if place else ''}{finding['detail']}")
+    typer.echo(f"{report['verdict']} ({report['records_per_s']:,.0f} records/s, {report['duration_s']:.1f} s in all)")
+
+
+def _in_words(row: dict[str, int]) -> str:
+    wrong = [f"{n:,} {kind.replace('_', ' ')}" for kind, n in row.items() if kind not in ("expected", "found") and n]
+    return f"{row['expected']:,} expected, {row['found']:,} found, " + (", ".join(wrong) or "all as they must be")
+
+
+def _print_explanation(found: dict[str, Any]) -> None:
+    kafka = found["kafka"]
+    if found["index"] is None:
+        typer.echo(f"foreign: the record at offset {kafka['offset']} is no rating of this run: {kafka['value']}")
+        return
+    score, rounding, movie = found["score"], found["rounding"], found["movie"]
+    typer.echo(f"rating {found['index']:,} of partition {found['partition']}: {found['value']}")
+    typer.echo(f"movie: {movie['title']} ({', '.join(movie['genres']) or 'no genres'})")
+    terms = ("mean", "user_bias", "movie_bias", "dot_product", "noise")
+    typer.echo(
+        "score: "
+        + " ".join(f"{score[name]:+.4f} ({name.replace('_', ' ')})" for name in terms)
+        + f" = {score['raw']:.4f}"
+    )
+    clipped = f", clipped to {rounding['rating']}" if rounding["clipped"] else ""
+    typer.echo(f"nearest half star: {rounding['half_star']}{clipped}")
+    typer.echo(f"due at {found['time']['event_time']}, at {found['time']['rate']:g} ratings/s over all partitions")
+    for window in found["windows"]:
+        typer.echo(f"in {window['window_type']} from {window['window_start']}")
+    if kafka is not None:
+        typer.echo(f"in Kafka at offset {kafka['offset']}: " + ("the same" if kafka["agrees"] else f"{kafka['value']}"))
+    else:
+        typer.echo("not in Kafka" + ("" if found["sent"] else ": the shard has not sent it yet"))

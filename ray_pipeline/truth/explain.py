@@ -1,0 +1,97 @@
+"""Where one rating comes from, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray_pipeline.codec import encode_keys, encode_values
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import UncheckedError
+from ray_pipeline.generator.plan import NEVER_MS
+from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.truth.replay import ShardReplay
+from ray_pipeline.windows.spec import WindowSpec, iso_ms
+
+__all__ = ["explain"]
+
+
+def explain(
+    replay: ShardReplay, index: int, settings: Settings, catalogue: Catalogue, specs: Sequence[WindowSpec]
+) -> dict[str, Any]:
+    """Explain a rating.
+
+    Args:
+        replay: its shard.
+        index: its index, ≥ 0.
+        settings: the run's.
+        catalogue: titles and genres.
+        specs: the window kinds.
+
+    Returns:
+        ``partition``, ``index``, ``key``, ``value``, ``sent`` (whether the shard says that it has sent it); ``user``, ``movie`` (ids,
+        biases in stars, title and genres); ``factors`` (both vectors, scaled so that their product is in stars);
+        ``score`` (mean, user_bias, movie_bias, dot_product, noise, raw, in stars); ``rounding`` (``half_star`` nearest to
+        the raw score, ``clipped``, ``rating``); ``time`` (``event_time``, ``timestamp``, ``rate`` in force); ``windows`` it belongs to.
+
+    Raises:
+        UncheckedError: the plan does not reach the index.
+    """
+    at_ms = replay.due_ms(index)
+    if at_ms >= NEVER_MS:
+        raise UncheckedError(
+            problem=f"rating {index:,} of partition {replay.partition} has no time: the plan ends before it",
+            fix=f"The shard has sent {replay.progress.next_index:,} so far: give an index below that",
+        )
+    events = replay.events(index, 1)
+    parts = replay.model.parts(index)
+    movie_id, half = int(events.movie_ids[0]), int(events.half_stars[0])
+    place = int(catalogue.index_of(events.movie_ids)[0])
+    nearest = parts.nearest_half_star
+    return {
+        "partition": replay.partition,
+        "index": index,
+        "sent": index < replay.progress.next_index,
+        "key": encode_keys(events)[0].decode(),
+        "value": encode_values(events)[0].decode(),
+        "user": {"userId": int(events.user_ids[0]), "bias": _stars(parts.user_bias)},
+        "movie": {
+            "movieId": movie_id,
+            "title": catalogue.titles[place],
+            "genres": list(catalogue.genres[place]),
+            "bias": _stars(parts.movie_bias),
+        },
+        "factors": {
+            "user": [_stars(x) for x in parts.user_factors.tolist()],
+            "movie": [_stars(x) for x in parts.movie_factors.tolist()],
+        },
+        "score": {
+            "mean": settings.mean_rating,
+            "user_bias": _stars(parts.user_bias),
+            "movie_bias": _stars(parts.movie_bias),
+            "dot_product": _stars(parts.dot_product),
+            "noise": _stars(parts.noise),
+            "raw": _stars(parts.score),
+        },
+        "rounding": {"half_star": nearest, "clipped": nearest != half / 2, "rating": half / 2},
+        "time": {"event_time": iso_ms(at_ms), "timestamp": at_ms, "rate": replay.rate_at(at_ms)},
+        "windows": [
+            {
+                "window_type": spec.name,
+                "window_start": iso_ms(start),
+                "window_end": iso_ms(start + spec.size_ms),
+            }
+            for spec in specs
+            for start in _starts(spec, at_ms)
+        ],
+    }
+
+
+def _starts(spec: WindowSpec, at_ms: int) -> list[int]:
+    """Starts of the windows that hold a time, ascending."""
+    newest = at_ms - at_ms % spec.slide_ms
+    return list(range(newest + spec.slide_ms - spec.size_ms, newest + 1, spec.slide_ms))
+
+
+def _stars(value: float) -> float:
+    return round(float(value), 6)

@@ -1,0 +1,113 @@
+"""One rating explained beside what is in Kafka at its place."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import ConfigurationError
+from ray_pipeline.kafka.read import Record, read_topic_from
+from ray_pipeline.model.catalogue import Catalogue, load_catalogue
+from ray_pipeline.truth.explain import explain
+from ray_pipeline.truth.replay import ShardReplay, build_models
+from ray_pipeline.verification.audit import PublishedRun, published_run
+from ray_pipeline.windows.spec import window_specs
+
+__all__ = ["Explainer"]
+
+_NEAR = 200
+
+
+class Explainer:
+    """Explains ratings of a run.
+
+    Args:
+        settings: names the topics and the catalogue; events and windows are the run's own.
+        bootstrap: brokers, HOST:PORT[,…].
+
+    Raises:
+        UncheckedError: there is no run, or it cannot be regenerated here.
+    """
+
+    def __init__(self, settings: Settings, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._catalogue: Catalogue = load_catalogue(settings)
+        self._run: PublishedRun = published_run(settings, bootstrap, self._catalogue)
+        self._replays: dict[int, ShardReplay] = {}
+
+    def by_index(self, partition: int, index: int) -> dict[str, Any]:
+        """Explain rating ``index`` of a partition; ``kafka`` has the record that stands where it must.
+
+        Raises:
+            ConfigurationError: there is no such partition, or the index is below 0.
+            UncheckedError: the plan does not reach the index.
+        """
+        if index < 0:
+            raise ConfigurationError(problem=f"index {index} is below 0", fix="Ratings are counted from 0")
+        replay = self._replay(partition)
+        found = explain(replay, index, self._run.settings, self._catalogue, window_specs(self._run.settings))
+        return {**found, "kafka": self._shown(self._record_of(replay, index, found["value"]), found["value"])}
+
+    def by_offset(self, partition: int, offset: int) -> dict[str, Any]:
+        """Explain the record at an offset, or the next data record; ``foreign`` when it is no rating of the run.
+
+        Raises:
+            ConfigurationError: there is no such partition or record.
+        """
+        replay = self._replay(partition)
+        record = next(iter(read_topic_from(self._bootstrap, self._run.settings.ratings_topic, partition, offset)), None)
+        if offset < 0 or record is None:
+            raise ConfigurationError(
+                problem=f"partition {partition} has no record at offset {offset} or behind it",
+                fix="See ray-pipeline topics count for what there is",
+            )
+        index = replay.index_of(record.value)
+        if index is None:
+            return {"partition": partition, "index": None, "foreign": True, "kafka": self._shown(record, None)}
+        found = explain(replay, index, self._run.settings, self._catalogue, window_specs(self._run.settings))
+        return {**found, "kafka": self._shown(record, found["value"])}
+
+    # -- inside
+
+    def _replay(self, partition: int) -> ShardReplay:
+        if partition not in self._run.progress:
+            known = ", ".join(map(str, sorted(self._run.progress))) or "none"
+            raise ConfigurationError(
+                problem=f"partition {partition} has no ratings of this run", fix=f"The partitions are: {known}"
+            )
+        if partition not in self._replays:
+            models = build_models(self._run.settings, self._catalogue, [partition])
+            self._replays[partition] = ShardReplay(models[partition], self._run.progress[partition])
+        return self._replays[partition]
+
+    def _record_of(self, replay: ShardReplay, index: int, value: str) -> Record | None:
+        """The record of a rating: markers of transactions take offsets too, so it stands at its index or behind it."""
+        topic = self._run.settings.ratings_topic
+        low, high = index, None
+        first = next(iter(read_topic_from(self._bootstrap, topic, replay.partition, low)), None)
+        while first is not None:
+            there = replay.index_of(first.value)
+            if first.value == value.encode():
+                return first
+            if there is None or there > index:
+                break
+            step = max(index - there, 1)
+            low, high = first.offset + step, first
+            first = next(iter(read_topic_from(self._bootstrap, topic, replay.partition, low)), None)
+        start = max(0, (high.offset if high else index) - _NEAR)
+        near = itertools.islice(read_topic_from(self._bootstrap, topic, replay.partition, start), 2 * _NEAR)
+        return next((record for record in near if record.value == value.encode()), None)
+
+    @staticmethod
+    def _shown(record: Record | None, must: str | None) -> dict[str, Any] | None:
+        if record is None:
+            return None
+        value = None if record.value is None else record.value.decode(errors="replace")
+        return {
+            "offset": record.offset,
+            "timestamp_ms": record.timestamp_ms,
+            "key": record.key,
+            "value": value,
+            "agrees": value == must,
+        }
