@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
+
 from ray_pipeline.command.options import BROKER, JSON, TOPICS, emit_json, with_settings
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError
