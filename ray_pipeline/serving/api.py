@@ -23,10 +23,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ray_pipeline.clock import Clock
-from ray_pipeline.errors import BrokerUnavailableError
+from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError, UncheckedError
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import Catalogue
 from ray_pipeline.serving.control import Control
+from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate, Refused
 from ray_pipeline.serving.prometheus import make_registry
@@ -51,6 +52,7 @@ def make_api(
     feed: Feed,
     control: Control,
     gate: ControlGate,
+    explanations: Explanations,
     top_n: int,
     clock: Clock,
     ending: threading.Event | None = None,
@@ -63,6 +65,7 @@ def make_api(
         feed: the live tail.
         control: sends commands to the generator.
         gate: decides who may.
+        explanations: tell where a rating comes from.
         top_n: movies kept in each window's top-N, the highest ``limit``.
         clock: tells the time.
         ending: streams end when it is set; None = never.
@@ -185,6 +188,16 @@ def make_api(
         ]
         return {"status": "ok" if rows else _NO_DATA, "ratings": rows}
 
+    @app.get("/events/{partition}/{index}", tags=["ratings"])
+    def event(partition: int, index: int) -> dict[str, Any]:
+        """Where rating ``index`` of a partition comes from, and what is in Kafka at its place."""
+        return explanations.by_index(partition, index)
+
+    @app.get("/records/{partition}/{offset}", tags=["ratings"])
+    def record(partition: int, offset: int) -> dict[str, Any]:
+        """Where the record at an offset of topic ``ratings`` comes from; ``foreign`` when it is no rating of the run."""
+        return explanations.by_offset(partition, offset)
+
     @app.get("/ratings/rejected", tags=["ratings"])
     def rejects() -> dict[str, Any]:
         """The last records that were no valid rating, newest first."""
@@ -228,6 +241,11 @@ def make_api(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("query", "body")) or "body"
         return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
+
+    @app.exception_handler(ConfigurationError)
+    @app.exception_handler(UncheckedError)
+    async def no_such_thing(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 404)
 
     @app.exception_handler(BrokerUnavailableError)
     async def no_broker(_: Request, error: BrokerUnavailableError) -> JSONResponse:

@@ -15,15 +15,23 @@ from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import Catalogue
 from ray_pipeline.serving import views
 from ray_pipeline.serving.control import Control
+from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate, Refused, is_loopback
 
 __all__ = ["make_dashboard"]
 
 _CSS = Path(__file__).with_name("dashboard.css")
-# a slider's number takes effect when it loses the focus; Enter should do it too
-_ENTER = """<script>document.addEventListener("keydown", (event) => {
+# a slider's number takes effect when it loses the focus; Enter should do it too. A click on a rating names its place.
+_SCRIPT = """<script>document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && event.target.matches("#rp-rate input[type=number]")) event.target.blur();
+});
+document.addEventListener("click", (event) => {
+  const row = event.target.closest("[data-rp-place]");
+  if (!row) return;
+  const field = document.querySelector("#rp-place textarea, #rp-place input");
+  field.value = row.dataset.rpPlace;
+  field.dispatchEvent(new Event("input", { bubbles: true }));
 });</script>"""
 _WINDOWS_SHOWN = 120
 _MOVIES_SHOWN = 10
@@ -43,6 +51,7 @@ class _Page:
         feed: Feed,
         control: Control,
         gate: ControlGate,
+        explanations: Explanations,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -50,6 +59,7 @@ class _Page:
         self._feed = feed
         self._control = control
         self._gate = gate
+        self._explanations = explanations
         self._clock = clock
         self._titles = dict(zip(catalogue.movie_ids.tolist(), catalogue.titles, strict=True))
 
@@ -63,7 +73,7 @@ class _Page:
         if top is not None:
             top = {**top, "movies": top["movies"][:_MOVIES_SHOWN]}
         titles = [self._titles.get(movie["movieId"]) for movie in top["movies"]] if top else []
-        newest = [(record.partition, record.value) for record in self._feed.tail(_RATINGS_SHOWN)]
+        newest = [(record.partition, record.offset, record.value) for record in self._feed.tail(_RATINGS_SHOWN)]
         return (
             views.header(
                 store.health(now_ms), store.kafka_connected, store.last_update(), summary["generator"].get("run")
@@ -78,6 +88,16 @@ class _Page:
             views.ratings_tail(newest, self._titles),
             views.windows(store.history(window_type, limit=_VERDICTS_SHOWN, now_ms=now_ms)),
         )
+
+    def explain(self, place: str) -> str:
+        """Where the record at ``partition/offset`` comes from, as HTML."""
+        partition, _, offset = place.partition("/")
+        if not (partition.isdigit() and offset.isdigit()):
+            return ""
+        try:
+            return views.explanation(self._explanations.by_offset(int(partition), int(offset)))
+        except RayPipelineError as error:
+            return _note(str(error), bad=True)
 
     def target_rate(self) -> Any:
         """The rate that the generator is told at this moment, for the slider; whoever told it."""
@@ -113,6 +133,7 @@ def make_dashboard(
     feed: Feed,
     control: Control,
     gate: ControlGate,
+    explanations: Explanations,
     settings: Settings,
     api_url: str,
     clock: Clock,
@@ -125,11 +146,12 @@ def make_dashboard(
         feed: the live tail.
         control: sends commands.
         gate: decides who may.
+        explanations: tell where a rating comes from.
         settings: refresh interval, first rate, address.
         api_url: is linked to.
         clock: tells the time.
     """
-    page = _Page(store, catalogue, feed, control, gate, clock)
+    page = _Page(store, catalogue, feed, control, gate, explanations, clock)
     with gr.Blocks(title="ray-pipeline", analytics_enabled=False, fill_width=True) as blocks:
         rate = _build(page, store, settings, api_url)
         blocks.load(page.target_rate, None, [rate], show_progress="hidden", api_visibility="private")
@@ -148,7 +170,7 @@ def make_dashboard(
         server_port=settings.ui_port,
         theme=theme,
         css=_CSS.read_text(),
-        head=_ENTER,
+        head=_SCRIPT,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -212,6 +234,8 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
         with gr.Column(min_width=360):
             checked = gr.HTML(first[9], elem_id="rp-windows")
             tail = gr.HTML(first[8], elem_id="rp-tail")
+            place = gr.Textbox("", elem_id="rp-place", show_label=False, container=False)
+            explained = gr.HTML("", elem_id="rp-explained")
             actors = gr.HTML(first[7], elem_id="rp-actors")
     gr.HTML(
         f'<p class="rp-foot"><a href="{api_url}/docs" target="_blank">HTTP API</a> · '
@@ -234,6 +258,7 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
     def do_resume(given: str, request: gr.Request) -> str:
         return page.command(request, given, "resume")
 
+    place.input(page.explain, [place], [explained], **quiet)
     rate.release(change_rate, [rate, token], [said], **quiet)
     pause.click(do_pause, [token], [said], **quiet)
     resume.click(do_resume, [token], [said], **quiet)

@@ -19,6 +19,7 @@ from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.serving.api import make_api
 from ray_pipeline.serving.control import Control
+from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate
 from ray_pipeline.windows.spec import window_specs
@@ -60,6 +61,7 @@ class ServingStage:
         self._store = MetricsStore(tuple(spec.name for spec in window_specs(settings)))
         self._feed = Feed(settings, bootstrap, self._store, self._clock)
         self._control = Control(settings, bootstrap, self._store, self._clock)
+        self._explanations = Explanations(settings, bootstrap, self._clock)
         self._servers: list[_Server] = []
         self._urls: dict[str, str] = {}
         self._ending = threading.Event()
@@ -81,14 +83,30 @@ class ServingStage:
         )
         self._feed.start()
         api = make_api(
-            self._store, catalogue, self._feed, self._control, gate, settings.top_n, self._clock, self._ending
+            self._store,
+            catalogue,
+            self._feed,
+            self._control,
+            gate,
+            self._explanations,
+            settings.top_n,
+            self._clock,
+            self._ending,
         )
         self._serve(api, api_socket, "api", settings.api_host)
         if ui_socket is not None:
             from ray_pipeline.serving.dashboard import make_dashboard
 
             page = make_dashboard(
-                self._store, catalogue, self._feed, self._control, gate, settings, self._urls["api"], self._clock
+                self._store,
+                catalogue,
+                self._feed,
+                self._control,
+                gate,
+                self._explanations,
+                settings,
+                self._urls["api"],
+                self._clock,
             )
             self._serve(page, ui_socket, "ui", settings.ui_host)
         self._state = "running"

@@ -12,7 +12,18 @@ import pandas as pd
 from ray_pipeline.metrics.health import Health
 from ray_pipeline.windows.spec import iso_ms
 
-__all__ = ["actors", "genres", "header", "histogram", "history", "movies", "ratings_tail", "tiles", "windows"]
+__all__ = [
+    "actors",
+    "explanation",
+    "genres",
+    "header",
+    "histogram",
+    "history",
+    "movies",
+    "ratings_tail",
+    "tiles",
+    "windows",
+]
 
 _NOTHING = '<p class="rp-none">no data yet</p>'
 
@@ -138,10 +149,10 @@ def windows(rows: Sequence[dict[str, Any]]) -> str:
     return _section(title, _table(("from", "expected", "actual", "difference", "verdict"), "".join(cells)))
 
 
-def ratings_tail(values: Iterable[tuple[int, bytes | None]], titles: dict[int, str]) -> str:
-    """The newest ratings: partition and value, newest first."""
+def ratings_tail(values: Iterable[tuple[int, int, bytes | None]], titles: dict[int, str]) -> str:
+    """The newest ratings: partition, offset and value, newest first; a click on one asks where it comes from."""
     rows = []
-    for partition, value in values:
+    for partition, offset, value in values:
         try:
             fields = json.loads(value or b"")
             movie = str(titles.get(fields["movieId"], fields["movieId"]))
@@ -154,9 +165,52 @@ def ratings_tail(values: Iterable[tuple[int, bytes | None]], titles: dict[int, s
         except (ValueError, KeyError, TypeError, OverflowError):
             text = (value or b"").decode(errors="replace")[:80]
             cells = f'<td colspan="4" class="rp-bad">no valid rating: {escape(text)}</td>'
-        rows.append(f"<tr>{cells}<td>{partition}</td></tr>")
+        rows.append(f'<tr data-rp-place="{partition}/{offset}">{cells}<td>{partition}</td></tr>')
     head = ("event time", "user", "movie", "rating", "p.")
-    return _section("Newest ratings", _table(head, "".join(rows)) if rows else _NOTHING)
+    hint = '<p class="rp-none">click on a rating to see where it comes from</p>'
+    return _section("Newest ratings", _table(head, "".join(rows)) + hint if rows else _NOTHING)
+
+
+def explanation(found: dict[str, Any]) -> str:
+    """Where a rating comes from."""
+    kafka = found["kafka"]
+    if found["index"] is None:
+        text = (
+            f"partition {found['partition']}, offset {kafka['offset']}: no rating of this run, somebody else wrote it"
+        )
+        return _section("Where it comes from", f'<p class="rp-bad">{escape(text)}</p>')
+    score, rounding, movie = found["score"], found["rounding"], found["movie"]
+    signed = {name: f"{value:+.3f}" for name, value in score.items()}
+    genres = ", ".join(movie["genres"])
+    rows = [
+        ("rating", f"{found['index']:,} of partition {found['partition']}, due at {found['time']['event_time']}"),
+        ("user", f"{found['user']['userId']}, bias {signed['user_bias']}"),
+        ("movie", f"{movie['title']} ({genres}), bias {signed['movie_bias']}"),
+        ("factors", f"their product is {signed['dot_product']}"),
+        ("noise", signed["noise"]),
+        (
+            "score",
+            f"{score['mean']:g} {signed['user_bias']} {signed['movie_bias']} {signed['dot_product']} {signed['noise']} "
+            f"= {score['raw']:.3f}",
+        ),
+        (
+            "half star",
+            f"{rounding['rating']:.1f} ★"
+            + (f", clipped from {rounding['half_star']:.1f}" if rounding["clipped"] else ""),
+        ),
+        ("windows", ", ".join(f"{w['window_type']} {_clock(w['window_start'])}" for w in found["windows"])),
+        ("in Kafka", _in_kafka(kafka)),
+    ]
+    body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
+    return _section("Where it comes from", f'<table class="rp-table"><tbody>{body}</tbody></table>')
+
+
+def _in_kafka(kafka: dict[str, Any] | None) -> str:
+    if kafka is None:
+        return "not there"
+    return f"at offset {kafka['offset']:,}, " + (
+        "byte for byte the same" if kafka["agrees"] else f"differs: {kafka['value']}"
+    )
 
 
 def _table(head: tuple[str, ...], rows: str) -> str:

@@ -31,10 +31,18 @@ class Explainer:
     """
 
     def __init__(self, settings: Settings, bootstrap: str) -> None:
+        self._settings = settings
         self._bootstrap = bootstrap
         self._catalogue: Catalogue = load_catalogue(settings)
-        self._run: PublishedRun = published_run(settings, bootstrap, self._catalogue)
         self._replays: dict[int, ShardReplay] = {}
+        self._run: PublishedRun
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read again what the run publishes: it may have gone on, or changed its rate."""
+        self._run = published_run(self._settings, self._bootstrap, self._catalogue)
+        for partition, replay in self._replays.items():
+            replay.update(self._run.progress[partition])
 
     def by_index(self, partition: int, index: int) -> dict[str, Any]:
         """Explain rating ``index`` of a partition; ``kafka`` has the record that stands where it must.

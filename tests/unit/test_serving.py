@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
 from ray_pipeline.clock import FakeClock
 from ray_pipeline.config import load_settings
-from ray_pipeline.errors import BrokerUnavailableError
+from ray_pipeline.delivery.interface import Epoch, ShardProgress
+from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.health import Health
 from ray_pipeline.metrics.store import MetricsStore
@@ -19,7 +22,9 @@ from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.serving import views
 from ray_pipeline.serving.api import make_api
 from ray_pipeline.serving.gate import ControlGate, Refused
-from ray_pipeline.windows.spec import iso_ms
+from ray_pipeline.truth.explain import explain
+from ray_pipeline.truth.replay import ShardReplay, build_models
+from ray_pipeline.windows.spec import iso_ms, window_specs
 
 NOW = 1_700_000_040_000
 TYPES = ("tumbling_1min", "sliding_5min_1min")
@@ -43,6 +48,20 @@ class Control:
         return "id", True
 
 
+class Explanations:
+    """Knows one rating."""
+
+    def by_index(self, partition: int, index: int) -> dict[str, Any]:
+        if partition > 3:
+            raise ConfigurationError(
+                problem=f"partition {partition} has no ratings of this run", fix="The partitions are: 0"
+            )
+        return {"partition": partition, "index": index}
+
+    def by_offset(self, partition: int, offset: int) -> dict[str, Any]:
+        return {"partition": partition, "index": offset - 1}
+
+
 def make(store: MetricsStore | None = None, host: str = "127.0.0.1") -> tuple[TestClient, Control]:
     catalogue = load_catalogue(load_settings(movies=50))
     control = Control()
@@ -52,6 +71,7 @@ def make(store: MetricsStore | None = None, host: str = "127.0.0.1") -> tuple[Te
         Feed(),
         control,
         ControlGate(TOKEN, (8000, 8501)),
+        Explanations(),
         100,
         FakeClock(NOW),  # type: ignore[arg-type]
     )
@@ -218,12 +238,59 @@ def test_a_gate_compares_names_and_ports() -> None:
         gate.check("127.0.0.1", None, None, None)
 
 
+def test_a_rating_is_explained_by_its_index_or_its_offset() -> None:
+    client, _ = make()
+    assert client.get("/events/2/41").json() == {"partition": 2, "index": 41}
+    assert client.get("/records/2/42").json() == {"partition": 2, "index": 41}
+    missing = client.get("/events/9/0")
+    assert missing.status_code == 404 and "partition 9" in missing.json()["error"]
+    assert client.get("/events/x/0").status_code == 422
+
+
 # -- page fragments
 
 
+def explained() -> dict[str, Any]:
+    settings = load_settings(users=50, movies=50)
+    catalogue = load_catalogue(settings)
+    plan = (Epoch(NOW, 100.0),)
+    progress = ShardProgress("run", "config", 0, 10, NOW, NOW, plan, 0.25, 0.125)
+    replay = ShardReplay(build_models(settings, catalogue, [0])[0], progress)
+    return explain(replay, 3, settings, catalogue, window_specs(settings))
+
+
+def test_an_explanation_adds_up_and_can_be_read() -> None:
+    found = explained()
+    score, rounding = found["score"], found["rounding"]
+    parts = ("mean", "user_bias", "movie_bias", "dot_product", "noise")
+    assert sum(score[name] for name in parts) == pytest.approx(score["raw"], abs=1e-4)
+    assert rounding["half_star"] == np.floor(score["raw"] * 2 + 0.5) / 2
+    products = [u * m for u, m in zip(found["factors"]["user"], found["factors"]["movie"], strict=True)]
+    assert len(products) == 20 and sum(products) == pytest.approx(score["dot_product"], abs=1e-3)
+    assert json.loads(found["value"])["rating"] == rounding["rating"]
+    assert [w["window_type"] for w in found["windows"]] == [TYPES[0], *[TYPES[1]] * 5]
+    assert all(w["window_start"] <= found["time"]["event_time"] < w["window_end"] for w in found["windows"])
+    kafka = {"offset": 3, "timestamp_ms": NOW, "key": found["key"], "value": found["value"], "agrees": True}
+    html = views.explanation({**found, "kafka": kafka})
+    assert found["movie"]["title"].replace("'", "&#x27;") in html and "byte for byte the same" in html
+    assert "not there" in views.explanation({**found, "kafka": None})
+    foreign = {"partition": 0, "index": None, "foreign": True, "kafka": {**kafka, "value": "<b>"}}
+    assert "somebody else" in views.explanation(foreign)
+
+
+def test_windows_are_shown_with_verdicts() -> None:
+    rows = [
+        {**row, "verdict": "WRONG", "reason": "holds <3>", "difference": -2, "expected": {"count": 12}}
+        for row in filled().history(TYPES[0], now_ms=NOW)
+    ]
+    html = views.windows(rows)
+    assert "rp-wrong" in html and "holds &lt;3&gt;" in html and "<td>-2</td>" in html
+    assert "no data yet" in views.windows([])
+
+
 def test_what_comes_from_kafka_is_escaped() -> None:
-    html = views.ratings_tail([(0, b"<script>alert(1)</script>"), (1, None)], {})
-    assert "<script>" not in html and "&lt;script&gt;" in html
+    html = views.ratings_tail([(0, 7, b"<script>alert(1)</script>"), (1, 8, None)], {})
+    assert "<script>" not in html and "&lt;script&gt;" in html and 'data-rp-place="0/7"' in html
     health = Health("degraded", ("<b>bad</b>",), NOW)
     html = views.header(health, True, iso_ms(NOW), "<i>run</i>")
     assert "<i>run" not in html and "<b>bad" not in html and "stale since" in html

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import StateMismatchError
+from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.truth.oracle import Oracle, expected_key
 from ray_pipeline.truth.replay import ShardReplay, build_models, published_settings
@@ -351,3 +352,65 @@ def test_known_ways_to_be_wrong_are_recognised() -> None:
     assert "counted twice" in said(count=40, histogram=[40] + [0] * 9)
     assert diagnose(wide, {}, at, 30_000, START_MS, types).startswith("the window was never written")
     assert epoch_ms(iso_ms(START_MS)) == START_MS
+
+
+# -- every window beside what it must hold
+
+
+def window_pair(n: int, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    start = START_MS + n * 10_000
+    expected = {**EXPECTED, "window_start": iso_ms(start), "window_end": iso_ms(start + 10_000), **changes}
+    return expected, [{**record, "kind": kind} for kind, record in actual_of(expected).items()]
+
+
+def filled_verdicts(count: int) -> Verdicts:
+    verdicts = Verdicts()
+    for n in range(count):
+        expected, records = window_pair(n)
+        verdicts.expect(expected)
+        for record in records:
+            verdicts.actual(record)
+    return verdicts
+
+
+def test_windows_are_counted_by_verdict_and_the_first_wrong_one_is_named() -> None:
+    verdicts = filled_verdicts(3)
+    late, records = window_pair(3, late=2)
+    verdicts.expect(late)
+    for record in records:
+        verdicts.actual(record)
+    verdicts.expect(window_pair(4)[0])  # never written
+    early = verdicts.tally(START_MS + 1_000)
+    assert (early.verified, early.late, early.pending, early.wrong) == (3, 1, 1, 0)
+    found = verdicts.tally(LATER_MS)
+    assert (found.verified, found.late, found.pending, found.wrong) == (3, 1, 0, 1)
+    assert (
+        "tumbling_10s from " + iso_ms(START_MS + 40_000) in found.first_wrong and "never written" in found.first_wrong
+    )
+    assert verdicts.wrong(LATER_MS)[0]["difference"] == -5
+    assert verdicts.of("tumbling_10s", START_MS, LATER_MS)["verdict"] == "verified"
+    assert verdicts.of("tumbling_10s", START_MS + 900_000, LATER_MS)["reason"] == "not computed yet"
+
+
+def test_a_settled_window_is_forgotten_but_for_a_digest_which_still_shows_an_alteration() -> None:
+    verdicts = filled_verdicts(450)
+    assert verdicts.tally(LATER_MS).verified == 450
+    expected, records = window_pair(0)
+    for record in records:  # the same again
+        verdicts.actual(record)
+    verdicts.expect(expected)  # an oracle that began again
+    assert verdicts.tally(LATER_MS).verified == 450
+    for record in records:
+        verdicts.actual({**record, "count": 4} if record["kind"] == "total" else record)
+    found = verdicts.tally(LATER_MS)
+    assert (found.verified, found.wrong) == (449, 1) and "altered after it had been verified" in found.first_wrong
+
+
+def test_an_open_window_that_differs_at_the_same_micro_batch_counts_as_wrong() -> None:
+    verdicts = Verdicts()
+    expected, records = window_pair(0, final=False, final_ms=None)
+    verdicts.expect(expected)
+    for record in records:
+        verdicts.actual({**record, "count": 4} if record["kind"] == "total" else record)
+    found = verdicts.tally(LATER_MS)
+    assert (found.wrong, found.pending) == (1, 0)
