@@ -7,7 +7,7 @@ import sys
 
 from bench.common import save
 
-NAMES = ("producer", "windows", "latency", "capacity", "pacing", "coldstart", "memory")
+NAMES = ("producer", "audit", "windows", "latency", "capacity", "pacing", "coldstart", "memory")
 
 
 def main() -> int:

@@ -163,13 +163,15 @@ class PartitionAudit:
         replay: the shard.
         expected: how many ratings it must hold, from index 0 on.
         first: ratings before this index are left out.
+        bounded: whether what lies behind the expected ones is left out too, in place of being beyond.
     """
 
-    def __init__(self, replay: ShardReplay, expected: int, first: int = 0) -> None:
+    def __init__(self, replay: ShardReplay, expected: int, first: int = 0, bounded: bool = False) -> None:
         self._verdict = PartitionVerdict(replay.partition, max(0, expected - first))
         self._replay = replay
         self._end = expected
         self._first = first
+        self._bounded = bounded
         self._next = first  # all ratings before it were seen, or are in the gaps
         self._expected = _Expected(replay)
         # other blocks, for records that stand out of place, and for the far end of a gap
@@ -198,6 +200,9 @@ class PartitionAudit:
         while at < len(values):
             if not self._region:
                 at += self._agreeing(keys, values, at)
+                if self._bounded and self._next >= self._end:
+                    self._verdict.found -= len(values) - at
+                    return
                 if at == len(values):
                     return
             self._examine(_Found(offset_of(at), keys[at], values[at], self._identify(values[at])))
@@ -240,7 +245,12 @@ class PartitionAudit:
         """How many records from ``at`` on are the next ratings, byte for byte."""
         began = at
         while at < len(values):
-            wanted_keys, wanted = self._expected.slice(self._next, len(values) - at)
+            most = len(values) - at
+            if self._bounded:
+                most = min(most, self._end - self._next)
+                if most <= 0:
+                    break
+            wanted_keys, wanted = self._expected.slice(self._next, most)
             there, there_keys = values[at : at + len(wanted)], keys[at : at + len(wanted)]
             same = len(wanted)
             if there != wanted or there_keys != wanted_keys:
@@ -278,7 +288,7 @@ class PartitionAudit:
 
     def _examine(self, record: _Found) -> None:
         index = record.index
-        if index is not None and index < self._first:
+        if index is not None and (index < self._first or (self._bounded and index >= self._end)):
             self._verdict.found -= 1
             return
         if index is None and not self._region and self._before_first(record):

@@ -261,7 +261,7 @@ def _audit_partitions(
         replay = ShardReplay(models[partition], progress)
         first = 0 if from_ms is None else min(progress.next_index, replay.count_before(from_ms))
         end = progress.next_index if to_ms is None else min(progress.next_index, replay.count_before(to_ms))
-        one = PartitionAudit(replay, end, first)
+        one = PartitionAudit(replay, end, first, bounded=to_ms is not None)
         for keys, values, offsets in _blocks(settings, bootstrap, partition, one, end if to_ms is not None else None):
             one.take(keys, values, offsets.__getitem__)
         verdicts.append(one.finish(_sent_by_now(settings, bootstrap, partition, progress) if to_ms is None else None))

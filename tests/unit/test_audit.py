@@ -160,6 +160,11 @@ def test_only_a_part_may_be_looked_at() -> None:
     records[1500] = changed(records[1500], rating=0.25)
     verdict = audited(records, first=1000)
     assert verdict.counts == counts(altered=1) and (verdict.expected, verdict.found) == (2000, 2000)
+    for end in (1400, 2000):
+        part = PartitionAudit(replay(), end, 1000, bounded=True)
+        part.take([k for k, _ in records], [v for _, v in records], lambda n: n)
+        found = part.finish()
+        assert found.counts == counts(altered=int(end > 1500)) and (found.expected, found.found) == (end - 1000,) * 2
 
 
 # -- any tampering
