@@ -87,13 +87,13 @@ class TransactionalDelivery:
         producer, self._producer = self._producer, None
         if producer is None:
             return
-        if self._in_transaction:
-            self._in_transaction = False
-            try:
+        try:
+            if self._in_transaction:
+                self._in_transaction = False
                 producer.abort_transaction(1.0)
-            except KafkaException:
-                producer.purge()  # nothing of it may linger and be sent after this object is gone
-        producer.poll(0)
+            producer.poll(0)
+        except KafkaException:  # also a fatal error from before, such as having been fenced
+            producer.purge()  # nothing of it may linger and be sent after this object is gone
 
     def _opened(self) -> Producer:
         if self._producer is None:
@@ -115,7 +115,13 @@ class TransactionalDelivery:
             raise DeliveryError(problem=f"shard {self._partition}: {what}: the queue is full", fix="") from error
 
     def _error(self, what: str, error: KafkaException) -> DeliveryError:
-        return delivery_error(self._partition, what, error.args[0])
+        cause = error.args[0]
+        if cause.code() == KafkaError._FATAL:  # says only that there was an error before: this call says which
+            try:
+                self._opened().begin_transaction()
+            except KafkaException as first:
+                cause = first.args[0]
+        return delivery_error(self._partition, what, cause)
 
 
 def delivery_error(partition: int, what: str, error: KafkaError) -> DeliveryError:

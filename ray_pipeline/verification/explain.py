@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import ConfigurationError
+from ray_pipeline.errors import UncheckedError
 from ray_pipeline.kafka.read import Record, read_topic_from
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.truth.explain import explain
@@ -48,11 +48,10 @@ class Explainer:
         """Explain rating ``index`` of a partition; ``kafka`` has the record that stands where it must.
 
         Raises:
-            ConfigurationError: there is no such partition, or the index is below 0.
-            UncheckedError: the plan does not reach the index.
+            UncheckedError: there is no such partition, the index is below 0, or the plan does not reach it.
         """
         if index < 0:
-            raise ConfigurationError(problem=f"index {index} is below 0", fix="Ratings are counted from 0")
+            raise UncheckedError(problem=f"index {index} is below 0", fix="Ratings are counted from 0")
         replay = self._replay(partition)
         found = explain(replay, index, self._run.settings, self._catalogue, window_specs(self._run.settings))
         return {**found, "kafka": self._shown(self._record_of(replay, index, found["value"]), found["value"])}
@@ -61,12 +60,12 @@ class Explainer:
         """Explain the record at an offset, or the next data record; ``foreign`` when it is no rating of the run.
 
         Raises:
-            ConfigurationError: there is no such partition or record.
+            UncheckedError: there is no such partition or record.
         """
         replay = self._replay(partition)
         record = next(iter(read_topic_from(self._bootstrap, self._run.settings.ratings_topic, partition, offset)), None)
         if offset < 0 or record is None:
-            raise ConfigurationError(
+            raise UncheckedError(
                 problem=f"partition {partition} has no record at offset {offset} or behind it",
                 fix="See ray-pipeline topics count for what there is",
             )
@@ -81,7 +80,7 @@ class Explainer:
     def _replay(self, partition: int) -> ShardReplay:
         if partition not in self._run.progress:
             known = ", ".join(map(str, sorted(self._run.progress))) or "none"
-            raise ConfigurationError(
+            raise UncheckedError(
                 problem=f"partition {partition} has no ratings of this run", fix=f"The partitions are: {known}"
             )
         if partition not in self._replays:

@@ -201,7 +201,7 @@ def tampered(kinds: list[str], places: list[int]) -> tuple[list[Record], dict[st
     return [record for records in out for record in records], must
 
 
-@hypothesis_settings(deadline=None, max_examples=60)
+@hypothesis_settings(max_examples=60)
 @given(
     st.lists(
         st.sampled_from(["missing", "repeated", "altered", "swapped", "foreign", "lost and foreign"]), max_size=25

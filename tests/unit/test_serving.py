@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from ray_pipeline.clock import FakeClock
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
-from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError
+from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError, UncheckedError
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.health import Health
 from ray_pipeline.metrics.store import MetricsStore
@@ -41,10 +41,10 @@ class Control:
         self.sent: list[tuple[str, float | None]] = []
         self.error: Exception | None = None
 
-    def send(self, command: str, rate: float | None = None) -> tuple[str, bool]:
+    def send(self, command: str, rate: float | None = None, actors: int | None = None) -> tuple[str, bool]:
         if self.error is not None:
             raise self.error
-        self.sent.append((command, rate))
+        self.sent.append((command, rate if actors is None else actors))
         return "id", True
 
 
@@ -53,7 +53,7 @@ class Explanations:
 
     def by_index(self, partition: int, index: int) -> dict[str, Any]:
         if partition > 3:
-            raise ConfigurationError(
+            raise UncheckedError(
                 problem=f"partition {partition} has no ratings of this run", fix="The partitions are: 0"
             )
         return {"partition": partition, "index": index}
@@ -185,6 +185,18 @@ def test_a_bad_rate_is_refused(body: dict[str, Any]) -> None:
     client, control = make()
     answer = client.post("/control/rate", json=body)
     assert answer.status_code == 422 and "rate" in answer.json()["error"] and control.sent == []
+
+
+def test_the_number_of_actors_is_changed_or_refused_with_the_generators_reason() -> None:
+    client, control = make()
+    answer = client.post("/control/scale", json={"actors": 3})
+    assert answer.json() == {"id": "id", "command": "scale", "applied": True, "actors": 3}
+    assert client.post("/control/scale", json={"actors": 0}).status_code == 422
+    assert client.post("/control/scale", json={"actors": 1.5}).status_code == 422
+    assert control.sent == [("scale", 3)]
+    control.error = ConfigurationError(problem="9 actors cannot share 4 partitions")
+    answer = client.post("/control/scale", json={"actors": 9})
+    assert answer.status_code == 409 and "4 partitions" in answer.json()["error"]
 
 
 def test_control_from_another_machine_needs_the_token() -> None:

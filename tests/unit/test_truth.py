@@ -88,7 +88,7 @@ def cuts_of(steps: list[tuple[int, int, int]]) -> list[Cut]:
 some_steps = st.lists(st.tuples(st.integers(0, 900), st.integers(0, 500), st.integers(0, 400)), min_size=1, max_size=12)
 
 
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 @given(some_steps, st.sampled_from([0, 5_000, 20_000]))
 def test_expected_windows_agree_with_the_reference_late_ratings_included(
     steps: list[tuple[int, int, int]], delay_ms: int
@@ -137,7 +137,7 @@ def test_a_successor_that_begins_later_finds_the_same_windows() -> None:
     assert [late.record(window) for window in kept] == [whole.record(window) for window in kept]
 
 
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 @given(some_steps, st.sampled_from([5_000, 20_000]), st.integers(2, 5))
 def test_micro_batches_that_may_be_taken_together_make_the_same_windows(
     steps: list[tuple[int, int, int]], delay_ms: int, most: int
