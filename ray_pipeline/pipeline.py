@@ -55,6 +55,8 @@ class Status:
         lag: ratings in Kafka that Spark has not read.
         behind_s: how long the most overdue rating has been due, seconds.
         batch_ms: length of the last micro-batch, milliseconds.
+        verified: windows that are final and hold what they must; None where nobody serves here.
+        wrong: windows that do not.
     """
 
     state: str
@@ -65,6 +67,8 @@ class Status:
     lag: int
     behind_s: float
     batch_ms: int
+    verified: int | None
+    wrong: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +288,7 @@ class Pipeline:
         now_ms = self._clock.now_ms()
         generator = self._generator.status() if self._generator is not None else {}
         job = self._processing.status if self._processing is not None else {}
+        checked = self._serving.status.get("windows") if self._serving is not None else None
         self._note_first_window(job)
         return Status(
             state=str(generator.get("state") or job.get("state") or "running"),
@@ -294,6 +299,8 @@ class Pipeline:
             lag=int(job.get("lag", 0)),
             behind_s=float(generator.get("behind_s", 0.0)),
             batch_ms=int(job.get("batch_duration_ms", 0)),
+            verified=checked["verified"] + checked["late"] if checked else None,
+            wrong=checked["wrong"] if checked else 0,
         )
 
     def check(self) -> None:

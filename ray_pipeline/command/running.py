@@ -250,6 +250,8 @@ class _StatusLine:
                 parts.append(f"behind by {status.behind_s:.1f} s")
         if "process" in self._stages:
             parts.append(f"windows {status.windows}, lag {status.lag:,}, batch {status.batch_ms} ms")
+        if status.verified is not None and "verify" in self._stages:
+            parts.append(f"verified {status.verified:,}, wrong {status.wrong:,}")
         say(" | ".join(parts))
 
 

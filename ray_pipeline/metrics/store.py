@@ -168,6 +168,11 @@ class MetricsStore:
                 "verification": self.verification(now_ms),
             }
 
+    def tally(self, now_ms: int) -> Tally:
+        """How many windows have which verdict."""
+        with self._lock:
+            return self._verdicts.tally(now_ms)
+
     def verification(self, now_ms: int) -> dict[str, Any]:
         """How many windows have which verdict, the wrong ones, and how far the oracle is."""
         with self._lock:

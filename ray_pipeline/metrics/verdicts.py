@@ -54,7 +54,8 @@ class Verdicts:
         self._unsettled: set[tuple[str, int]] = set()
         self._types: dict[str, int] = {}
         self._whole: dict[str, set[int]] = {}
-        self._forgotten = {Verdict.VERIFIED: 0, Verdict.LATE: 0, Verdict.WRONG: 0}
+        self._counts = {Verdict.VERIFIED: 0, Verdict.LATE: 0, Verdict.WRONG: 0}  # of settled ones, forgotten ones too
+        self._wrong: dict[tuple[str, int], Judgement] = {}  # settled ones
 
     def expect(self, record: dict[str, Any]) -> None:
         """A window's record of topic ``metrics.expected``."""
@@ -77,7 +78,8 @@ class Verdicts:
             self._reopen(key, pair)
         elif len(pair.actual) == 3:  # what it must hold has been forgotten, but not its digest
             if _digest(pair.actual["total"], pair.actual["topn"], pair.actual["genres"]) != pair.digest:
-                pair.settled = Judgement(Verdict.WRONG, "was altered after it had been verified", 0)
+                self._unsettle(key, pair)
+                self._note(key, pair, Judgement(Verdict.WRONG, "was altered after it had been verified", 0))
             pair.actual = {}
 
     def of(self, window_type: str, start_ms: int, now_ms: int) -> dict[str, Any]:
@@ -101,20 +103,16 @@ class Verdicts:
     def tally(self, now_ms: int) -> Tally:
         """All windows together."""
         wrong = self._all_wrong(now_ms)
-        counts = dict(self._forgotten)
-        for pair in self._pairs.values():
-            if pair.settled is not None:
-                counts[pair.settled.verdict] += 1
-        open_wrong = sum(1 for key, _ in wrong if self._pairs[key].settled is None)
+        open_wrong = len(wrong) - len(self._wrong)
         named = ""
         if wrong:
             (name, start_ms), found = wrong[0]
             named = f"window {name} from {iso_ms(start_ms)} {found.reason}"
         return Tally(
-            counts[Verdict.VERIFIED],
+            self._counts[Verdict.VERIFIED],
             len(self._unsettled) - open_wrong,
-            counts[Verdict.LATE],
-            counts[Verdict.WRONG] + open_wrong,
+            self._counts[Verdict.LATE],
+            self._counts[Verdict.WRONG] + open_wrong,
             named,
         )
 
@@ -135,11 +133,8 @@ class Verdicts:
     def _all_wrong(self, now_ms: int) -> list[tuple[tuple[str, int], Judgement]]:
         """Wrong windows, in order of their starts."""
         judged = [(key, self._judge(key, self._pairs[key], now_ms)) for key in sorted(self._unsettled)]
-        judged = [(key, found) for key, found in judged if key in self._unsettled]
-        judged += [(key, pair.settled) for key, pair in self._pairs.items() if pair.settled is not None]
-        return sorted(
-            ((key, found) for key, found in judged if found.verdict is Verdict.WRONG), key=lambda row: row[0][::-1]
-        )
+        still_open = [(k, found) for k, found in judged if k in self._unsettled and found.verdict is Verdict.WRONG]
+        return sorted([*self._wrong.items(), *still_open], key=lambda row: row[0][::-1])
 
     @staticmethod
     def _key(record: Mapping[str, Any]) -> tuple[str, int]:
@@ -154,14 +149,28 @@ class Verdicts:
         return pair
 
     def _forget(self, key: tuple[str, int]) -> None:
-        pair = self._pairs.pop(key)
+        self._pairs.pop(key)
         self._unsettled.discard(key)
-        if pair.settled is not None:
-            self._forgotten[pair.settled.verdict] += 1
+        self._wrong.pop(key, None)
 
     def _reopen(self, key: tuple[str, int], pair: _Pair) -> None:
+        self._unsettle(key, pair)
+        if pair.expected is not None and pair.expected["final"] and len(pair.actual) == 3:
+            self._judge(key, pair, 0)  # what agrees is settled at once; what does not may still be on its way
+
+    def _unsettle(self, key: tuple[str, int], pair: _Pair) -> None:
+        if pair.settled is not None:
+            self._counts[pair.settled.verdict] -= 1
+            self._wrong.pop(key, None)
         pair.settled = None
         self._unsettled.add(key)
+
+    def _note(self, key: tuple[str, int], pair: _Pair, found: Judgement) -> None:
+        pair.settled = found
+        self._counts[found.verdict] += 1
+        self._unsettled.discard(key)
+        if found.verdict is Verdict.WRONG:
+            self._wrong[key] = found
 
     def _judge(self, key: tuple[str, int], pair: _Pair, now_ms: int) -> Judgement:
         if pair.settled is not None:
@@ -177,8 +186,7 @@ class Verdicts:
         return found
 
     def _settle(self, key: tuple[str, int], pair: _Pair, found: Judgement) -> None:
-        pair.settled = found
-        self._unsettled.discard(key)
+        self._note(key, pair, found)
         if found.verdict is Verdict.WRONG:
             return
         assert pair.expected is not None

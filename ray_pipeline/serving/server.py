@@ -7,6 +7,7 @@ import secrets
 import socket
 import threading
 import time
+from dataclasses import asdict
 from typing import Any
 
 import uvicorn
@@ -120,7 +121,7 @@ class ServingStage:
         dead = [server.thread.name for server in self._servers if not server.thread.is_alive()]
         if self._state == "running" and dead:
             return {"state": "failed", "reason": f"{', '.join(dead)} ended by itself"}
-        return {"state": self._state}
+        return {"state": self._state, "windows": asdict(self._store.tally(self._clock.now_ms()))}
 
     def summary(self) -> dict[str, Any]:
         """What ``GET /metrics/summary`` says, with health."""
