@@ -250,6 +250,16 @@ class Pipeline:
         """Go on at the target rate."""
         self._need("generate").resume()
 
+    def scale(self, actors: int) -> None:
+        """Have another number of generator actors, without a gap or a repeat; returns when they have all partitions.
+
+        Raises:
+            ConfigurationError: there are fewer partitions, or another such change is under way.
+            EnvironmentProblem: the cluster has no room for so many.
+            StageFailedError: the new actors did not start; the old ones go on.
+        """
+        self._need("generate").scale(actors)
+
     def metrics(self) -> dict[str, Any]:
         """What ``GET /metrics/summary`` says, with health."""
         found: dict[str, Any] = self._need("serve").call("snapshot", timeout_s=30.0)
@@ -435,6 +445,7 @@ class Pipeline:
         from ray_pipeline.cluster.runtime import cluster_usage
 
         job = self._processing.status if self._processing is not None else {}
+        actors = len(self._generator.fleet) if self._generator is not None else 0
         return {
             "name": self._name,
             "pid": os.getpid(),
@@ -446,7 +457,7 @@ class Pipeline:
                 s.name: s.restarts for s in (self._processing, self._serving, self._verifying) if s is not None
             }
             | ({"the broker": self._broker.restarts} if self._broker else {}),
-            **cluster_usage(self.settings, self.stages, int(job.get("executors", 0))),
+            **cluster_usage(self.settings, self.stages, int(job.get("executors", 0)), actors),
         }
 
     # -- ending

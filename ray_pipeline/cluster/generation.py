@@ -6,83 +6,50 @@ import json
 import logging
 import math
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
 
 from ray_pipeline.clock import Clock, SystemClock
+from ray_pipeline.cluster.fleet import ACTOR_CPUS, Fleet
 from ray_pipeline.config import Settings
-from ray_pipeline.delivery.factory import open_delivery
-from ray_pipeline.errors import RayPipelineError, StageFailedError
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StageFailedError
 from ray_pipeline.generator.coordination import Coordinator, Totals
+from ray_pipeline.generator.placement import Placement
 from ray_pipeline.generator.runner import Assignment
-from ray_pipeline.generator.worker import GeneratorWorker, WorkerReport
 from ray_pipeline.kafka.control import ControlFeed
 from ray_pipeline.kafka.publish import Publisher
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
-from ray_pipeline.model.population import Movies, build_movies, build_user_map, movie_factors
+from ray_pipeline.model.population import build_movies, build_user_map, movie_factors
 
-__all__ = ["ACTOR_CPUS", "GeneratorStage", "build_shared_movies"]
+__all__ = ["GeneratorStage", "build_shared_movies"]
 
 _log = logging.getLogger(__name__)
 
-ACTOR_CPUS = 0.25
-"""CPUs that Ray sets aside for a generator actor: at the default rate one uses far less."""
 _POLL_S = 0.2
-_PUBLISH_S = 1.0
+_PUBLISH_MS = 1_000
 _MOVIES_PER_TASK = 1 << 17
 _EVENTS_KEPT = 50
-_LOST_AFTER_MS = 120_000
-
-
-def _make_worker(settings: Settings, bootstrap: str, partitions: list[int], movies: Movies) -> GeneratorWorker:
-    return GeneratorWorker(settings, partitions, movies, lambda p: open_delivery(settings, bootstrap, p))
-
-
-class _WorkerActor:
-    """The remote end: a plain worker, built in the actor's own process."""
-
-    def __init__(self, settings: Settings, bootstrap: str, partitions: list[int], movies: Movies) -> None:
-        self._worker = _make_worker(settings, bootstrap, partitions, movies)
-
-    def node(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
-
-    def report(self) -> WorkerReport:
-        return self._worker.report()
-
-    def begin(self, assignments: dict[int, Assignment]) -> None:
-        self._worker.begin(assignments)
-
-    def change_rate(self, epoch: Any) -> WorkerReport:
-        return self._worker.change_rate(epoch)
-
-    def end_at(self, ends: dict[int, int | None]) -> None:
-        self._worker.end_at(ends)
-
-    def stop(self) -> None:
-        self._worker.stop()
+_ANSWERS_KEPT = 20
+_ROOM_MS = 3_000  # Ray tells of CPUs that were let go with some delay
+_NEW_ACTORS_MS = 90_000
 
 
 @dataclass
-class _Actor:
-    """What the stage knows of one actor."""
+class _Scaling:
+    """A change of the number of actors that is under way: new actors start, then partitions pass to them."""
 
-    number: int
-    partitions: list[int]
-    handle: Any
-    pending: Any = None
-    report: WorkerReport | None = None
-    heard_ms: int = 0
-    node: str = ""
-    restarts: int = 0
-    alive: bool = True
-    orders: list[Any] = field(default_factory=list)
+    identity: str
+    actors: int
+    before: int
+    since_ms: int
+    starting: bool = False
+    passing: bool = False
 
 
 def build_shared_movies(settings: Settings, catalogue: Catalogue) -> Any:
@@ -122,16 +89,20 @@ class GeneratorStage:
         self._clock = clock or SystemClock()
         self._on_event = on_event or (lambda line: _log.info("%s", line))
         self._lock = threading.RLock()
-        self._actors: list[_Actor] = []
+        self._placement = Placement(settings.partitions, settings.actors)
+        self._fleet: Fleet | None = None
         self._coordinator: Coordinator | None = None
+        self._scaling: _Scaling | None = None
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
+        self._answers: dict[str, RayPipelineError | None] = {}
         self._state = "starting"
         self._started_ms = self._clock.now_ms()
-        self._last_control = ""
+        self._published_ms = 0
         self._stopping = False
         self._may_begin = False
         self._error: Exception | None = None
         self._end = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="generator-stage", daemon=True)
 
     # -- life
@@ -145,18 +116,14 @@ class GeneratorStage:
         self._coordinator = Coordinator(settings, settings.digest(catalogue.digest), shares)
         self._catalogue_digest = catalogue.digest
         movies = build_shared_movies(settings, catalogue)
-        remote = ray.remote(num_cpus=ACTOR_CPUS, max_restarts=-1, max_task_retries=0)(_WorkerActor)
-        for number in range(settings.actors):
-            partitions = list(range(number, settings.partitions, settings.actors))
-            handle = remote.options(
-                name=f"ray-pipeline-generator-{number}-{self._started_ms}", scheduling_strategy="SPREAD"
-            ).remote(settings, self._bootstrap, partitions, movies)
-            self._actors.append(_Actor(number, partitions, handle, heard_ms=self._clock.now_ms()))
+        self._fleet = Fleet(settings, self._bootstrap, movies, self._placement, self._clock, self._note)
+        self._fleet.grow(settings.actors)
         self._thread.start()
 
     def begin(self) -> None:
         """Let the shards send as soon as they are ready."""
         self._may_begin = True
+        self._wake.set()
 
     def wait_until_ready(self, deadline_s: float) -> None:
         """Block until every shard has its delivery open.
@@ -164,26 +131,36 @@ class GeneratorStage:
         Raises:
             StageFailedError: not within the deadline, or a shard failed.
         """
-        self._wait(lambda: self.coordinator.ready, deadline_s)
+        self._wait(
+            lambda: self.coordinator.ready,
+            deadline_s,
+            StageFailedError(
+                problem=f"the generator actors did not start within {deadline_s:.0f} s",
+                fix="See ray-pipeline doctor for CPUs, memory and the broker",
+            ),
+        )
 
     def wait_until_sending(self, deadline_s: float) -> None:
-        """Block until the plan is made and every shard was told.
+        """Block until the plan is made and every shard is about to be told.
 
         Raises:
             StageFailedError: not within the deadline, or a shard failed.
             RayPipelineError: what a shard or the coordinator says.
         """
-        self._wait(lambda: self.coordinator.started, deadline_s)
+        self._wait(
+            lambda: self.coordinator.started,
+            deadline_s,
+            StageFailedError(
+                problem=f"the generator did not begin to send within {deadline_s:.0f} s", fix="See its log"
+            ),
+        )
 
-    def _wait(self, reached: Callable[[], bool], deadline_s: float) -> None:
+    def _wait(self, reached: Callable[[], bool], deadline_s: float, late: RayPipelineError) -> None:
         deadline_ms = self._clock.now_ms() + int(deadline_s * 1000)
         while not reached():
             self.check()
             if self._clock.now_ms() > deadline_ms:
-                raise StageFailedError(
-                    problem=f"the generator actors did not start within {deadline_s:.0f} s",
-                    fix="See ray-pipeline doctor for CPUs, memory and the broker",
-                )
+                raise late
             self._clock.wait(self._end, 0.05)
 
     def stop(self, deadline_s: float) -> bool:
@@ -192,28 +169,28 @@ class GeneratorStage:
         Returns:
             Whether all ended in order within ``deadline_s`` seconds.
         """
-        with self._lock:
-            self._stopping = True
-            self._state = "stopping" if self._state != "failed" else self._state
-            for actor in self._actors:
-                actor.handle.stop.remote()
+        self._begin_to_stop()
         deadline_ms = self._clock.now_ms() + int(deadline_s * 1000)
-        while self._thread.is_alive() and not self.totals().finished and self._clock.now_ms() < deadline_ms:
+        while self._thread.is_alive() and not self.totals().ended and self._clock.now_ms() < deadline_ms:
             self._clock.wait(threading.Event(), 0.05)
         in_order = self.totals().finished
-        self._end.set()
-        if self._thread.ident is not None:
-            self._thread.join(max(1.0, deadline_s))
         self.kill()
         return in_order
 
     def kill(self) -> None:
         """End the actors at once, if they still run."""
         self._end.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(15)
-        for actor in self._actors:
-            ray.kill(actor.handle)
+        if self._fleet is not None:
+            self._fleet.shrink(0)
+
+    def _begin_to_stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            self._state = "stopping" if self._state != "failed" else self._state
+        self._wake.set()
 
     # -- asked and told
 
@@ -224,6 +201,14 @@ class GeneratorStage:
             msg = "the stage was not started"
             raise RuntimeError(msg)
         return self._coordinator
+
+    @property
+    def fleet(self) -> Fleet:
+        """The actors; exist from :meth:`start` on."""
+        if self._fleet is None:
+            msg = "the stage was not started"
+            raise RuntimeError(msg)
+        return self._fleet
 
     def totals(self) -> Totals:
         """The run so far."""
@@ -247,11 +232,28 @@ class GeneratorStage:
         """Go on at the target rate."""
         self._change("resume", paused=False)
 
+    def scale(self, actors: int, deadline_s: float = 120.0) -> None:
+        """Have another number of actors, without a gap or a repeat; returns when they have all partitions.
+
+        Raises:
+            ConfigurationError: there are fewer partitions, or another such change is under way.
+            EnvironmentProblem: the cluster has no room for so many.
+            StageFailedError: the new actors did not start; the old ones go on.
+        """
+        identity = uuid.uuid4().hex[:12]
+        self._begin_to_scale(actors, identity)
+        late = StageFailedError(problem=f"{actors} actors are not there after {deadline_s:.0f} s", fix="See the status")
+        self._wait(lambda: identity in self._answers, deadline_s, late)
+        refusal = self._answers[identity]
+        if refusal is not None:
+            raise refusal
+
     def status(self) -> dict[str, Any]:
         """The record of topic ``ratings.progress``, key ``generator``."""
         with self._lock:
             now_ms = self._clock.now_ms()
             coordinator, totals = self.coordinator, self.coordinator.totals()
+            answers = {identity: "" if error is None else str(error) for identity, error in self._answers.items()}
             return {
                 "run": coordinator.run,
                 "state": self._state,
@@ -264,42 +266,19 @@ class GeneratorStage:
                 "started_ms": self._started_ms,
                 "clock_offset_ms": coordinator.clock_offset_ms,
                 "updated_ms": now_ms,
-                "restarts": sum(actor.restarts for actor in self._actors) + totals.failures,
-                "last_control": self._last_control,
-                "actors": [
-                    {
-                        "actor": actor.number,
-                        "node": actor.node,
-                        "pid": actor.report.pid if actor.report else None,
-                        "partitions": actor.partitions,
-                        "restarts": actor.restarts,
-                        "alive": actor.alive,
-                    }
-                    for actor in self._actors
-                ],
+                "restarts": self.fleet.restarts + totals.failures,
+                "last_control": next(reversed(answers), ""),
+                "answers": answers,
+                "actors": self.fleet.status(),
                 "events": list(self._events),
             }
 
     # -- the watching thread
 
     def _watch(self) -> None:
-        control = ControlFeed(self._bootstrap, self._settings.control_topic)
         publisher = Publisher(self._bootstrap)
-        published_ms = 0
-        run_published = False
         try:
-            while not self._end.is_set():
-                for command in control.poll():
-                    self._obey(command)
-                self._poll_actors()
-                now_ms = self._clock.now_ms()
-                if self.coordinator.started and not run_published:
-                    publisher.put(self._settings.progress_topic, "run", self._run_record())
-                    run_published = True
-                if now_ms - published_ms >= _PUBLISH_S * 1000:
-                    publisher.put(self._settings.progress_topic, "generator", self.status())
-                    published_ms = now_ms
-                self._clock.wait(self._end, _POLL_S)
+            self._watch_until_end(publisher)
             if self._state != "failed":
                 self._state = "stopped"
         except Exception as error:  # noqa: BLE001 - kept for check(), which raises it where it is waited for
@@ -309,6 +288,25 @@ class GeneratorStage:
         finally:
             publisher.put(self._settings.progress_topic, "generator", self.status())
             publisher.close()
+
+    def _watch_until_end(self, publisher: Publisher) -> None:
+        control = ControlFeed(self._bootstrap, self._settings.control_topic)
+        run_published = False
+        try:
+            while not self._end.is_set():
+                self._wake.clear()
+                for command in control.poll():
+                    self._obey(command)
+                self._exchange()
+                self._go_on_scaling()
+                if self.coordinator.started and not run_published:
+                    publisher.put(self._settings.progress_topic, "run", self._run_record())
+                    run_published = True
+                if self._clock.now_ms() - self._published_ms >= _PUBLISH_MS:
+                    self._published_ms = self._clock.now_ms()
+                    publisher.put(self._settings.progress_topic, "generator", self.status())
+                self._clock.wait(self._wake, _POLL_S)
+        finally:
             control.close()
 
     def _run_record(self) -> dict[str, Any]:
@@ -322,57 +320,23 @@ class GeneratorStage:
             "topic": self._settings.ratings_topic,
         }
 
-    def _poll_actors(self) -> None:
-        for actor in self._actors:
-            self._poll_actor(actor)
+    def _exchange(self) -> None:
+        """Tell the actors what is wanted and hear them; once more at once when that leaves something to tell."""
+        reports = self.fleet.exchange(self._news(), self._stopping)
         with self._lock:
             coordinator = self.coordinator
-            totals = coordinator.totals()
-            if totals.failed and not self._stopping:
-                raise StageFailedError(problem=totals.failed, fix="See the log of the generator actors")
-            assignments = coordinator.assignments(self._clock.now_ms()) if self._may_begin else {}
-            for actor in self._actors:
-                mine = {p: assignments[p] for p in actor.partitions if p in assignments}
-                if mine:
-                    actor.handle.begin.remote(mine)
+            coordinator.observe(reports)
+            failed = coordinator.totals().failed
+            if failed and not self._stopping:
+                raise StageFailedError(problem=failed, fix="See the log of the generator actors")
             if coordinator.started and self._state in ("starting", "running", "paused"):
                 self._state = "paused" if coordinator.paused else "running"
+        if self._news().keys() & {report.partition for report in reports}:
+            self._wake.set()
 
-    def _poll_actor(self, actor: _Actor) -> None:
-        now_ms = self._clock.now_ms()
-        if actor.pending is None:
-            actor.pending = actor.handle.report.remote()
-        ready, _ = ray.wait([actor.pending], timeout=0.05)
-        if not ready:
-            if now_ms - actor.heard_ms > _LOST_AFTER_MS:
-                raise StageFailedError(
-                    problem=f"generator actor {actor.number} has not answered for {_LOST_AFTER_MS // 1000} s",
-                    fix="See ray-pipeline doctor for CPUs and memory of the Ray cluster",
-                )
-            return
-        reference, actor.pending = actor.pending, None
-        try:
-            report: WorkerReport = ray.get(reference)
-            if actor.report is None or actor.report.incarnation != report.incarnation:
-                actor.node = ray.get(actor.handle.node.remote(), timeout=10)
-        except RayActorError as error:
-            if actor.alive:
-                actor.alive = False
-                self._note(f"generator actor {actor.number} died; Ray starts it again")
-                _log.debug("actor %d: %s", actor.number, error)
-            if now_ms - actor.heard_ms > _LOST_AFTER_MS:
-                raise StageFailedError(
-                    problem=f"generator actor {actor.number} does not come back", fix="See the Ray dashboard"
-                ) from error
-            return
+    def _news(self) -> dict[int, Assignment]:
         with self._lock:
-            if actor.report is not None and actor.report.incarnation != report.incarnation:
-                actor.restarts += 1
-                self._note(f"generator actor {actor.number} is back (restart {actor.restarts})")
-            actor.alive = True
-            actor.report = report
-            actor.heard_ms = now_ms
-            self.coordinator.observe(list(report.shards))
+            return self.coordinator.assignments(self._clock.now_ms()) if self._may_begin else {}
 
     def _note(self, line: str) -> None:
         self._events.append({"at_ms": self._clock.now_ms(), "what": line})
@@ -381,7 +345,7 @@ class GeneratorStage:
     # -- control
 
     def _obey(self, command: dict[str, Any]) -> None:
-        what = command.get("command")
+        what, identity = command.get("command"), str(command.get("id", ""))
         try:
             if what == "rate":
                 self.set_rate(float(command["rate"]))
@@ -389,25 +353,94 @@ class GeneratorStage:
                 self.pause()
             elif what == "resume":
                 self.resume()
+            elif what == "scale":
+                self._begin_to_scale(command["actors"], identity)
+                return  # answered when it is done
             elif what == "stop":
                 self._note("stop was asked for")
-                self._state = "stopping"
-                for actor in self._actors:
-                    actor.handle.stop.remote()
-                self._stopping = True
+                self._begin_to_stop()
             else:
-                self._note(f"unknown control command refused: {json.dumps(command)[:200]}")
-        except (RayPipelineError, KeyError, TypeError, ValueError) as error:
-            self._note(f"control command refused: {error}")
-        self._last_control = str(command.get("id", ""))
+                raise ConfigurationError(problem=f"unknown control command {json.dumps(command)[:200]}")
+        except RayPipelineError as error:
+            self._answer(identity, error)
+        except (KeyError, TypeError, ValueError):
+            self._answer(identity, ConfigurationError(problem=f"malformed command {json.dumps(command)[:200]}"))
+        else:
+            self._answer(identity, None)
+
+    def _answer(self, identity: str, refusal: RayPipelineError | None) -> None:
+        """Keep what became of a command, and say it at once."""
+        if refusal is not None:
+            self._note(f"control command refused: {refusal}")
+        with self._lock:
+            self._answers[identity] = refusal
+            for old in list(self._answers)[:-_ANSWERS_KEPT]:
+                del self._answers[old]
+        self._published_ms = 0
 
     def _change(self, what: str, *, rate: float | None = None, paused: bool | None = None) -> None:
         with self._lock:
-            epoch = self.coordinator.change(self._clock.now_ms(), rate=rate, paused=paused)
-            self._note(what)
-            if epoch is None:
-                return
-            ends = self.coordinator.ends()
-            for actor in self._actors:
-                actor.handle.change_rate.remote(epoch)
-                actor.handle.end_at.remote({p: ends[p] for p in actor.partitions})
+            self.coordinator.change(self._clock.now_ms(), rate=rate, paused=paused)
+        self._note(what)
+        self._wake.set()
+
+    # -- another number of actors
+
+    def _begin_to_scale(self, actors: Any, identity: str) -> None:
+        partitions = self._settings.partitions
+        if not isinstance(actors, int) or not 1 <= actors <= partitions:
+            raise ConfigurationError(
+                problem=f"{actors!r} actors cannot share {partitions} partitions: an actor has whole ones",
+                fix=f"Give a number from 1 to {partitions}",
+            )
+        with self._lock:
+            if self._scaling is not None or self._stopping:
+                doing = f"{self._scaling.actors} actors are being made" if self._scaling else "the generator stops"
+                raise ConfigurationError(problem=f"not now: {doing}", fix="Wait for its end")
+            self._scaling = _Scaling(identity, actors, len(self.fleet), self._clock.now_ms())
+        self._note(f"scale from {len(self.fleet)} to {actors} actors")
+        self._wake.set()
+
+    def _go_on_scaling(self) -> None:
+        scaling = self._scaling
+        if scaling is None:
+            return
+        now_ms = self._clock.now_ms()
+        if not scaling.starting and self._has_room(scaling, now_ms):
+            self.fleet.grow(scaling.actors)
+            scaling.starting = True
+        elif scaling.starting and not scaling.passing:
+            if self.fleet.all_heard:
+                self._placement.spread(scaling.actors, now_ms)
+                scaling.passing = True
+                self._wake.set()
+            elif now_ms - scaling.since_ms > _NEW_ACTORS_MS:
+                self.fleet.shrink(scaling.before)
+                late = f"the new actors did not start within {_NEW_ACTORS_MS // 1000} s: the {scaling.before} old ones go on"
+                self._end_scaling(StageFailedError(problem=late, fix="See ray-pipeline doctor for CPUs and memory"))
+        elif scaling.passing and self._placement.settled:
+            self.fleet.shrink(scaling.actors)
+            self._note(f"{scaling.actors} actors have all partitions")
+            self._end_scaling(None)
+
+    def _has_room(self, scaling: _Scaling, now_ms: int) -> bool:
+        needed = (scaling.actors - scaling.before) * ACTOR_CPUS
+        if needed <= 0:
+            return True
+        free = float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+        if free + 1e-6 >= needed:
+            return True
+        if now_ms - scaling.since_ms > _ROOM_MS:
+            self._end_scaling(
+                EnvironmentProblem(
+                    problem=f"{scaling.actors} actors need {needed:g} more CPUs and the Ray cluster has {free:g} free: "
+                    f"the {scaling.before} old ones go on",
+                    fix="Give a lower number, add nodes, or stop other jobs",
+                )
+            )
+        return False
+
+    def _end_scaling(self, refusal: RayPipelineError | None) -> None:
+        scaling, self._scaling = self._scaling, None
+        assert scaling is not None
+        self._answer(scaling.identity, refusal)

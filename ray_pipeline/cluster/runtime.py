@@ -9,7 +9,7 @@ from typing import Any
 
 import ray as _untyped_ray
 
-from ray_pipeline.cluster.generation import ACTOR_CPUS
+from ray_pipeline.cluster.fleet import ACTOR_CPUS
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import EnvironmentProblem
 
@@ -30,6 +30,7 @@ NAMESPACE = "ray-pipeline"
 SPARK_DRIVER_CPUS = 0.5
 SERVING_CPUS = 0.25
 VERIFY_CPUS = 0.25
+_LOCAL_ACTORS = 8  # Ray starts an idle process for each CPU that it is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,12 @@ def cpu_budget(settings: Settings, stages: tuple[str, ...] = ("generate", "proce
     )
 
 
-def cluster_usage(settings: Settings, stages: tuple[str, ...], executors: int) -> dict[str, Any]:
+def cluster_usage(settings: Settings, stages: tuple[str, ...], executors: int, actors: int) -> dict[str, Any]:
     """CPUs and memory of the cluster, and who of this pipeline holds how many CPUs."""
     total, free = ray.cluster_resources(), ray.available_resources()
     budget = cpu_budget(settings, stages)
     holders = [
-        ("generator", budget.generator, settings.actors),
+        ("generator", actors * ACTOR_CPUS, actors),
         ("Spark driver", budget.spark_driver, 1),
         ("Spark executors", float(executors * settings.executor_cores), executors),
         ("API and dashboard", budget.serving, 1),
@@ -93,7 +94,8 @@ def cluster_usage(settings: Settings, stages: tuple[str, ...], executors: int) -
 class RayRuntime:
     """Joins the Ray cluster that the settings or RAY_ADDRESS name, or starts a local one.
 
-    A local Ray gets as many CPUs as the stages need, however few cores there are: on a laptop they share.
+    A local Ray gets as many CPUs as the stages need, however few cores there are: on a laptop they share. It also has room
+    for some more generator actors, so that their number can be raised.
 
     Args:
         settings: all settings.
@@ -117,7 +119,7 @@ class RayRuntime:
             self.local = False
         elif self.local:
             ray.init(
-                num_cpus=max(os.cpu_count() or 1, int(self._budget.total) + 1),
+                num_cpus=max(os.cpu_count() or 1, int(self._budget.total + self._room_to_scale()) + 1),
                 include_dashboard=False,
                 namespace=NAMESPACE,
                 logging_level=logging.WARNING,
@@ -134,6 +136,10 @@ class RayRuntime:
                     "with token authentication set RAY_AUTH_MODE=token",
                 ) from error
         self.check_capacity()
+
+    def _room_to_scale(self) -> float:
+        actors = min(self._settings.partitions, _LOCAL_ACTORS)
+        return max(0, actors - self._settings.actors) * ACTOR_CPUS if self._budget.generator else 0.0
 
     def check_capacity(self) -> None:
         """Refuse a cluster whose free CPUs do not suffice: Spark on Ray would wait for them for ever."""

@@ -38,9 +38,10 @@ from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.state import active_run, broker_for_reading
 from ray_pipeline.windows.spec import epoch_ms
 
-__all__ = ["batch", "doctor_command", "jobs", "pause", "rate", "reset", "resume", "status", "topics"]
+__all__ = ["batch", "doctor_command", "jobs", "pause", "rate", "reset", "resume", "scale", "status", "topics"]
 
 _ANSWER_S = 10.0
+_SCALE_S = 120.0
 _BATCH_S = 600.0
 _WINDOWS_SHOWN = 8
 
@@ -72,39 +73,62 @@ def rate(
             problem=f"rate {ratings_per_second!r} is not a number above 0",
             fix="Give ratings per second, such as 250 or 0.2",
         )
-    _send(settings, "rate", wanted, as_json)
+    _say(_send(settings, "rate", rate=wanted), as_json)
 
 
 @with_settings(*_CONTROL)
 def pause(settings: Settings, as_json: JSON = False) -> None:
     """Have a running pipeline send nothing until it is resumed."""
-    _send(settings, "pause", None, as_json)
+    _say(_send(settings, "pause"), as_json)
 
 
 @with_settings(*_CONTROL)
 def resume(settings: Settings, as_json: JSON = False) -> None:
     """Have a paused pipeline go on at its target rate."""
-    _send(settings, "resume", None, as_json)
+    _say(_send(settings, "resume"), as_json)
 
 
-def _send(settings: Settings, command: str, value: float | None, as_json: bool) -> None:
+@with_settings(*_CONTROL)
+def scale(
+    settings: Settings,
+    actors: Annotated[int, typer.Argument(metavar="ACTORS", min=1, help="generator actors; at most one a partition")],
+    as_json: JSON = False,
+) -> None:
+    """Have a running generator go on with another number of actors, without a gap or a repeat."""
+    _say(_send(settings, "scale", actors=actors, answer_s=_SCALE_S), as_json)
+
+
+def _send(
+    settings: Settings, command: str, rate: float | None = None, actors: int | None = None, answer_s: float = _ANSWER_S
+) -> dict[str, Any]:
+    """Send a command and wait for the generator's answer.
+
+    Raises:
+        ConfigurationError: the generator refused it.
+        StageFailedError: it did not answer in time.
+    """
     bootstrap = _running_broker(settings)
-    identity = send_command(bootstrap, settings.control_topic, command, value)
-    deadline = time.monotonic() + _ANSWER_S
+    identity = send_command(bootstrap, settings.control_topic, command, rate, actors=actors)
+    deadline = time.monotonic() + answer_s
     while time.monotonic() < deadline:
         said = _newest(settings, bootstrap, settings.progress_topic, "generator")
-        if said.get("last_control") == identity:
-            if as_json:
-                emit_json(
-                    {"id": identity, "command": command, "state": said["state"], "target_rate": said["target_rate"]}
-                )
-            else:
-                typer.echo(f"{said['state']}, target rate {said['target_rate']:g}/s")
-            return
+        refusal = said.get("answers", {}).get(identity)
+        if refusal:
+            raise ConfigurationError(problem=refusal)
+        if refusal is not None:
+            return {"id": identity, "command": command, **said}
         time.sleep(0.1)
     raise StageFailedError(
-        problem=f"no generator has answered within {_ANSWER_S:.0f} s", fix="Check that one runs on these brokers"
+        problem=f"no generator has answered within {answer_s:.0f} s", fix="Check that one runs on these brokers"
     )
+
+
+def _say(said: dict[str, Any], as_json: bool) -> None:
+    actors = len(said["actors"])
+    if as_json:
+        emit_json({**{name: said[name] for name in ("id", "command", "state", "target_rate")}, "actors": actors})
+    else:
+        typer.echo(f"{said['state']}, target rate {said['target_rate']:g}/s, {actors} actors")
 
 
 # -- topics

@@ -26,7 +26,8 @@ class Totals:
         delivered: ratings committed in this run.
         base: ratings of earlier runs on the same topic.
         behind_s: how long the most overdue rating has been due, seconds.
-        finished: whether every shard has ended.
+        finished: whether every shard has ended in order.
+        ended: whether every shard has ended, in order or as failed.
         failed: the first failure that was given up; None when there is none.
         failures: deliveries begun again.
     """
@@ -35,6 +36,7 @@ class Totals:
     base: int
     behind_s: float
     finished: bool
+    ended: bool
     failed: str | None
     failures: int
 
@@ -60,7 +62,10 @@ def check_same_stream(settings: Settings, config: str, there: str) -> None:
 
 
 class Coordinator:
-    """Keeps the plan of every shard and decides what each is told.
+    """Keeps the plan that is wanted of every shard and decides what each is told.
+
+    What is wanted is never read back from what shards report: a shard that hears of a change late lives it later, and says so
+    in its progress record, but it ends up at the rate that is wanted however often it dies on the way.
 
     Args:
         settings: all settings.
@@ -85,10 +90,12 @@ class Coordinator:
         self.requested: int | None = settings.ratings
         self._settings = settings
         self._shares = shares
-        self._epochs: dict[int, tuple[Epoch, ...]] = {}
+        self._revision = 0
+        self._wanted: dict[int, RatePlan] = {}
         self._starts: list[int] = []
         self._ends: list[int | None] = [None] * len(shares)
         self._reports: dict[int, ShardReport] = {}
+        self._committed: dict[int, int] = {}
         self._start_ms = 0
         self._offset_ms = 0
 
@@ -96,7 +103,8 @@ class Coordinator:
     def ready(self) -> bool:
         """Whether every shard has its delivery open."""
         reports = self._reports.values()
-        return len(reports) == len(self._shares) and all(r.state is not RunnerState.OPENING for r in reports)
+        unknown = (RunnerState.OPENING, RunnerState.FENCED)
+        return len(reports) == len(self._shares) and all(r.state not in unknown for r in reports)
 
     @property
     def started(self) -> bool:
@@ -119,30 +127,34 @@ class Coordinator:
 
     def plan_rate(self, now_ms: int) -> float:
         """Rate in force now, ratings per second; 0 = paused or not started."""
-        return RatePlan(self._epochs[0]).rate_at(self.event_now_ms(now_ms)) if self._epochs else 0.0
+        return self._wanted[0].rate_at(self.event_now_ms(now_ms)) if self._wanted else 0.0
 
     # -- what is heard
 
     def observe(self, reports: list[ShardReport]) -> None:
-        """Note what shards say of themselves."""
+        """Note what shards say of themselves, each from the one actor that has it now."""
         for report in reports:
             self._reports[report.partition] = report
-            if report.epochs and report.state in (RunnerState.RUNNING, RunnerState.DONE):
-                self._epochs[report.partition] = report.epochs
+            # one that begins again does not know yet how far it came
+            self._committed[report.partition] = max(self._committed.get(report.partition, 0), report.next_index)
 
     def totals(self) -> Totals:
         """The run so far, from what was heard."""
         reports = [self._reports[p] for p in sorted(self._reports)]
-        known = {report.partition: report.next_index for report in reports}
         base = sum(self._starts)
-        delivered = sum(known.get(p, start) for p, start in enumerate(self._starts)) - base
-        over = (RunnerState.DONE, RunnerState.STOPPED)
+        delivered = sum(self._committed.get(p, start) for p, start in enumerate(self._starts)) - base
+        over = [
+            r.state is RunnerState.STOPPED or (r.state is RunnerState.DONE and r.revision == self._revision)
+            for r in reports
+        ]
+        ended = [in_order or r.state is RunnerState.FAILED for in_order, r in zip(over, reports, strict=True)]
         failed = next((f"shard {r.partition}: {r.error}" for r in reports if r.state is RunnerState.FAILED), None)
         return Totals(
             delivered=max(0, delivered),
             base=base,
             behind_s=max((r.behind_s for r in reports), default=0.0),
-            finished=len(reports) == len(self._shares) and all(r.state in over for r in reports),
+            finished=len(over) == len(self._shares) and all(over),
+            ended=len(over) == len(self._shares) and all(ended),
             failed=failed,
             failures=sum(r.failures for r in reports),
         )
@@ -150,7 +162,9 @@ class Coordinator:
     # -- what is told
 
     def assignments(self, now_ms: int) -> dict[int, Assignment]:
-        """What to tell the shards that are ready, by partition; none until all have been ready once.
+        """What to tell the shards that do not know yet what is wanted, by partition; none until all have been ready once.
+
+        A shard is told until its report says that it knows, so a call that is lost loses nothing.
 
         Raises:
             StateMismatchError: a shard's progress is of another configuration.
@@ -159,30 +173,20 @@ class Coordinator:
             if not self.ready:
                 return {}
             self._make_plan([self._reports[p].progress for p in range(len(self._shares))], now_ms)
-        ready = [p for p, report in self._reports.items() if report.state is RunnerState.READY]
+        over = (RunnerState.STOPPED, RunnerState.FAILED)
         return {
-            p: Assignment(
-                self.run,
-                self.config,
-                self._epochs[p],
-                self._shares[p],
-                self._phase(p),
-                self._ends[p],
-                self._offset_ms,
-            )
-            for p in ready
+            p: self._assignment(p)
+            for p, report in self._reports.items()
+            if report.revision < self._revision and report.state not in over
         }
 
-    def change(self, now_ms: int, *, rate: float | None = None, paused: bool | None = None) -> Epoch | None:
-        """Change the rate, pause or resume.
+    def change(self, now_ms: int, *, rate: float | None = None, paused: bool | None = None) -> None:
+        """Change the rate, pause or resume: every shard must be told, see :meth:`assignments`.
 
         Args:
             now_ms: wall-clock time.
             rate: new rate, ratings per second, > 0; None = as it is.
             paused: None = as it is.
-
-        Returns:
-            The epoch to tell every shard; None when nothing changes now.
 
         Raises:
             ConfigurationError: the rate is no finite number above 0.
@@ -196,21 +200,28 @@ class Coordinator:
         self.paused = self.paused if paused is None else paused
         after = 0.0 if self.paused else self.rate
         if after == before or not self.started:
-            return None
+            return
         epoch = Epoch(self.event_now_ms(now_ms) + change_lead_ms, after)
-        for p, epochs in self._epochs.items():
-            self._epochs[p] = RatePlan(epochs).with_epoch(epoch).epochs
+        self._wanted = {p: plan.with_epoch(epoch) for p, plan in self._wanted.items()}
+        self._revision += 1
         self._set_ends()
-        return epoch
-
-    def ends(self) -> dict[int, int | None]:
-        """Where each shard ends (exclusive); None = never."""
-        return dict(enumerate(self._ends))
 
     # -- inside
 
     def _phase(self, partition: int) -> float:
         return (partition + 0.5) / len(self._shares)
+
+    def _assignment(self, partition: int) -> Assignment:
+        return Assignment(
+            self._revision,
+            self.run,
+            self.config,
+            self._wanted[partition].epochs,
+            self._shares[partition],
+            self._phase(partition),
+            self._ends[partition],
+            self._offset_ms,
+        )
 
     def _make_plan(self, progress: list[ShardProgress | None], now_ms: int) -> None:
         known = [p for p in progress if p is not None]
@@ -220,7 +231,7 @@ class Coordinator:
         fixed = self._settings.start_time_ms
         if not known:
             self._start_ms = now_ms if fixed is None else fixed
-            self._epochs = {p: (Epoch(self._start_ms, rate),) for p in range(len(progress))}
+            self._wanted = {p: RatePlan([Epoch(self._start_ms, rate)]) for p in range(len(progress))}
         else:
             self.run = known[0].run
             last_ms = max((p.event_time_ms for p in known if p.event_time_ms is not None), default=now_ms)
@@ -232,20 +243,19 @@ class Coordinator:
                 plan = RatePlan(shard.epochs if shard and shard.epochs else longest)
                 if self._start_ms > stopped_ms:
                     plan = plan.with_epoch(Epoch(stopped_ms, 0.0))
-                self._epochs[number] = plan.with_epoch(Epoch(self._start_ms, rate)).epochs
+                self._wanted[number] = plan.with_epoch(Epoch(self._start_ms, rate))
         self._offset_ms = 0 if fixed is None else self._start_ms - now_ms
         self._starts = [p.next_index if p else 0 for p in progress]
+        self._revision = 1
         self._set_ends()
 
     def _set_ends(self) -> None:
         settings = self._settings
         if settings.duration_s is not None:
-            plan = RatePlan(self._epochs[0])
+            plan = self._wanted[0]
             end_ms = self._start_ms + settings.duration_s * 1000
             self.requested = math.floor(plan.expected(end_ms) - plan.expected(self._start_ms) + 1e-6)
         if self.requested is None:
             return
-        schedules = [
-            ShardSchedule(RatePlan(self._epochs[p]), share, self._phase(p)) for p, share in enumerate(self._shares)
-        ]
+        schedules = [ShardSchedule(self._wanted[p], share, self._phase(p)) for p, share in enumerate(self._shares)]
         self._ends = list(allocate(schedules, self._starts, self.requested))

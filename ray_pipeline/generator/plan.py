@@ -7,7 +7,7 @@ and phase φ, has its rating n due when Λ(t) = (n + φ) / s. So event times do 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heapreplace
 from itertools import pairwise
 
@@ -84,6 +84,15 @@ class RatePlan:
         """The plan, going on with another rate from ``epoch.from_ms`` on (later epochs are replaced)."""
         return RatePlan([*(e for e in self.epochs if e.from_ms < epoch.from_ms), epoch])
 
+    def with_past(self, lived: RatePlan, through_ms: int) -> RatePlan:
+        """The plan that is as ``lived`` up to and including ``through_ms``, and as this one after it."""
+        past = [e for e in lived.epochs if e.from_ms <= through_ms]
+        then_ms = through_ms + 1
+        rate = self.rate_at(then_ms)
+        if not past or past[-1].rate != rate:
+            past.append(Epoch(then_ms, rate))
+        return RatePlan([*past, *(e for e in self.epochs if e.from_ms > then_ms)])
+
 
 @dataclass(frozen=True, slots=True)
 class ShardSchedule:
@@ -107,6 +116,17 @@ class ShardSchedule:
     def count_due(self, at_ms: float) -> int:
         """How many ratings are due up to ``at_ms``, that is the index of the next one."""
         return max(0, int(np.floor(self.plan.expected(at_ms) * self.share - self.phase)) + 1)
+
+    def going_on(self, plan: RatePlan, taken: int) -> ShardSchedule:
+        """The schedule that leaves the times of ratings ``0 … taken - 1`` as they are, and goes on as ``plan`` says."""
+        if taken == 0:
+            return replace(self, plan=plan)
+        last_ms = through_ms = int(self.due_ms(taken - 1, 1)[0])
+        while True:
+            found = replace(self, plan=plan.with_past(self.plan, through_ms))
+            if int(found.due_ms(taken - 1, 1)[0]) == last_ms:
+                return found
+            through_ms += 1  # due so late in its millisecond that rounding would put it into the next one
 
 
 def allocate(schedules: list[ShardSchedule], starts: list[int], total: int) -> list[int]:

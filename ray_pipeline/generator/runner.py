@@ -1,4 +1,4 @@
-"""The loop that sends one shard: opens its delivery, sends what is due, commits, and begins again after a failure."""
+"""The life of one shard: opens its delivery, sends what is due, commits, and begins again after a failure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import enum
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ray_pipeline.clock import Clock
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
-from ray_pipeline.errors import DeliveryError, FencedError, RayPipelineError
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, RayPipelineError
 from ray_pipeline.generator.plan import RatePlan
 from ray_pipeline.generator.shard import Shard
 from ray_pipeline.model.ratings import ShardModel
@@ -33,7 +33,8 @@ class RunnerState(enum.Enum):
     OPENING = "opening"
     READY = "ready"  # delivery is open; waits to be told plan and end
     RUNNING = "running"
-    DONE = "done"
+    DONE = "done"  # all is committed up to the end; goes on when the end is moved
+    FENCED = "fenced"  # somebody else opened the shard, or the broker gave it up; waits to be told to begin again
     STOPPED = "stopped"
     FAILED = "failed"
 
@@ -43,15 +44,17 @@ class Assignment:
     """What a runner is to do.
 
     Attributes:
+        revision: counts the changes of what is wanted, from 1.
         run: id of the run.
         config: digest of the event settings and catalogue.
-        epochs: the rate plan.
+        epochs: the rate plan that is wanted.
         share: the shard's share of all ratings.
         phase: the shard's phase.
         end_index: where to end (exclusive); None = never.
         clock_offset_ms: event time minus wall clock, milliseconds.
     """
 
+    revision: int
     run: str
     config: str
     epochs: tuple[Epoch, ...]
@@ -68,29 +71,30 @@ class ShardReport:
     Attributes:
         partition: the shard.
         state: where it is in its life.
+        revision: of the assignment that it follows; 0 before the first.
         next_index: committed so far: index of the next rating.
         progress: last committed progress; None before the first commit of the shard.
-        epochs: the plan as lived; empty before the assignment.
         behind_s: how long the next rating has been due, seconds.
-        failures: how often delivery failed and was begun again.
+        failures: how often delivery failed or was fenced, and was begun again.
         error: the last failure; empty when there was none.
     """
 
     partition: int
     state: RunnerState
+    revision: int
     next_index: int
     progress: ShardProgress | None
-    epochs: tuple[Epoch, ...]
     behind_s: float
     failures: int
     error: str
 
 
 class ShardRunner:
-    """Sends one shard on a thread of its own.
+    """Sends one shard, one :meth:`step` after another; :meth:`start` has a thread of its own take them.
 
     Args:
-        model: draws the shard's ratings.
+        partition: the shard.
+        make_model: makes what draws the shard's ratings.
         open_delivery: makes a fresh delivery of this shard.
         commit_interval_ms: time between commits, milliseconds.
         clock: tells the time.
@@ -99,19 +103,26 @@ class ShardRunner:
 
     def __init__(
         self,
-        model: ShardModel,
+        partition: int,
+        make_model: Callable[[], ShardModel],
         open_delivery: Callable[[], ShardDelivery],
         commit_interval_ms: int,
         clock: Clock,
         policy: RestartPolicy,
     ) -> None:
-        self.partition = model.partition
-        self._model = model
+        self.partition = partition
+        self._make_model = make_model
         self._open_delivery = open_delivery
         self._commit_interval_ms = commit_interval_ms
         self._clock = clock
         self._policy = policy
-        self._lock = threading.Lock()  # guards all below
+        # of the thread that takes the steps
+        self._model: ShardModel | None = None
+        self._delivery: ShardDelivery | None = None
+        self._uncommitted = 0
+        self._last_commit_ms = 0
+        # of all threads, guarded by the lock
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stop = False
         self._state = RunnerState.OPENING
@@ -121,40 +132,33 @@ class ShardRunner:
         self._plan_changed = False
         self._failures = 0
         self._error = ""
-        self._thread = threading.Thread(target=self._run, name=f"shard-{self.partition}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"shard-{partition}", daemon=True)
 
     # -- asked from outside
 
     def start(self) -> None:
-        """Begin to open the delivery."""
+        """Begin, on a thread of its own."""
         self._thread.start()
 
-    def begin(self, assignment: Assignment) -> None:
-        """Tell plan and end; a runner that was told already keeps what it has."""
+    def tell(self, assignment: Assignment | None) -> None:
+        """Tell that the shard is this runner's, and what is wanted; as often as you like.
+
+        A runner that was fenced begins again: one that nobody tells anything any more never does.
+
+        Args:
+            assignment: None = nothing new.
+        """
         with self._lock:
-            if self._assignment is None:
+            known = 0 if self._assignment is None else self._assignment.revision
+            if assignment is not None and assignment.revision > known:
                 self._assignment = assignment
+                if self._shard is not None:
+                    self._shard.follow(RatePlan(assignment.epochs), assignment.end_index)
+                    self._plan_changed = True
                 self._wake.set()
-
-    def change_rate(self, epoch: Epoch) -> None:
-        """Go on with another rate. A runner that was told nothing yet ignores it: its assignment will have the epoch."""
-        with self._lock:
-            if self._shard is not None:
-                self._shard.change_rate(epoch)
-                self._plan_changed = True
+            if self._state is RunnerState.FENCED:
+                self._state = RunnerState.OPENING
                 self._wake.set()
-            elif self._assignment is not None:
-                plan = RatePlan(self._assignment.epochs).with_epoch(epoch)
-                self._assignment = replace(self._assignment, epochs=plan.epochs)
-
-    def end_at(self, end_index: int | None) -> None:
-        """Move the end; an end below what was taken already ends at once."""
-        with self._lock:
-            if self._shard is not None:
-                self._shard.end_index = end_index
-                self._wake.set()
-            elif self._assignment is not None:
-                self._assignment = replace(self._assignment, end_index=end_index)
 
     def stop(self) -> None:
         """Commit what was sent and end; does not wait."""
@@ -163,7 +167,7 @@ class ShardRunner:
             self._wake.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the end; False when the time ran out."""
+        """Wait for the end of the thread; False when the time ran out."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -175,131 +179,131 @@ class ShardRunner:
             if shard is not None and assignment is not None and self._state is RunnerState.RUNNING:
                 behind_ms = shard.behind_ms(self._clock.now_ms() + assignment.clock_offset_ms)
             return ShardReport(
-                self.partition,
-                self._state,
-                self._committed.next_index if self._committed else 0,
-                self._committed,
-                shard.plan.epochs if shard else (),
-                behind_ms / 1000.0,
-                self._failures,
-                self._error,
+                partition=self.partition,
+                state=self._state,
+                revision=assignment.revision if assignment else 0,
+                next_index=self._committed.next_index if self._committed else 0,
+                progress=self._committed,
+                behind_s=behind_ms / 1000.0,
+                failures=self._failures,
+                error=self._error,
             )
 
-    # -- the thread
+    # -- the steps
+
+    def step(self) -> float | None:
+        """Do the next thing; may block on the broker.
+
+        Returns:
+            For how long there is nothing to do unless somebody tells something, seconds; None when it has ended for good.
+        """
+        wait_s = self._guarded_step()
+        if wait_s is None:
+            self._close()
+        return wait_s
+
+    def _guarded_step(self) -> float | None:
+        with self._lock:
+            self._wake.clear()
+            state = self._state
+        try:
+            if state is RunnerState.OPENING:
+                return self._open()
+            if state is RunnerState.RUNNING:
+                return self._send()
+            return self._wait_to_be_told()
+        except FencedError as error:
+            return self._failed(error, RunnerState.FENCED)
+        except (DeliveryError, BrokerUnavailableError) as error:
+            return self._failed(error, RunnerState.OPENING)
+        except Exception as error:  # noqa: BLE001 - the last line of its thread: reported, and shown as failed
+            _log.exception("shard %d failed", self.partition)
+            self._fail(str(error) if isinstance(error, RayPipelineError) else f"{type(error).__name__}: {error}")
+            return None
 
     def _run(self) -> None:
-        while True:
-            try:
-                self._session()
-                return
-            except FencedError as error:
-                # another incarnation of this shard took over: to go on would only fence that one in turn
-                self._fail(error, RunnerState.STOPPED)
-                return
-            except DeliveryError as error:
-                if self._policy.failed(self._clock.now_ms()) is Decision.GIVE_UP:
-                    self._fail(error, RunnerState.FAILED)
-                    return
-                with self._lock:
-                    self._failures += 1
-                    self._error = str(error)
-                    if self._stop:
-                        self._state = RunnerState.FAILED
-                        return
-                    wait_s = self._policy.backoff_s
-                _log.warning("shard %d: %s; beginning again in %.1f s", self.partition, error, wait_s)
-                self._clock.wait(threading.Event(), wait_s)
-            except Exception as error:  # noqa: BLE001 - the thread's last line: reported, and shown as failed
-                _log.exception("shard %d failed", self.partition)
-                self._fail(error, RunnerState.FAILED)
-                return
+        while (wait_s := self.step()) is not None:
+            self._clock.wait(self._wake, wait_s)
 
-    def _fail(self, error: Exception, state: RunnerState) -> None:
-        text = str(error) if isinstance(error, RayPipelineError) else f"{type(error).__name__}: {error}"
-        with self._lock:
-            self._state = state
-            self._error = text
-
-    def _session(self) -> None:
-        delivery = self._open_delivery()
-        try:
-            progress = delivery.open(_OPEN_DEADLINE_S)
-            shard, assignment = self._opened(progress)
-            if shard is not None and assignment is not None:
-                self._send_until_done(delivery, shard, assignment)
-        finally:
-            delivery.close()
-
-    def _opened(self, progress: ShardProgress | None) -> tuple[Shard | None, Assignment | None]:
-        """Wait to be told what to do; (None, None) when told to stop instead."""
-        next_index = progress.next_index if progress else 0
-        event_ms = progress.event_time_ms if progress else None
+    def _open(self) -> float:
+        """Shut out predecessors, and learn how far they came."""
+        if self._model is None:
+            self._model = self._make_model()
+        self._close()
+        self._delivery = self._open_delivery()
+        progress = self._delivery.open(_OPEN_DEADLINE_S)
+        self._uncommitted = 0
         with self._lock:
             self._committed = progress
+            if self._shard is not None:
+                self._shard.resume(progress)
             self._state = RunnerState.READY
-        while True:
-            with self._lock:
-                self._wake.clear()
-                if self._stop:
-                    self._state = RunnerState.STOPPED
-                    return None, None
-                assignment = self._assignment
-                if assignment is not None:
-                    if self._shard is None:
-                        self._shard = Shard(
-                            self._model,
-                            assignment.share,
-                            assignment.phase,
-                            RatePlan(assignment.epochs),
-                            next_index,
-                            assignment.end_index,
-                        )
-                    self._shard.rewind(next_index, event_ms)
-                    self._plan_changed = True  # the plan is on record from the first commit on
-                    self._state = RunnerState.RUNNING
-                    return self._shard, assignment
-            self._clock.wait(self._wake, _LONGEST_WAIT_S)
+        return 0.0
 
-    def _send_until_done(self, delivery: ShardDelivery, shard: Shard, assignment: Assignment) -> None:
-        uncommitted = 0
-        last_commit_ms = self._clock.now_ms()
-        while True:
-            now_ms = self._clock.now_ms()
-            with self._lock:
-                self._wake.clear()
-                stopping = self._stop
-                due = 0 if stopping else shard.due_now(now_ms + assignment.clock_offset_ms)
-                batch = shard.take(min(due, MOST_RATINGS_AT_ONCE)) if due else None
-                changed, ending = self._plan_changed, stopping or shard.done
-                if not uncommitted and not batch:
-                    last_commit_ms = now_ms
-            if batch is not None:
-                delivery.send(batch)
-                uncommitted += len(batch)
-            late_enough = now_ms - last_commit_ms >= self._commit_interval_ms
-            if changed or ((uncommitted or ending) and (ending or late_enough)):
-                self._commit(delivery, shard, assignment)
-                uncommitted = 0
-                last_commit_ms = now_ms
-            if ending and self._ended(shard):
-                return
-            if due <= MOST_RATINGS_AT_ONCE:
-                self._wait(shard, assignment, last_commit_ms if uncommitted else None)
+    def _wait_to_be_told(self) -> float | None:
+        with self._lock:
+            assignment, state = self._assignment, self._state
+            if self._stop:
+                self._state = RunnerState.DONE if state is RunnerState.DONE else RunnerState.STOPPED
+                return None
+            if state is RunnerState.READY and assignment is not None:
+                self._begin(assignment)
+                return 0.0
+            if state is RunnerState.DONE and self._plan_changed:
+                self._state = RunnerState.RUNNING
+                return 0.0
+            return _LONGEST_WAIT_S
 
-    def _wait(self, shard: Shard, assignment: Assignment, last_commit_ms: int | None) -> None:
-        """Sleep until there is something worth doing.
+    def _begin(self, assignment: Assignment) -> None:
+        """Make the shard, where it was not made before; the lock is held."""
+        if self._shard is None:
+            assert self._model is not None
+            plan = RatePlan(assignment.epochs)
+            shard = Shard(self._model, assignment.share, assignment.phase, plan, assignment.end_index)
+            shard.resume(self._committed)
+            self._shard = shard
+        self._plan_changed = True  # the plan is on record from the first commit on
+        self._last_commit_ms = self._clock.now_ms()
+        self._state = RunnerState.RUNNING
+
+    def _send(self) -> float | None:
+        shard, assignment, delivery = self._shard, self._assignment, self._delivery
+        assert shard is not None
+        assert assignment is not None
+        assert delivery is not None
+        now_ms = self._clock.now_ms()
+        with self._lock:
+            stopping = self._stop
+            due = 0 if stopping else shard.due_now(now_ms + assignment.clock_offset_ms)
+            batch = shard.take(min(due, MOST_RATINGS_AT_ONCE)) if due else None
+            changed, ending = self._plan_changed, stopping or shard.done
+        if not self._uncommitted and batch is None:
+            self._last_commit_ms = now_ms
+        if batch is not None:
+            delivery.send(batch)
+            self._uncommitted += len(batch)
+        late_enough = now_ms - self._last_commit_ms >= self._commit_interval_ms
+        if changed or ending or (self._uncommitted and late_enough):
+            self._commit(delivery, shard, assignment)
+            self._last_commit_ms = now_ms
+        if ending:
+            return self._over(shard)
+        return 0.0 if due > MOST_RATINGS_AT_ONCE else self._next_wait_s(shard, assignment)
+
+    def _next_wait_s(self, shard: Shard, assignment: Assignment) -> float:
+        """Until there is something worth doing.
 
         With ratings waiting for their commit: until the commit, which is when they are seen, or until so many more are due
         that sending them should not wait for it.
         """
         now_ms = self._clock.now_ms()
-        ahead = 0 if last_commit_ms is None else _WORTH_SENDING
         with self._lock:
+            ahead = _WORTH_SENDING if self._uncommitted else 0
             next_ms = shard.next_due_ms(ahead) - assignment.clock_offset_ms - now_ms
         wait_s = max(_TICK_S, min(next_ms / 1000.0, _LONGEST_WAIT_S))
-        if last_commit_ms is not None:
-            wait_s = min(wait_s, max(0.001, (last_commit_ms + self._commit_interval_ms - now_ms) / 1000.0))
-        self._clock.wait(self._wake, wait_s)
+        if self._uncommitted:
+            wait_s = min(wait_s, max(0.001, (self._last_commit_ms + self._commit_interval_ms - now_ms) / 1000.0))
+        return wait_s
 
     def _commit(self, delivery: ShardDelivery, shard: Shard, assignment: Assignment) -> None:
         with self._lock:
@@ -316,14 +320,51 @@ class ShardRunner:
             )
             self._plan_changed = False
         delivery.commit(progress)
+        self._uncommitted = 0
         with self._lock:
             self._committed = progress
-            self._error = ""
 
-    def _ended(self, shard: Shard) -> bool:
-        """Whether to end for good; decided under the lock, because the end may have been moved meanwhile."""
+    def _over(self, shard: Shard) -> float | None:
+        """All is committed that was taken. Decided under the lock: the end may have been moved meanwhile."""
         with self._lock:
-            if not (self._stop or shard.done):
-                return False
-            self._state = RunnerState.DONE if shard.done else RunnerState.STOPPED
-            return True
+            if shard.done:
+                self._state = RunnerState.DONE
+            elif self._stop:
+                self._state = RunnerState.STOPPED
+                return None
+            return 0.0
+
+    # -- failures and the end
+
+    def _failed(self, error: DeliveryError | BrokerUnavailableError, then: RunnerState) -> float | None:
+        """Let go of the delivery: what of it was committed is learned when the next one is opened."""
+        self._close()
+        if self._policy.failed(self._clock.now_ms()) is Decision.GIVE_UP:
+            self._fail(_given_up(error))
+            return None
+        _log.warning("shard %d: %s", self.partition, error)
+        with self._lock:
+            self._failures += 1
+            self._error = str(error)
+            self._state = then
+            self._plan_changed = True
+        return self._policy.backoff_s
+
+    def _fail(self, error: str) -> None:
+        with self._lock:
+            self._error = error
+            self._state = RunnerState.FAILED
+
+    def _close(self) -> None:
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            delivery.close()
+
+
+def _given_up(error: DeliveryError | BrokerUnavailableError) -> str:
+    if isinstance(error, FencedError):
+        return (
+            f"{error}. Another producer takes the shard over again and again: does a second pipeline write to this topic? "
+            "Stop it, or give one of them another --ratings-topic and --progress-topic"
+        )
+    return str(error)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ray_pipeline.delivery.interface import Epoch
+from ray_pipeline.delivery.interface import ShardProgress
+from ray_pipeline.errors import StateMismatchError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule
 from ray_pipeline.model.ratings import ShardModel
@@ -13,29 +14,19 @@ __all__ = ["Shard"]
 class Shard:
     """One partition's ratings, from an index on.
 
-    Invariant: ``first_index ≤ next_index``, and ``next_index ≤ end_index`` when there is an end.
+    Invariant: a rating that was taken keeps its time, whatever plan is followed afterwards.
 
     Args:
         model: draws the ratings.
         share: the shard's share of all ratings.
         phase: the shard's phase, see :class:`ShardSchedule`.
-        plan: the rate plan.
-        next_index: where to begin.
+        plan: the rate plan to follow.
         end_index: where to end (exclusive); None = never.
     """
 
-    def __init__(
-        self,
-        model: ShardModel,
-        share: float,
-        phase: float,
-        plan: RatePlan,
-        next_index: int,
-        end_index: int | None,
-    ) -> None:
+    def __init__(self, model: ShardModel, share: float, phase: float, plan: RatePlan, end_index: int | None) -> None:
         self.partition = model.partition
-        self.first_index = next_index
-        self.next_index = next_index
+        self.next_index = 0
         self.end_index = end_index
         self.last_event_ms: int | None = None
         self._model = model
@@ -43,7 +34,7 @@ class Shard:
 
     @property
     def plan(self) -> RatePlan:
-        """The plan as this shard lived it."""
+        """The plan as this shard lived it, and what it will follow."""
         return self._schedule.plan
 
     @property
@@ -79,21 +70,34 @@ class Shard:
             self.last_event_ms = int(times[-1])
         return batch
 
-    def rewind(self, next_index: int, event_ms: int | None) -> None:
-        """Go back to where the last commit was; what was taken since will be taken again, the same."""
-        self.next_index = next_index
-        self.last_event_ms = event_ms
+    def follow(self, plan: RatePlan, end_index: int | None) -> None:
+        """Go on as ``plan`` says, to another end; an end below what was taken already ends at once.
 
-    def change_rate(self, epoch: Epoch) -> Epoch:
-        """Go on with another rate.
-
-        A rating that was taken keeps its time: where the shard is already past ``epoch.from_ms`` the change takes effect just
-        after its last rating.
-
-        Returns:
-            The epoch as it took effect.
+        Where the shard is already past a change of rate, the change takes effect just after its last rating.
         """
-        earliest = epoch.from_ms if self.last_event_ms is None else self.last_event_ms + 1
-        lived = Epoch(max(epoch.from_ms, earliest), epoch.rate)
-        self._schedule = ShardSchedule(self.plan.with_epoch(lived), self._schedule.share, self._schedule.phase)
-        return lived
+        self._schedule = self._schedule.going_on(plan, self.next_index)
+        self.end_index = end_index
+
+    def resume(self, progress: ShardProgress | None) -> None:
+        """Go to where the last commit was: what was committed stays as it was lived, whoever lived it.
+
+        Args:
+            progress: the committed progress; None = nothing was committed.
+
+        Raises:
+            StateMismatchError: the record's plan does not lead to the time that it has for its last rating.
+        """
+        if progress is None or progress.next_index == 0:
+            self.next_index, self.last_event_ms = 0, None
+            return
+        share, phase = self._schedule.share, self._schedule.phase
+        lived = ShardSchedule(RatePlan(progress.epochs), share, phase)
+        last_ms = int(lived.due_ms(progress.next_index - 1, 1)[0])
+        if last_ms != progress.event_time_ms:
+            raise StateMismatchError(
+                problem=f"the progress record of shard {self.partition} contradicts itself: rating "
+                f"{progress.next_index - 1} was sent with time {progress.event_time_ms}, its plan says {last_ms}",
+                fix="It was not written by this pipeline: give another topic, or clear it with: ray-pipeline reset",
+            )
+        self._schedule = lived.going_on(self.plan, progress.next_index)
+        self.next_index, self.last_event_ms = progress.next_index, last_ms

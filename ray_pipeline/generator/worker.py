@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
-from ray_pipeline.delivery.interface import Epoch, ShardDelivery
+from ray_pipeline.delivery.interface import ShardDelivery
 from ray_pipeline.generator.runner import Assignment, ShardReport, ShardRunner
 from ray_pipeline.model.population import Movies, build_user_map, build_users
 from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.restart import RestartPolicy
 
-__all__ = ["GeneratorWorker", "WorkerReport"]
+__all__ = ["GeneratorWorker", "Orders", "WorkerReport"]
 
-_log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a worker is told, again and again: all of it, so that one that was lost loses nothing.
+
+    Attributes:
+        shards: the partitions that it has, each with what is new for it; None = nothing is. It lets go of all others.
+        stop: have every shard commit and end.
+    """
+
+    shards: dict[int, Assignment | None] = field(default_factory=dict)
+    stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +39,21 @@ class WorkerReport:
     Attributes:
         incarnation: changes whenever the process is a new one.
         pid: process id.
-        shards: a report a shard.
+        shards: a report a shard that it has.
+        leaving: the partitions that it has not let go of yet.
     """
 
     incarnation: str
     pid: int
     shards: tuple[ShardReport, ...]
+    leaving: tuple[int, ...]
 
 
 class GeneratorWorker:
-    """Owns some partitions; holds the factors of their users. Becomes a Ray actor where it is started.
+    """Has the partitions that it is told to have; holds the factors of their users. Becomes a Ray actor where it is started.
 
     Args:
         settings: all settings.
-        partitions: the shards it owns.
         movies: all movies; one copy a node.
         open_delivery: makes a fresh delivery of a partition.
         clock: tells the time.
@@ -51,52 +62,48 @@ class GeneratorWorker:
     def __init__(
         self,
         settings: Settings,
-        partitions: Sequence[int],
         movies: Movies,
         open_delivery: Callable[[int], ShardDelivery],
         clock: Clock | None = None,
     ) -> None:
         self._incarnation = uuid.uuid4().hex
-        user_map = build_user_map(settings)
-        self._runners = {
-            partition: ShardRunner(
-                ShardModel(settings, partition, build_users(settings, user_map.users_of(partition)), movies),
-                partial(open_delivery, partition),
-                settings.commit_interval_ms,
-                clock or SystemClock(),
-                RestartPolicy(),
-            )
-            for partition in partitions
-        }
-        for runner in self._runners.values():
-            runner.start()
+        self._settings = settings
+        self._movies = movies
+        self._open_delivery = open_delivery
+        self._clock = clock or SystemClock()
+        self._user_map = build_user_map(settings)
+        self._runners: dict[int, ShardRunner] = {}
+        self._leaving: dict[int, ShardRunner] = {}
 
-    def report(self) -> WorkerReport:
-        """How the shards stand; returns at once."""
+    def exchange(self, orders: Orders) -> WorkerReport:
+        """Obey, and say how the shards stand; returns at once."""
+        for partition in self._runners.keys() - orders.shards.keys():
+            self._leaving[partition] = self._runners.pop(partition)
+            self._leaving[partition].stop()
+        self._leaving = {p: runner for p, runner in self._leaving.items() if not runner.join(0)}
+        for partition, assignment in orders.shards.items():
+            if partition in self._leaving:
+                continue  # comes back before it is gone: begins anew when it is
+            if partition not in self._runners:
+                self._runners[partition] = self._start(partition)
+            self._runners[partition].tell(assignment)
+            if orders.stop:
+                self._runners[partition].stop()
         shards = tuple(runner.report() for runner in self._runners.values())
-        return WorkerReport(self._incarnation, os.getpid(), shards)
+        return WorkerReport(self._incarnation, os.getpid(), shards, tuple(self._leaving))
 
-    def begin(self, assignments: dict[int, Assignment]) -> None:
-        """Tell shards, by partition, what to do; returns at once."""
-        for partition, assignment in assignments.items():
-            self._runners[partition].begin(assignment)
+    def _start(self, partition: int) -> ShardRunner:
+        runner = ShardRunner(
+            partition,
+            lambda: self._make_model(partition),
+            partial(self._open_delivery, partition),
+            self._settings.commit_interval_ms,
+            self._clock,
+            RestartPolicy(),
+        )
+        runner.start()
+        return runner
 
-    def change_rate(self, epoch: Epoch) -> WorkerReport:
-        """Go on with another rate on every shard; the report has the plans as they took effect."""
-        for runner in self._runners.values():
-            runner.change_rate(epoch)
-        return self.report()
-
-    def end_at(self, ends: dict[int, int | None]) -> None:
-        """Move the end of shards, by partition."""
-        for partition, end_index in ends.items():
-            self._runners[partition].end_at(end_index)
-
-    def stop(self) -> None:
-        """Have every shard commit and end; does not wait: see the reports."""
-        for runner in self._runners.values():
-            runner.stop()
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait until every shard has ended; False when the time ran out."""
-        return all(runner.join(timeout_s) for runner in self._runners.values())
+    def _make_model(self, partition: int) -> ShardModel:
+        users = build_users(self._settings, self._user_map.users_of(partition))
+        return ShardModel(self._settings, partition, users, self._movies)

@@ -17,11 +17,18 @@ __all__ = ["COMMANDS", "ControlFeed", "send_command"]
 
 _log = logging.getLogger(__name__)
 
-COMMANDS = ("rate", "pause", "resume", "stop")
+COMMANDS = ("rate", "pause", "resume", "scale", "stop")
 _KEY = b"control"
 
 
-def send_command(bootstrap: str, topic: str, command: str, rate: float | None = None, timeout_s: float = 15.0) -> str:
+def send_command(
+    bootstrap: str,
+    topic: str,
+    command: str,
+    rate: float | None = None,
+    timeout_s: float = 15.0,
+    actors: int | None = None,
+) -> str:
     """Send a command.
 
     Args:
@@ -30,9 +37,10 @@ def send_command(bootstrap: str, topic: str, command: str, rate: float | None = 
         command: one of :data:`COMMANDS`.
         rate: ratings per second, for ``rate``.
         timeout_s: how long to wait for the broker, seconds.
+        actors: how many generator actors, for ``scale``.
 
     Returns:
-        The command's id: the generator's status has it as ``last_control`` when it was obeyed.
+        The command's id: the generator's status has it in ``answers`` when it was obeyed, or refused.
 
     Raises:
         BrokerUnavailableError: the broker did not take it in time.
@@ -44,6 +52,8 @@ def send_command(bootstrap: str, topic: str, command: str, rate: float | None = 
     record: dict[str, Any] = {"id": identity, "command": command, "at_ms": time.time_ns() // 1_000_000}
     if rate is not None:
         record["rate"] = rate
+    if actors is not None:
+        record["actors"] = actors
     failures: list[str] = []
     producer = make_producer(bootstrap, message_timeout_ms=int(timeout_s * 1000))
     producer.produce(

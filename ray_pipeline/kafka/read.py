@@ -233,12 +233,16 @@ def _partitions(bootstrap: str, topic: str) -> dict[int, int]:
     try:
         return {p: watermark_offsets(consumer, topic, p)[0] for p in _known_partitions(consumer, topic)}
     except KafkaException as error:
-        raise BrokerUnavailableError(
-            problem=f"topic {topic} at {bootstrap} cannot be read ({error.args[0].str()})",
-            fix="Check --bootstrap-servers, and that the pipeline has run",
-        ) from None
+        raise _unreadable(bootstrap, topic, error) from None
     finally:
         consumer.close()
+
+
+def _unreadable(bootstrap: str, topic: str, error: KafkaException) -> BrokerUnavailableError:
+    return BrokerUnavailableError(
+        problem=f"topic {topic} at {bootstrap} cannot be read ({error.args[0].str()})",
+        fix="Check --bootstrap-servers, and that the pipeline has run",
+    )
 
 
 def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
@@ -250,6 +254,8 @@ def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
     consumer = make_consumer(bootstrap, isolation_level="read_uncommitted")
     try:
         return {p: watermark_offsets(consumer, topic, p)[1] for p in partitions}
+    except KafkaException as error:
+        raise _unreadable(bootstrap, topic, error) from None
     finally:
         consumer.close()
 

@@ -46,6 +46,12 @@ class RateChange(BaseModel):
     rate: float = Field(gt=0, le=1e9, allow_inf_nan=False, description="ratings per second; fractions allowed")
 
 
+class ScaleChange(BaseModel):
+    """Body of ``POST /control/scale``."""
+
+    actors: int = Field(ge=1, le=10_000, description="generator actors; at most one a partition")
+
+
 def make_api(
     store: MetricsStore,
     catalogue: Catalogue,
@@ -204,7 +210,9 @@ def make_api(
         rows = store.rejects()
         return {"status": "ok" if rows else _NO_DATA, "rejected": rows}
 
-    async def obey(request: Request, command: str, rate: float | None = None) -> dict[str, Any]:
+    async def obey(
+        request: Request, command: str, rate: float | None = None, actors: int | None = None
+    ) -> dict[str, Any]:
         token = request.headers.get("x-control-token")
         authorization = request.headers.get("authorization", "")
         if authorization.lower().startswith("bearer "):
@@ -214,7 +222,7 @@ def make_api(
             gate.check(client, request.headers.get("host"), request.headers.get("origin"), token)
         except Refused as error:
             raise HTTPException(error.status, error.reason) from None
-        identity, applied = await run_in_threadpool(control.send, command, rate)
+        identity, applied = await run_in_threadpool(control.send, command, rate, actors)
         return {"id": identity, "command": command, "applied": applied}
 
     @app.post("/control/rate", tags=["control"])
@@ -231,6 +239,11 @@ def make_api(
     async def resume(request: Request) -> dict[str, Any]:
         """Go on at the target rate."""
         return await obey(request, "resume")
+
+    @app.post("/control/scale", tags=["control"])
+    async def scale(request: Request, change: ScaleChange) -> dict[str, Any]:
+        """Change the number of generator actors; new ones take some seconds to start, ``applied`` is false until then."""
+        return {**await obey(request, "scale", actors=change.actors), "actors": change.actors}
 
     @app.exception_handler(StarletteHTTPException)
     async def http_error(_: Request, error: StarletteHTTPException) -> JSONResponse:
@@ -250,6 +263,10 @@ def make_api(
     @app.exception_handler(BrokerUnavailableError)
     async def no_broker(_: Request, error: BrokerUnavailableError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 503)
+
+    @app.exception_handler(ConfigurationError)
+    async def refused(_: Request, error: ConfigurationError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 409)
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:

@@ -6,6 +6,7 @@ import threading
 
 from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
+from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.kafka.control import send_command
 from ray_pipeline.metrics.store import MetricsStore
 
@@ -30,24 +31,29 @@ class Control:
         self._store = store
         self._clock = clock
 
-    def send(self, command: str, rate: float | None = None) -> tuple[str, bool]:
+    def send(self, command: str, rate: float | None = None, actors: int | None = None) -> tuple[str, bool]:
         """Send a command.
 
         Args:
-            command: ``rate``, ``pause`` or ``resume``.
+            command: ``rate``, ``pause``, ``resume`` or ``scale``.
             rate: ratings per second, for ``rate``.
+            actors: how many, for ``scale``.
 
         Returns:
             The command's id, and whether the generator has obeyed it within two seconds.
 
         Raises:
             BrokerUnavailableError: it could not be sent.
+            ConfigurationError: the generator refused it.
         """
-        identity = send_command(self._bootstrap, self._topic, command, rate)
+        identity = send_command(self._bootstrap, self._topic, command, rate, actors=actors)
         deadline_ms = self._clock.now_ms() + int(_APPLIED_WITHIN_S * 1000)
         never = threading.Event()
         while self._clock.now_ms() < deadline_ms:
-            if self._store.generator(self._clock.now_ms()).get("last_control") == identity:
+            refusal = self._store.generator(self._clock.now_ms()).get("answers", {}).get(identity)
+            if refusal:
+                raise ConfigurationError(problem=refusal)
+            if refusal is not None:
                 return identity, True
             self._clock.wait(never, 0.05)
         return identity, False

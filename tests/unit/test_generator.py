@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 
@@ -10,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_pipeline.clock import SystemClock
+from ray_pipeline.clock import Clock, FakeClock, SystemClock
 from ray_pipeline.codec import decode_value, encode_values
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
 from ray_pipeline.errors import ConfigurationError, StateMismatchError
 from ray_pipeline.generator.coordination import Coordinator
+from ray_pipeline.generator.placement import HAND_OVER_MS, Placement
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule, allocate
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport, ShardRunner
 from ray_pipeline.generator.shard import Shard
@@ -91,52 +93,131 @@ def test_those_due_first_are_shared_out() -> None:
     assert last <= first_left_out
 
 
+# -- plan: the past as it was lived, the future as it is wanted
+
+steps = st.lists(st.tuples(st.integers(1, 20_000), st.floats(0, 2_000)), min_size=1, max_size=6)
+
+
+def plan_of(changes: list[tuple[int, float]]) -> RatePlan:
+    at, epochs = START_MS, []
+    for length, rate in changes:
+        epochs.append(Epoch(at, rate))
+        at += length
+    return RatePlan(epochs)
+
+
+@given(wanted=steps, lived=steps, through=st.integers(-10, 60_000))
+def test_a_plan_with_another_past_is_each_of_them_on_its_side(
+    wanted: list[tuple[int, float]], lived: list[tuple[int, float]], through: int
+) -> None:
+    plan, past, through_ms = plan_of(wanted), plan_of(lived), START_MS + through
+    found = plan.with_past(past, through_ms)
+    for at_ms in (START_MS, through_ms - 7, through_ms):
+        assert found.rate_at(min(at_ms, through_ms)) == past.rate_at(min(at_ms, through_ms))
+    for epoch in plan.epochs:
+        assert found.rate_at(max(epoch.from_ms, through_ms + 1)) == plan.rate_at(max(epoch.from_ms, through_ms + 1))
+    assert found.rate == plan.rate_at(2**50)
+    assert found.with_past(past, through_ms).epochs == found.epochs
+
+
+@given(wanted=steps, lived=steps, taken=st.integers(0, 3_000), share=shares, phase=st.floats(0.01, 0.99))
+def test_no_rating_that_was_taken_changes_its_time(
+    wanted: list[tuple[int, float]], lived: list[tuple[int, float]], taken: int, share: float, phase: float
+) -> None:
+    schedule = ShardSchedule(plan_of(lived), share, phase)
+    before = schedule.due_ms(0, taken + 1)
+    taken = int(np.count_nonzero(before[:taken] != NEVER_MS))  # only what is due can be taken
+    found = schedule.going_on(plan_of(wanted), taken)
+    assert (found.due_ms(0, taken) == before[:taken]).all()
+    assert found.plan.rate == plan_of(wanted).rate
+    times = found.due_ms(0, taken + 100)
+    assert (np.diff(times) >= 0).all()
+
+
+@given(rate=rates, pause=st.booleans(), first=st.integers(10**6, 10**9), phase=st.floats(0.01, 0.99))
+def test_a_rating_at_the_very_end_of_its_millisecond_stays_there(
+    rate: float, pause: bool, first: int, phase: float
+) -> None:
+    schedule = ShardSchedule(RatePlan([Epoch(START_MS, rate)]), 0.25, phase)
+    for taken in range(first, first + 20):
+        found = schedule.going_on(RatePlan([Epoch(START_MS, 0.0 if pause else 10.0)]), taken)
+        assert found.due_ms(taken - 1, 1) == schedule.due_ms(taken - 1, 1)
+
+
 # -- shard
+
+
+def shard_of(model: ShardModel, rate: float = 100.0, share: float = 0.25) -> Shard:
+    return Shard(model, share, 0.5, RatePlan([Epoch(START_MS, rate)]), None)
 
 
 def test_what_is_sent_does_not_depend_on_batches_or_rate(small: tuple[Settings, list[ShardModel]]) -> None:
     model = small[1][0]
-    one = Shard(model, 0.25, 0.5, RatePlan([Epoch(START_MS, 100.0)]), 0, None).take(100)
-    shard = Shard(model, 0.25, 0.5, RatePlan([Epoch(START_MS, 100.0)]), 0, None)
+    one = shard_of(model).take(100)
+    shard = shard_of(model)
     parts = [shard.take(n) for n in (1, 9, 40, 50)]
     assert encode_values(one) == [value for part in parts for value in encode_values(part)]
-    fast = Shard(model, 0.25, 0.5, RatePlan([Epoch(START_MS, 10_000.0)]), 0, None).take(100)
+    fast = shard_of(model, 10_000.0).take(100)
     assert (fast.user_ids == one.user_ids).all() and (fast.half_stars == one.half_stars).all()
 
 
-def test_a_rating_that_was_taken_keeps_its_time_when_the_rate_changes(small: tuple[Settings, list[ShardModel]]) -> None:
-    shard = Shard(small[1][0], 1.0, 0.5, RatePlan([Epoch(START_MS, 100.0)]), 0, None)
+def test_a_change_that_comes_late_takes_effect_after_what_was_taken(small: tuple[Settings, list[ShardModel]]) -> None:
+    shard = shard_of(small[1][0], share=1.0)
     taken = shard.take(200)
-    lived = shard.change_rate(Epoch(START_MS + 1000, 10.0))  # in the past of what was taken
-    assert lived.from_ms == taken.timestamps_ms[-1] + 1
-    again = Shard(small[1][0], 1.0, 0.5, shard.plan, 0, None).take(200)
-    assert (again.timestamps_ms == taken.timestamps_ms).all()
-    assert shard.next_due_ms() >= taken.timestamps_ms[-1]
+    wanted = shard.plan.with_epoch(Epoch(START_MS + 1000, 10.0))  # in the past of what was taken
+    shard.follow(wanted, None)
+    last_ms = int(taken.timestamps_ms[-1])
+    assert shard.plan.epochs == (Epoch(START_MS, 100.0), Epoch(last_ms + 1, 10.0))
+    assert shard.next_due_ms() > last_ms
+    # and stays there when it hears of a later change, or of the same again
+    shard.follow(wanted.with_epoch(Epoch(START_MS + 9000, 500.0)), None)
+    assert [e.rate for e in shard.plan.epochs] == [100.0, 10.0, 500.0]
+    shard.resume(None)
+    assert (shard.take(200).timestamps_ms == taken.timestamps_ms).all()
+
+
+def test_a_new_shard_keeps_what_another_lived_and_committed(small: tuple[Settings, list[ShardModel]]) -> None:
+    wanted = RatePlan([Epoch(START_MS, 100.0), Epoch(START_MS + 1000, 10.0)])
+    late = shard_of(small[1][0], share=1.0)
+    late.take(200)  # up to 2 s, before it heard
+    late.follow(wanted, None)
+    committed = ShardProgress("r", "c", 0, 200, late.last_event_ms, START_MS, late.plan.epochs, 1.0, 0.5)
+    successor = Shard(small[1][0], 1.0, 0.5, wanted, None)
+    successor.resume(committed)
+    assert successor.plan.epochs == late.plan.epochs
+    assert (successor.take(50).timestamps_ms == late.take(50).timestamps_ms).all()
+
+
+def test_a_progress_record_that_contradicts_itself_is_refused(small: tuple[Settings, list[ShardModel]]) -> None:
+    forged = ShardProgress("r", "c", 0, 200, START_MS + 5, START_MS, (Epoch(START_MS, 100.0),), 1.0, 0.5)
+    with pytest.raises(StateMismatchError, match="contradicts itself"):
+        shard_of(small[1][0], share=1.0).resume(forged)
 
 
 # -- runner
 
 
-def run_shard(model: ShardModel, log: MemoryLog, total: int, rate: float = 1e6, start_index: int = 0) -> ShardReport:
-    clock = SystemClock()
-    policy = RestartPolicy(first_backoff_s=0.001, longest_backoff_s=0.01)
-    runner = ShardRunner(model, lambda: MemoryDelivery(log, model.partition), 10, clock, policy)
-    runner.start()
-    begun = False
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        report = runner.report()
-        if report.state is RunnerState.READY and not begun:
-            begun = True
-            plan = (Epoch(START_MS, rate),)
-            offset = START_MS - clock.now_ms()
-            runner.begin(Assignment("run", "config", plan, 1.0, 0.5, total, offset))
-        if report.state in (RunnerState.DONE, RunnerState.FAILED):
-            break
-        threading.Event().wait(0.002)
-    runner.stop()
-    assert runner.join(5)
-    return report
+def assignment(revision: int = 1, rate: float = 1e6, end: int | None = None, offset_ms: int = 0) -> Assignment:
+    return Assignment(revision, "run", "config", (Epoch(START_MS, rate),), 1.0, 0.5, end, offset_ms)
+
+
+def runner_of(model: ShardModel, log: MemoryLog, clock: Clock, policy: RestartPolicy | None = None) -> ShardRunner:
+    return ShardRunner(
+        model.partition,
+        lambda: model,
+        lambda: MemoryDelivery(log, model.partition),
+        10,
+        clock,
+        policy or RestartPolicy(),
+    )
+
+
+def take_steps(runner: ShardRunner, clock: FakeClock, until: RunnerState, most: int = 2_000) -> ShardReport:
+    for _ in range(most):
+        if runner.report().state is until:
+            return runner.report()
+        clock.advance(runner.step() or 0.0)
+    raise AssertionError(f"{runner.report()} is not {until}")
 
 
 @pytest.mark.parametrize(
@@ -154,12 +235,13 @@ def run_shard(model: ShardModel, log: MemoryLog, total: int, rate: float = 1e6, 
 def test_every_rating_is_delivered_once_whatever_fails(
     small: tuple[Settings, list[ShardModel]], failures: list[str]
 ) -> None:
-    log = MemoryLog()
+    log, clock = MemoryLog(), FakeClock(START_MS)
     log.failures = list(failures)
-    model, total = small[1][1], 3_000
-    report = run_shard(model, log, total)
-    assert report.state is RunnerState.DONE and report.next_index == total
-    assert report.failures == len(failures)
+    model, total = small[1][1], 30_000
+    runner = runner_of(model, log, clock)
+    runner.tell(assignment(end=total))
+    report = take_steps(runner, clock, RunnerState.DONE)
+    assert report.next_index == total and report.failures == len(failures)
     drawn = model.draw(0, total)
     sent = [decode_value(value) for _, value in log.ratings[1]]
     assert [r["userId"] for r in sent] == drawn.user_ids.tolist()
@@ -167,28 +249,91 @@ def test_every_rating_is_delivered_once_whatever_fails(
     assert log.progress[1].next_index == total
 
 
-def test_a_runner_that_keeps_failing_gives_up_and_says_why(small: tuple[Settings, list[ShardModel]]) -> None:
-    log = MemoryLog()
-    log.failures = ["open"] * 50
-    report = run_shard(small[1][0], log, 10)
-    assert report.state is RunnerState.FAILED and "no answer" in report.error
-
-
-def test_a_fenced_runner_stops_and_leaves_the_field(small: tuple[Settings, list[ShardModel]]) -> None:
-    log = MemoryLog()
-    model = small[1][0]
-    runner = ShardRunner(model, lambda: MemoryDelivery(log, 0), 10, SystemClock(), RestartPolicy())
+def test_a_runner_works_on_a_thread_of_its_own(small: tuple[Settings, list[ShardModel]]) -> None:
+    log, clock = MemoryLog(), SystemClock()
+    runner = runner_of(small[1][1], log, clock)
+    runner.tell(assignment(end=3_000, offset_ms=START_MS - clock.now_ms()))
     runner.start()
-    deadline = time.monotonic() + 10
-    while runner.report().state is not RunnerState.READY and time.monotonic() < deadline:
+    deadline = time.monotonic() + 20
+    while runner.report().state is not RunnerState.DONE and time.monotonic() < deadline:
         threading.Event().wait(0.002)
-    successor = MemoryDelivery(log, 0)
-    successor.open(1)
-    runner.begin(Assignment("run", "config", (Epoch(START_MS, 1000.0),), 1.0, 0.5, None, 0))
-    while runner.report().state is not RunnerState.FAILED and time.monotonic() < deadline:
-        threading.Event().wait(0.002)
-    assert "successor" in runner.report().error
-    assert log.ratings[0] == []
+    runner.stop()
+    assert runner.join(5)
+    assert runner.report().state is RunnerState.DONE and len(log.ratings[1]) == 3_000
+
+
+def test_a_runner_that_keeps_failing_gives_up_and_says_why(small: tuple[Settings, list[ShardModel]]) -> None:
+    log, clock = MemoryLog(), FakeClock()
+    log.failures = ["open"] * 50
+    runner = runner_of(small[1][0], log, clock, RestartPolicy(span_ms=10**9))
+    report = take_steps(runner, clock, RunnerState.FAILED)
+    assert "no answer" in report.error
+
+
+def test_a_fenced_runner_stays_out_until_it_is_told_to_begin_again(small: tuple[Settings, list[ShardModel]]) -> None:
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][0]
+    zombie, successor = runner_of(model, log, clock), runner_of(model, log, clock)
+    zombie.tell(assignment(rate=1000.0))
+    take_steps(zombie, clock, RunnerState.RUNNING)
+    clock.advance(1)
+    zombie.step()
+    successor.tell(assignment(rate=1000.0, end=5_000))
+    take_steps(successor, clock, RunnerState.RUNNING)
+    take_steps(zombie, clock, RunnerState.FENCED)
+    clock.advance(60)
+    for _ in range(100):
+        zombie.step()
+        successor.step()
+    assert zombie.report().state is RunnerState.FENCED and "successor" in zombie.report().error
+    assert successor.report().state is RunnerState.DONE
+    # told again, it shuts the other one out and goes on from what that one committed
+    zombie.tell(assignment(revision=2, rate=1000.0, end=6_000))
+    assert take_steps(zombie, clock, RunnerState.DONE).next_index == 6_000
+    assert len(log.ratings[0]) == 6_000
+    successor.tell(assignment(revision=2, rate=1000.0, end=6_000))
+    take_steps(successor, clock, RunnerState.FENCED)
+
+
+def test_a_shard_that_is_fenced_for_ever_is_given_up_with_the_likely_cause(
+    small: tuple[Settings, list[ShardModel]],
+) -> None:
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][0]
+    runner = runner_of(model, log, clock)
+    runner.tell(assignment(rate=1000.0))
+    for _ in range(200):
+        if runner.report().state is RunnerState.RUNNING:
+            MemoryDelivery(log, 0).open(1)  # a second pipeline
+        clock.advance(runner.step() or 0.0)
+        runner.tell(None)
+    assert runner.report().state is RunnerState.FAILED and "second pipeline" in runner.report().error
+
+
+def test_a_runner_that_is_done_goes_on_when_its_end_is_moved(small: tuple[Settings, list[ShardModel]]) -> None:
+    log, clock = MemoryLog(), FakeClock(START_MS)
+    runner = runner_of(small[1][0], log, clock)
+    runner.tell(assignment(end=100))
+    take_steps(runner, clock, RunnerState.DONE)
+    runner.tell(assignment(revision=2, end=250))
+    assert take_steps(runner, clock, RunnerState.RUNNING).revision == 2
+    assert take_steps(runner, clock, RunnerState.DONE).next_index == 250
+    runner.stop()
+    assert runner.step() is None and runner.report().state is RunnerState.DONE
+
+
+@pytest.mark.parametrize("failure", ["commit", "commit, done"])
+def test_a_runner_that_is_stopped_knows_what_it_committed(
+    small: tuple[Settings, list[ShardModel]], failure: str
+) -> None:
+    log, clock = MemoryLog(), FakeClock(START_MS)
+    runner = runner_of(small[1][0], log, clock)
+    runner.tell(assignment(rate=1000.0))
+    take_steps(runner, clock, RunnerState.RUNNING)
+    runner.step()
+    clock.advance(0.5)
+    log.failures = [failure]
+    runner.stop()
+    report = take_steps(runner, clock, RunnerState.STOPPED)
+    assert report.next_index == len(log.ratings[0]) == log.progress[0].next_index
 
 
 def test_a_restart_policy_allows_bursts_and_ends_loops() -> None:
@@ -203,7 +348,7 @@ def test_a_restart_policy_allows_bursts_and_ends_loops() -> None:
 
 def ready(partition: int, progress: ShardProgress | None = None) -> ShardReport:
     next_index = progress.next_index if progress else 0
-    return ShardReport(partition, RunnerState.READY, next_index, progress, (), 0.0, 0, "")
+    return ShardReport(partition, RunnerState.READY, 0, next_index, progress, 0.0, 0, "")
 
 
 def coordinator(**changes: object) -> Coordinator:
@@ -250,7 +395,8 @@ def test_a_bounded_duration_follows_rate_changes() -> None:
     assert found.requested == 500 + 1000
     found.change(START_MS + 7_800, paused=True)
     assert found.requested == 500 + 600
-    assert found.change(START_MS + 7_900, rate=5.0) is None  # while paused
+    found.change(START_MS + 7_900, rate=5.0)  # while paused
+    assert found.requested == 500 + 600
     with pytest.raises(ConfigurationError, match="above 0"):
         found.change(START_MS, rate=float("nan"))
 
@@ -265,3 +411,76 @@ def test_a_fixed_event_clock_starts_where_it_is_told() -> None:
 def test_a_partition_without_users_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="users"):
         Coordinator(load_settings(partitions=2), "config", [1.0, 0.0])
+
+
+def test_a_change_is_told_until_it_is_known_and_a_report_from_before_does_not_undo_it() -> None:
+    found = coordinator(rate=100)
+    told = found.assignments(START_MS)
+    running = [dataclasses.replace(ready(p), state=RunnerState.RUNNING, revision=told[p].revision) for p in range(2)]
+    found.observe(running)
+    assert found.assignments(START_MS) == {}
+    found.change(START_MS + 1_000, rate=500.0)
+    found.observe(running)  # made before they heard
+    again = found.assignments(START_MS + 1_100)
+    assert sorted(again) == [0, 1]
+    # the first has heard; the second died, and its successor knows nothing
+    found.observe([dataclasses.replace(running[0], revision=again[0].revision)])
+    found.observe([dataclasses.replace(ready(1), state=RunnerState.OPENING)])
+    last = found.assignments(START_MS + 5_000)
+    assert sorted(last) == [1]
+    assert RatePlan(last[1].epochs).rate == 500.0
+    found.change(START_MS + 6_000, paused=True)
+    assert all(RatePlan(a.epochs).rate == 0.0 for a in found.assignments(START_MS + 6_000).values())
+
+
+def test_what_was_delivered_never_goes_down_and_a_run_is_over_when_all_know_its_end() -> None:
+    found = coordinator(ratings=100)
+    told = found.assignments(START_MS)
+    done = [
+        dataclasses.replace(
+            ready(p), state=RunnerState.DONE, revision=told[p].revision, next_index=told[p].end_index or 0
+        )
+        for p in range(2)
+    ]
+    found.observe(done)
+    assert found.totals().finished and found.totals().delivered == 100
+    found.observe([dataclasses.replace(ready(0), state=RunnerState.OPENING)])
+    assert not found.totals().finished and found.totals().delivered == 100
+    found.observe(done)
+    found.change(START_MS + 5_000, rate=5.0)
+    assert not found.totals().finished  # they do not know of it yet
+    assert sum(a.end_index or 0 for a in found.assignments(START_MS + 5_000).values()) == 100
+
+
+def test_a_shard_that_was_fenced_before_the_plan_was_made_is_waited_for() -> None:
+    found = Coordinator(load_settings(partitions=2), "config", [0.5, 0.5])
+    found.observe([ready(0), dataclasses.replace(ready(1), state=RunnerState.FENCED)])
+    assert not found.ready and found.assignments(START_MS) == {}
+
+
+# -- placement
+
+
+@given(st.integers(1, 12), st.data())
+def test_at_any_time_a_partition_has_one_actor_at_most_and_in_the_end_one(partitions: int, data: st.DataObject) -> None:
+    actors = data.draw(st.integers(1, partitions))
+    placement = Placement(partitions, actors)
+    having = {n: set(placement.of(n)) for n in range(partitions)}
+    now_ms = 0
+    for wanted in data.draw(st.lists(st.integers(1, partitions), min_size=1, max_size=3)):
+        placement.spread(wanted, now_ms)
+        hangs = data.draw(st.sampled_from([None, *range(actors)]))
+        while not placement.settled:
+            now_ms += 1_000
+            for actor in data.draw(st.permutations(range(partitions))):
+                if actor == hangs:
+                    continue
+                having[actor] = set(placement.of(actor))
+                placement.heard(actor, having[actor])
+                held = [p for n, mine in having.items() if n != hangs for p in mine]
+                assert len(held) == len(set(held))
+            late = placement.expire(now_ms)
+            assert set(late.values()) <= {hangs} and (not late or now_ms >= HAND_OVER_MS)
+        actors = wanted
+        assert sorted(p for n in range(actors) for p in placement.of(n)) == list(range(partitions))
+        having = {n: set(placement.of(n)) for n in range(partitions)}
