@@ -87,13 +87,13 @@ class TransactionalDelivery:
         producer, self._producer = self._producer, None
         if producer is None:
             return
-        if self._in_transaction:
-            self._in_transaction = False
-            try:
+        try:
+            if self._in_transaction:
+                self._in_transaction = False
                 producer.abort_transaction(1.0)
-            except KafkaException:
-                producer.purge()  # nothing of it may linger and be sent after this object is gone
-        producer.poll(0)
+            producer.poll(0)
+        except KafkaException:  # also a fatal error from before, such as having been fenced
+            producer.purge()  # nothing of it may linger and be sent after this object is gone
 
     def _opened(self) -> Producer:
         if self._producer is None:

@@ -358,7 +358,10 @@ class ShardRunner:
     def _close(self) -> None:
         delivery, self._delivery = self._delivery, None
         if delivery is not None:
-            delivery.close()
+            try:
+                delivery.close()
+            except Exception:  # noqa: BLE001 - whatever it still holds is shut out when the next one is opened
+                _log.warning("shard %d: its delivery could not be closed", self.partition, exc_info=True)
 
 
 def _given_up(error: DeliveryError | BrokerUnavailableError) -> str:

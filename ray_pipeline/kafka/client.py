@@ -20,6 +20,7 @@ _NO_LEADER_YET = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_PARTITION,
 )
 
 
@@ -84,7 +85,7 @@ def make_admin(bootstrap: str) -> AdminClient:
 
 
 def watermark_offsets(consumer: Consumer, topic: str, partition: int, timeout_s: float = 15.0) -> tuple[int, int]:
-    """First offset and end of a partition; waits for a partition that was just made and has no leader yet.
+    """First offset and end of a partition; waits for one without a leader: just made, or its broker just back.
 
     Raises:
         KafkaException: not within ``timeout_s`` seconds.
@@ -97,6 +98,7 @@ def watermark_offsets(consumer: Consumer, topic: str, partition: int, timeout_s:
             if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+            consumer.list_topics(topic, timeout=timeout_s)  # what it knows of the partition is asked for again
         else:
             return low, high
 

@@ -45,11 +45,12 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
 
 
 @pytest.fixture(scope="module")
-def generator(kafka: EmbeddedBroker, starter: Callable[..., Running]) -> Running:
+def generator(kafka: EmbeddedBroker, starter: Callable[..., Running]) -> Iterator[Running]:
     flags = ("--rate", str(RATE), "--actors", "1", *EVENTS)
     running = starter("generate", "--bootstrap-servers", kafka.bootstrap_servers, *flags)
     running.info()
-    return running
+    yield running
+    running.kill()
 
 
 def status(kafka: EmbeddedBroker) -> dict[str, Any]:

@@ -134,14 +134,21 @@ def test_no_rating_that_was_taken_changes_its_time(
     assert (np.diff(times) >= 0).all()
 
 
-@given(rate=rates, pause=st.booleans(), first=st.integers(10**6, 10**9), phase=st.floats(0.01, 0.99))
+@pytest.mark.parametrize(
+    ("rate", "share", "phase", "taken"),
+    [(60.0, 0.5, 0.5, 3_955_007), (100.0, 0.7, 0.25, 4_686_275), (1000.0, 0.5, 0.5, 4_186_142)],
+)
 def test_a_rating_at_the_very_end_of_its_millisecond_stays_there(
-    rate: float, pause: bool, first: int, phase: float
+    rate: float, share: float, phase: float, taken: int
 ) -> None:
-    schedule = ShardSchedule(RatePlan([Epoch(START_MS, rate)]), 0.25, phase)
-    for taken in range(first, first + 20):
-        found = schedule.going_on(RatePlan([Epoch(START_MS, 0.0 if pause else 10.0)]), taken)
-        assert found.due_ms(taken - 1, 1) == schedule.due_ms(taken - 1, 1)
+    schedule = ShardSchedule(RatePlan([Epoch(START_MS, rate)]), share, phase)
+    last_ms = int(schedule.due_ms(taken - 1, 1)[0])
+    paused = RatePlan([Epoch(START_MS, 0.0)])
+    rounded = ShardSchedule(paused.with_past(schedule.plan, last_ms), share, phase)
+    assert int(rounded.due_ms(taken - 1, 1)[0]) == NEVER_MS  # the last bit of a sum: this is what is guarded against
+    found = schedule.going_on(paused, taken)
+    assert int(found.due_ms(taken - 1, 1)[0]) == last_ms
+    assert int(found.due_ms(taken, 1)[0]) == NEVER_MS
 
 
 # -- shard
@@ -237,7 +244,7 @@ def test_every_rating_is_delivered_once_whatever_fails(
 ) -> None:
     log, clock = MemoryLog(), FakeClock(START_MS)
     log.failures = list(failures)
-    model, total = small[1][1], 30_000
+    model, total = small[1][1], 10_000
     runner = runner_of(model, log, clock)
     runner.tell(assignment(end=total))
     report = take_steps(runner, clock, RunnerState.DONE)
@@ -247,6 +254,18 @@ def test_every_rating_is_delivered_once_whatever_fails(
     assert [r["userId"] for r in sent] == drawn.user_ids.tolist()
     assert [r["rating"] * 2 for r in sent] == drawn.half_stars.tolist()
     assert log.progress[1].next_index == total
+
+
+def test_a_delivery_that_cannot_even_be_closed_is_replaced(small: tuple[Settings, list[ShardModel]]) -> None:
+    class Stubborn(MemoryDelivery):
+        def close(self) -> None:
+            raise RuntimeError("fatal error from before")
+
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][0]
+    log.failures = ["commit"]
+    runner = ShardRunner(0, lambda: model, lambda: Stubborn(log, 0), 10, clock, RestartPolicy())
+    runner.tell(assignment(end=100))
+    assert take_steps(runner, clock, RunnerState.DONE).next_index == len(log.ratings[0]) == 100
 
 
 def test_a_runner_works_on_a_thread_of_its_own(small: tuple[Settings, list[ShardModel]]) -> None:

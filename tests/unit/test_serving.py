@@ -41,10 +41,10 @@ class Control:
         self.sent: list[tuple[str, float | None]] = []
         self.error: Exception | None = None
 
-    def send(self, command: str, rate: float | None = None) -> tuple[str, bool]:
+    def send(self, command: str, rate: float | None = None, actors: int | None = None) -> tuple[str, bool]:
         if self.error is not None:
             raise self.error
-        self.sent.append((command, rate))
+        self.sent.append((command, rate if actors is None else actors))
         return "id", True
 
 
@@ -185,6 +185,18 @@ def test_a_bad_rate_is_refused(body: dict[str, Any]) -> None:
     client, control = make()
     answer = client.post("/control/rate", json=body)
     assert answer.status_code == 422 and "rate" in answer.json()["error"] and control.sent == []
+
+
+def test_the_number_of_actors_is_changed_or_refused_with_the_generators_reason() -> None:
+    client, control = make()
+    answer = client.post("/control/scale", json={"actors": 3})
+    assert answer.json() == {"id": "id", "command": "scale", "applied": True, "actors": 3}
+    assert client.post("/control/scale", json={"actors": 0}).status_code == 422
+    assert client.post("/control/scale", json={"actors": 1.5}).status_code == 422
+    assert control.sent == [("scale", 3)]
+    control.error = ConfigurationError(problem="9 actors cannot share 4 partitions")
+    answer = client.post("/control/scale", json={"actors": 9})
+    assert answer.status_code == 409 and "4 partitions" in answer.json()["error"]
 
 
 def test_control_from_another_machine_needs_the_token() -> None:

@@ -1,0 +1,211 @@
+"""Whatever the order of send, commit, crash, fence, restart and change: each shard's committed sequence is 0, 1, 2, … once.
+
+Coordinator, runners, shards and plan are the real ones, the broker is :class:`MemoryLog`; each message between them travels on
+its own, and may be overtaken by anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ray_pipeline.clock import FakeClock
+from ray_pipeline.codec import encode_keys, encode_values
+from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
+from ray_pipeline.generator.coordination import Coordinator
+from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport, ShardRunner
+from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.model.ratings import ShardModel
+from ray_pipeline.restart import RestartPolicy
+from ray_pipeline.truth.replay import ShardReplay, build_models
+
+PARTITIONS = 2
+SHARES = [0.7, 0.3]
+COMMIT_MS = 100
+
+partitions = st.integers(0, PARTITIONS - 1)
+rates = st.sampled_from([0.5, 7.0, 60.0, 300.0])
+spans_s = st.sampled_from([0.001, 0.03, 0.11, 0.4, 2.0])
+
+
+@cache
+def models() -> dict[int, ShardModel]:
+    small = load_settings(users=300, movies=100, partitions=PARTITIONS, actors=1)
+    return build_models(small, load_catalogue(small), range(PARTITIONS))
+
+
+@dataclasses.dataclass
+class Process:
+    """One incarnation of the process that has a shard, with at most one exchange under way."""
+
+    runner: ShardRunner
+    orders: list[Assignment | None] = dataclasses.field(default_factory=list)
+    answers: list[ShardReport] = dataclasses.field(default_factory=list)
+
+
+class Generator(RuleBasedStateMachine):
+    """A run that anything may happen to."""
+
+    @initialize(requested=st.sampled_from([None, 40, 400]), fixed=st.booleans())
+    def begin(self, requested: int | None, fixed: bool) -> None:
+        self.clock = FakeClock()
+        self.log = MemoryLog()
+        self.settings: Settings = load_settings(
+            partitions=PARTITIONS,
+            actors=1,
+            rate=60.0,
+            ratings=requested,
+            start_time_ms=1_500_000_000_000 if fixed else None,
+        )
+        self.zombies: list[ShardRunner] = []
+        self.checked: dict[int, object] = {}
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        self.coordinator = Coordinator(self.settings, "config", SHARES)
+        self.now = {p: self.new_process(p) for p in range(PARTITIONS)}
+
+    def new_process(self, partition: int) -> Process:
+        policy = RestartPolicy(most=10**6)
+        runner = ShardRunner(
+            partition,
+            lambda: models()[partition],
+            lambda: MemoryDelivery(self.log, partition),
+            COMMIT_MS,
+            self.clock,
+            policy,
+        )
+        return Process(runner)
+
+    # -- what happens by itself
+
+    @rule(seconds=spans_s)
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(partition=partitions, steps=st.integers(1, 4))
+    def a_shard_works(self, partition: int, steps: int) -> None:
+        for _ in range(steps):
+            self.now[partition].runner.step()
+
+    @rule(partition=partitions)
+    def orders_are_sent(self, partition: int) -> None:
+        process = self.now[partition]
+        if not process.orders and not process.answers:
+            process.orders.append(self.coordinator.assignments(self.clock.now_ms()).get(partition))
+
+    @rule(partition=partitions)
+    def orders_arrive(self, partition: int) -> None:
+        process = self.now[partition]
+        if process.orders:
+            process.runner.tell(process.orders.pop())
+            process.answers.append(process.runner.report())
+
+    @rule(partition=partitions)
+    def an_answer_arrives(self, partition: int) -> None:
+        if self.now[partition].answers:
+            self.coordinator.observe([self.now[partition].answers.pop()])
+
+    @rule(partition=partitions)
+    def all_goes_well(self, partition: int) -> None:
+        self.exchange(partition)
+        self.a_shard_works(partition, 3)
+        self.exchange(partition)
+
+    def exchange(self, partition: int) -> None:
+        for _ in range(2):
+            self.an_answer_arrives(partition)
+            self.orders_are_sent(partition)
+            self.orders_arrive(partition)
+            self.an_answer_arrives(partition)
+
+    # -- what somebody does
+
+    @rule(rate=rates)
+    def the_rate_is_changed(self, rate: float) -> None:
+        self.coordinator.change(self.clock.now_ms(), rate=rate)
+
+    @rule(paused=st.booleans())
+    def it_is_paused_or_resumed(self, paused: bool) -> None:
+        self.coordinator.change(self.clock.now_ms(), paused=paused)
+
+    # -- what goes wrong
+
+    @rule(what=st.sampled_from(["open", "send", "commit", "commit, done"]))
+    def something_will_fail(self, what: str) -> None:
+        self.log.failures.append(what)
+
+    @rule(partition=partitions)
+    def a_process_dies(self, partition: int) -> None:
+        self.now[partition] = self.new_process(partition)
+
+    @rule(partition=partitions)
+    def a_process_is_replaced_but_lives_on(self, partition: int) -> None:
+        self.zombies.append(self.now[partition].runner)
+        self.now[partition] = self.new_process(partition)
+
+    @precondition(lambda self: self.zombies)
+    @rule(data=st.data())
+    def a_zombie_works(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.zombies)).step()
+
+    @rule(partition=partitions)
+    def the_broker_gives_a_transaction_up(self, partition: int) -> None:
+        self.log.owner.pop(partition, None)
+
+    @rule(rate=rates)
+    def the_driver_dies_and_the_run_is_started_again(self, rate: float) -> None:
+        self.zombies += [process.runner for process in self.now.values()]
+        self.settings = self.settings.model_copy(update={"rate": rate})
+        self.begin_run()
+
+    # -- what is always so
+
+    @invariant()
+    def what_is_committed_is_what_is_regenerated(self) -> None:
+        for partition, progress in self.log.progress.items():
+            if self.checked.get(partition) is progress:
+                continue
+            events = ShardReplay(models()[partition], progress).events(0, progress.next_index)
+            expected = list(zip(encode_keys(events), encode_values(events), strict=True))
+            assert self.log.ratings[partition] == expected
+            assert progress.event_time_ms == (int(events.timestamps_ms[-1]) if len(events) else None)
+            self.checked[partition] = progress
+
+    def teardown(self) -> None:
+        """When nothing goes wrong any more, it ends up where it was told to."""
+        if not hasattr(self, "log"):
+            return
+        self.log.failures.clear()
+        self.coordinator.change(self.clock.now_ms(), rate=300.0, paused=False)
+        for _ in range(60):
+            for partition in range(PARTITIONS):
+                self.all_goes_well(partition)
+            self.clock.advance(0.15)
+        self.what_is_committed_is_what_is_regenerated()
+        totals = self.coordinator.totals()
+        sent = sum(len(records) for records in self.log.ratings.values())
+        assert sent == totals.base + totals.delivered
+        event_now_ms = self.coordinator.event_now_ms(self.clock.now_ms())
+        for progress in self.log.progress.values():
+            plan = RatePlan(progress.epochs)
+            assert plan.rate == 300.0
+            if self.settings.ratings is None:
+                due = ShardSchedule(plan, progress.share, progress.phase).count_due(event_now_ms - 1_000)
+                assert progress.next_index >= due
+        if self.settings.ratings is not None:
+            assert totals.finished and totals.delivered == self.settings.ratings
+        states = {process.runner.report().state for process in self.now.values()}
+        assert states <= {RunnerState.RUNNING, RunnerState.DONE}
+
+
+TestInterleavings = Generator.TestCase
+TestInterleavings.settings = settings(
+    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
