@@ -115,7 +115,13 @@ class TransactionalDelivery:
             raise DeliveryError(problem=f"shard {self._partition}: {what}: the queue is full", fix="") from error
 
     def _error(self, what: str, error: KafkaException) -> DeliveryError:
-        return delivery_error(self._partition, what, error.args[0])
+        cause = error.args[0]
+        if cause.code() == KafkaError._FATAL:  # says only that there was an error before: this call says which
+            try:
+                self._opened().begin_transaction()
+            except KafkaException as first:
+                cause = first.args[0]
+        return delivery_error(self._partition, what, cause)
 
 
 def delivery_error(partition: int, what: str, error: KafkaError) -> DeliveryError:
