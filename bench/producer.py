@@ -18,7 +18,8 @@ from bench.common import child, embedded_broker, median
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.factory import open_delivery
 from ray_pipeline.generator.coordination import Coordinator
-from ray_pipeline.generator.worker import GeneratorWorker
+from ray_pipeline.generator.runner import Assignment
+from ray_pipeline.generator.worker import GeneratorWorker, Orders
 from ray_pipeline.kafka.read import count_records
 from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.model.catalogue import load_catalogue
@@ -83,16 +84,15 @@ def _ours(bootstrap: str, topic: str, kind: str) -> None:
     ensure_topics(settings, bootstrap)
     catalogue, user_map = load_catalogue(settings), build_user_map(settings)
     coordinator = Coordinator(settings, settings.digest(catalogue.digest), [user_map.share(p) for p in range(4)])
-    worker = GeneratorWorker(
-        settings, range(4), build_movies(settings, catalogue), lambda p: open_delivery(settings, bootstrap, p)
-    )
+    movies = build_movies(settings, catalogue)
+    worker = GeneratorWorker(settings, movies, lambda p: open_delivery(settings, bootstrap, p))
     began = cpu = 0.0
+    told: dict[int, Assignment] = {}
     while True:
-        coordinator.observe(list(worker.report().shards))
+        coordinator.observe(list(worker.exchange(Orders({p: told.get(p) for p in range(4)})).shards))
         told = coordinator.assignments(time.time_ns() // 1_000_000)
         if told:
             began, cpu = began or time.monotonic(), cpu or time.process_time()
-            worker.begin(told)
         totals = coordinator.totals()
         assert totals.failed is None, totals
         if totals.finished:

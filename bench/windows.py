@@ -60,7 +60,6 @@ def _fill(bootstrap: str) -> None:
             0.25,
             0.5,
             plan,
-            0,
             RATINGS // 4,
         )
         for p in range(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,7 @@ class RayRuntime:
             self.local = False
         elif self.local:
             ray.init(
-                num_cpus=max(os.cpu_count() or 1, int(self._budget.total + self._room_to_scale()) + 1),
+                num_cpus=max(os.cpu_count() or 1, math.ceil(self._budget.total + self._room_to_scale())),
                 include_dashboard=False,
                 namespace=NAMESPACE,
                 logging_level=logging.WARNING,

@@ -91,7 +91,7 @@ class Coordinator:
         self._settings = settings
         self._shares = shares
         self._revision = 0
-        self._wanted: dict[int, RatePlan] = {}
+        self._wanted: RatePlan | None = None
         self._starts: list[int] = []
         self._ends: list[int | None] = [None] * len(shares)
         self._reports: dict[int, ShardReport] = {}
@@ -109,7 +109,7 @@ class Coordinator:
     @property
     def started(self) -> bool:
         """Whether the plan was made."""
-        return bool(self._starts)
+        return self._wanted is not None
 
     @property
     def start_ms(self) -> int:
@@ -127,7 +127,7 @@ class Coordinator:
 
     def plan_rate(self, now_ms: int) -> float:
         """Rate in force now, ratings per second; 0 = paused or not started."""
-        return self._wanted[0].rate_at(self.event_now_ms(now_ms)) if self._wanted else 0.0
+        return self._wanted.rate_at(self.event_now_ms(now_ms)) if self._wanted is not None else 0.0
 
     # -- what is heard
 
@@ -199,10 +199,10 @@ class Coordinator:
         self.rate = self.rate if rate is None else rate
         self.paused = self.paused if paused is None else paused
         after = 0.0 if self.paused else self.rate
-        if after == before or not self.started:
+        if after == before or self._wanted is None:
             return
         epoch = Epoch(self.event_now_ms(now_ms) + change_lead_ms, after)
-        self._wanted = {p: plan.with_epoch(epoch) for p, plan in self._wanted.items()}
+        self._wanted = self._wanted.with_epoch(epoch)
         self._revision += 1
         self._set_ends()
 
@@ -212,11 +212,12 @@ class Coordinator:
         return (partition + 0.5) / len(self._shares)
 
     def _assignment(self, partition: int) -> Assignment:
+        assert self._wanted is not None
         return Assignment(
             self._revision,
             self.run,
             self.config,
-            self._wanted[partition].epochs,
+            self._wanted.epochs,
             self._shares[partition],
             self._phase(partition),
             self._ends[partition],
@@ -227,35 +228,34 @@ class Coordinator:
         known = [p for p in progress if p is not None]
         for p in known:
             check_same_stream(self._settings, self.config, p.config)
+        if known:
+            self.run = known[0].run
         rate = 0.0 if self.paused else self.rate
         fixed = self._settings.start_time_ms
-        if not known:
+        sent = [(p.event_time_ms, p.epochs) for p in known if p.event_time_ms is not None]
+        if not sent:
             self._start_ms = now_ms if fixed is None else fixed
-            self._wanted = {p: RatePlan([Epoch(self._start_ms, rate)]) for p in range(len(progress))}
+            self._wanted = RatePlan([Epoch(self._start_ms, rate)])
         else:
-            self.run = known[0].run
-            last_ms = max((p.event_time_ms for p in known if p.event_time_ms is not None), default=now_ms)
+            # the same for all: each shard keeps what it lived itself up to its own last rating
+            last_ms, epochs = max(sent, key=lambda of: (of[0], len(of[1])))
             stopped_ms = last_ms + 1
             # with a fixed event clock the stream goes on without a gap; else the time between the runs is a pause
             self._start_ms = stopped_ms if fixed is not None else max(now_ms, stopped_ms)
-            longest = max((p.epochs for p in known), key=len)
-            for number, shard in enumerate(progress):
-                plan = RatePlan(shard.epochs if shard and shard.epochs else longest)
-                if self._start_ms > stopped_ms:
-                    plan = plan.with_epoch(Epoch(stopped_ms, 0.0))
-                self._wanted[number] = plan.with_epoch(Epoch(self._start_ms, rate))
+            before = RatePlan(epochs).with_epoch(Epoch(stopped_ms, 0.0))
+            self._wanted = before.with_epoch(Epoch(self._start_ms, rate))
         self._offset_ms = 0 if fixed is None else self._start_ms - now_ms
         self._starts = [p.next_index if p else 0 for p in progress]
         self._revision = 1
         self._set_ends()
 
     def _set_ends(self) -> None:
-        settings = self._settings
+        wanted, settings = self._wanted, self._settings
+        assert wanted is not None
         if settings.duration_s is not None:
-            plan = self._wanted[0]
             end_ms = self._start_ms + settings.duration_s * 1000
-            self.requested = math.floor(plan.expected(end_ms) - plan.expected(self._start_ms) + 1e-6)
+            self.requested = math.floor(wanted.expected(end_ms) - wanted.expected(self._start_ms) + 1e-6)
         if self.requested is None:
             return
-        schedules = [ShardSchedule(self._wanted[p], share, self._phase(p)) for p, share in enumerate(self._shares)]
+        schedules = [ShardSchedule(wanted, share, self._phase(p)) for p, share in enumerate(self._shares)]
         self._ends = list(allocate(schedules, self._starts, self.requested))

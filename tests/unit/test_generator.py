@@ -398,6 +398,33 @@ def test_a_second_run_goes_on_after_a_pause() -> None:
     assert last + 60_000 <= first <= last + 60_100
 
 
+@pytest.mark.parametrize("fixed_ms", [None, 1_000_000_000_000])
+def test_a_run_that_died_before_its_first_rating_is_begun_afresh(fixed_ms: int | None) -> None:
+    found = Coordinator(load_settings(partitions=2, start_time_ms=fixed_ms), "config", [0.5, 0.5])
+    before = ShardProgress("r1", "config", 0, 0, None, START_MS, (Epoch(fixed_ms or START_MS, 50.0),), 0.5, 0.25)
+    found.observe([ready(0, before), ready(1)])
+    told = found.assignments(START_MS + 3_600_000)
+    assert found.run == "r1"
+    assert {a.epochs for a in told.values()} == {(Epoch(fixed_ms or START_MS + 3_600_000, 100.0),)}
+
+
+def test_a_shard_that_missed_a_whole_run_has_nothing_due_in_the_pause_before_it(
+    small: tuple[Settings, list[ShardModel]],
+) -> None:
+    hour_ms = 3_600_000
+    old = (Epoch(START_MS, 100.0),)
+    new = (*old, Epoch(START_MS + 10_001, 0.0), Epoch(START_MS + hour_ms, 100.0))
+    found = Coordinator(load_settings(partitions=2), "config", [0.5, 0.5])
+    missed = ShardProgress("r1", "config", 0, 500, START_MS + 9_985, START_MS, old, 0.5, 0.25)
+    went_on = ShardProgress("r1", "config", 1, 1_000, START_MS + hour_ms + 10_000, START_MS, new, 0.5, 0.75)
+    found.observe([ready(0, missed), ready(1, went_on)])
+    told = found.assignments(START_MS + 2 * hour_ms)[0]
+    shard = Shard(small[1][0], told.share, told.phase, RatePlan(told.epochs), None)
+    shard.resume(missed)
+    times = shard.take(501).timestamps_ms - START_MS
+    assert hour_ms <= times[0] and times[498] < hour_ms + 10_001 and times[500] >= 2 * hour_ms
+
+
 def test_progress_of_another_configuration_is_refused() -> None:
     found = Coordinator(load_settings(partitions=2), "config", [0.5, 0.5])
     other = ShardProgress("r1", "other", 0, 5, START_MS, START_MS, (Epoch(START_MS, 100.0),), 0.5, 0.5)
