@@ -176,7 +176,8 @@ class ShardRunner:
         with self._lock:
             shard, assignment = self._shard, self._assignment
             behind_ms = 0
-            if shard is not None and assignment is not None and self._state is RunnerState.RUNNING:
+            over = (RunnerState.DONE, RunnerState.STOPPED, RunnerState.FAILED)
+            if shard is not None and assignment is not None and self._state not in over:
                 behind_ms = shard.behind_ms(self._clock.now_ms() + assignment.clock_offset_ms)
             return ShardReport(
                 partition=self.partition,

@@ -25,7 +25,7 @@ from tests.conftest import Running, command, wait_for
 pytestmark = pytest.mark.timeout(300)
 
 RATE = 400
-PARTITIONS = 4
+PARTITIONS = 12  # more than a local Ray has room for actors
 EVENTS = ("--partitions", str(PARTITIONS), "--users", "2000", "--movies", "500")
 LONGER_THAN_A_TRANSACTION_S = TRANSACTION_TIMEOUT_MS / 1000 + 4
 
@@ -46,7 +46,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture(scope="module")
 def generator(kafka: EmbeddedBroker, starter: Callable[..., Running]) -> Iterator[Running]:
-    flags = ("--rate", str(RATE), "--actors", "1", *EVENTS)
+    flags = ("--rate", str(RATE), "--actors", "1", "--commit-interval-ms", "200", *EVENTS)
     running = starter("generate", "--bootstrap-servers", kafka.bootstrap_servers, *flags)
     running.info()
     yield running
@@ -110,8 +110,10 @@ def test_a_number_of_actors_that_cannot_be_is_refused_with_the_reason(
 ) -> None:
     there = ("--bootstrap-servers", kafka.bootstrap_servers)
     assert command("scale", "0", *there).returncode == 2
-    done = command("scale", "5", *there)
-    assert done.returncode == 2 and "from 1 to 4" in done.stderr
+    done = command("scale", str(PARTITIONS + 1), *there)
+    assert done.returncode == 2 and f"from 1 to {PARTITIONS}" in done.stderr
+    done = command("scale", str(PARTITIONS), *there)
+    assert done.returncode == 2 and "more CPUs" in done.stderr and "go on" in done.stderr
     assert len(status(kafka)["actors"]) == 2
 
 
