@@ -25,7 +25,7 @@ from tests.conftest import Running, command, wait_for
 pytestmark = pytest.mark.timeout(300)
 
 RATE = 400
-PARTITIONS = 12  # more than a local Ray has room for actors
+PARTITIONS = 9  # more than a local Ray has room for actors
 EVENTS = ("--partitions", str(PARTITIONS), "--users", "2000", "--movies", "500")
 LONGER_THAN_A_TRANSACTION_S = TRANSACTION_TIMEOUT_MS / 1000 + 4
 
