@@ -287,7 +287,6 @@ class Scoreboard:
             "run": self._run,
             "config": self._config,
             "records": self._records,
-            "models": len(self._tallies),
             "rejected": dict(sorted(self._rejected.items())),
         }
 
