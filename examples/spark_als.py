@@ -33,7 +33,7 @@ def main(
     train_share: Annotated[float, typer.Option(help="share of the ratings to train on, the earliest ones")] = 0.8,
     model: Annotated[str, typer.Option(help="name on the scoreboard")] = "spark-als",
     rank: Annotated[int, typer.Option(help="number of factors")] = 20,
-    regularisation: Annotated[float, typer.Option(help="pull of the factors towards 0")] = 0.15,
+    regularisation: Annotated[float, typer.Option(help="pull of the factors towards 0")] = 0.05,
     iterations: Annotated[int, typer.Option(help="rounds of least squares")] = 10,
     ratings_topic: Annotated[str, typer.Option(help="topic to learn from")] = "ratings",
     predictions_topic: Annotated[str, typer.Option(help="topic to write to")] = "predictions",
@@ -57,6 +57,8 @@ def main(
             userCol="userId",
             itemCol="movieId",
             ratingCol="residual",
+            numUserBlocks=2,
+            numItemBlocks=2,
             seed=1,
         )
         fitted = als.fit(residuals)
@@ -113,7 +115,10 @@ def start_spark(master: str) -> SparkSession:
     session = builder.appName("spark-als").master(master)
     for name, value in {
         "spark.jars": ",".join(str(jar) for jar in spark_connector_jars()),
-        "spark.sql.shuffle.partitions": "4",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.adaptive.enabled": "false",  # data this small need no second thought
+        # the first compiler alone: a short run on few cores gains nothing from the second; and room for ALS's deep lineage
+        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xss16m",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",

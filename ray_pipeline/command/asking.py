@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ray_pipeline import doctor
 from ray_pipeline.cluster.token import present_token
@@ -364,7 +364,8 @@ def scoreboard(settings: Settings, as_json: JSON = False) -> None:
     if as_json:
         emit_json(found)
         return
-    table = Table("model", "scored", "coverage", "RMSE observed", "MAE observed", "RMSE truth", "MAE truth")
+    model = Column("model", no_wrap=True)
+    table = Table(model, "scored", "coverage", "RMSE observed", "MAE observed", "RMSE truth", "MAE truth")
     for score in found["models"]:
         table.add_row(score["model"], f"{score['scored']:,}", f"{score['coverage']:.1%}", *_errors(score))
         for name, label in (("floor", "best possible"), ("bias_only", "biases only"), ("global_mean", "global mean")):

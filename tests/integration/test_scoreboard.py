@@ -144,7 +144,7 @@ def test_als_beats_the_biases_on_what_it_has_not_seen(run: Settings, feed: Score
     found = published(run, broker, "spark-als")
     for against in ("observed", "truth"):
         errors = [found[name][against]["rmse"] for name in ("floor", "bias_only", "global_mean")]
-        assert errors[0] < found[against]["rmse"] < 0.95 * errors[1] < errors[2], found
+        assert errors[0] < found[against]["rmse"] < 0.9 * errors[1] < errors[2], found
     assert found["coverage"] > 0.99 and found["unmatched"] == 0  # of what came after the cut
 
 
