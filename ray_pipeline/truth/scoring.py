@@ -211,6 +211,7 @@ class Scoreboard:
         self._models = models
         self._partitions = settings.partitions
         self._users = settings.users
+        self._shares = shares
         self._run, self._config = run, config
         self._law = RatingLaw(models[0].noise_sd)
         self._bias_only = BiasOnly([models[p] for p in range(settings.partitions)], shares)
@@ -229,8 +230,8 @@ class Scoreboard:
     def progress(self, progress: ShardProgress) -> None:
         """A shard has come further."""
         p = progress.partition
-        if progress.config != self._config:
-            return  # of a stream that was in the topic before
+        if progress.config != self._config or not 0 <= p < self._partitions or progress.share != self._shares[p]:
+            return  # of another stream, or somebody else's
         if p in self._replays:
             self._replays[p].update(progress)
         else:

@@ -16,11 +16,12 @@ from confluent_kafka import KafkaException
 from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress
-from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError
+from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, UncheckedError
 from ray_pipeline.kafka.publish import Publisher
-from ray_pipeline.kafka.read import Record, follow, read_compacted, read_topic
+from ray_pipeline.kafka.read import Record, follow, read_topic
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_user_map
+from ray_pipeline.restart import Decision, RestartPolicy
 from ray_pipeline.truth.replay import build_models, published_settings
 from ray_pipeline.truth.scoring import Scoreboard
 
@@ -28,12 +29,12 @@ __all__ = ["ScoreFeed", "open_scoreboard", "score_all"]
 
 _log = logging.getLogger(__name__)
 
-_RETRY_S = 1.0
+_NO_RUN_S = 1.0
 _PUBLISH_MS = 1_000
 _AT_ONCE = 20_000
 
 
-def open_scoreboard(settings: Settings, published: Mapping[str, Mapping[str, Any]]) -> Scoreboard:
+def open_scoreboard(settings: Settings, published: Mapping[str, bytes]) -> Scoreboard:
     """A scoreboard for the run that topic ``ratings.progress`` tells of.
 
     Args:
@@ -41,23 +42,24 @@ def open_scoreboard(settings: Settings, published: Mapping[str, Mapping[str, Any
         published: the topic's newest value of each key.
 
     Raises:
-        ConfigurationError: no run has said what it is.
+        UncheckedError: no run has said what it is.
         StateMismatchError: the run's catalogue is another one.
     """
-    run = published.get("run")
-    if run is None:
-        raise ConfigurationError(
+    try:
+        run = json.loads(published.get("run", b""))
+    except ValueError:
+        raise UncheckedError(
             problem=f"topic {settings.progress_topic} does not say which run the ratings are of",
             fix="Start ray-pipeline run or generate first",
-        )
+        ) from None
     catalogue = load_catalogue(settings.model_copy(update={"movies": run["settings"]["movies"]}))
     found = published_settings(settings, run, catalogue)
     models = build_models(found, catalogue, range(found.partitions))
     user_map = build_user_map(found)
     shares = [user_map.share(p) for p in range(found.partitions)]
     board = Scoreboard(found, models, shares, str(run["run"]), str(run["config"]))
-    for key, record in published.items():
-        _progress(board, key, json.dumps(record).encode())
+    for key, value in published.items():
+        _progress(board, key, value)
     return board
 
 
@@ -69,9 +71,10 @@ def score_all(settings: Settings, bootstrap: str) -> dict[str, Any]:
 
     Raises:
         BrokerUnavailableError: the topics cannot be read.
-        ConfigurationError: there is no run, or its catalogue is another one.
+        UncheckedError: there is no run.
+        StateMismatchError: its catalogue is another one.
     """
-    board = open_scoreboard(settings, read_compacted(bootstrap, settings.progress_topic))
+    board = open_scoreboard(settings, _newest(bootstrap, settings.progress_topic))
     values: list[bytes | None] = []
     for record in read_topic(bootstrap, settings.predictions_topic):
         values.append(record.value)
@@ -81,14 +84,16 @@ def score_all(settings: Settings, bootstrap: str) -> dict[str, Any]:
             values.clear()
     board.take(values, 0)
     # what was predicted meanwhile was delivered before: this progress has reached it
-    for key, value in read_compacted(bootstrap, settings.progress_topic).items():
-        _progress(board, key, json.dumps(value).encode())
+    for key, value in _newest(bootstrap, settings.progress_topic).items():
+        _progress(board, key, value)
     board.settle(None)
     return {"models": board.scores(), **board.totals()}
 
 
 class ScoreFeed:
     """One thread that follows predictions and progress and publishes each model's score, at most once a second.
+
+    When Kafka is away it begins again, unless that happens too often.
 
     Args:
         settings: all settings.
@@ -102,6 +107,7 @@ class ScoreFeed:
         self._clock = clock
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scores", daemon=True)
+        self._policy = RestartPolicy()
         self._state, self._reason = "starting", ""
         self._totals: dict[str, Any] = {}
         self._published: dict[str, dict[str, Any]] = {}
@@ -119,47 +125,56 @@ class ScoreFeed:
 
     def status(self) -> dict[str, Any]:
         """``state``: starting, waiting (for a run, or for Kafka), running, failed, stopped; ``reason``; the totals."""
-        if self._state in ("starting", "waiting", "running") and not self._thread.is_alive() and self._thread.ident:
-            return {"state": "failed", "reason": "the scoreboard's thread ended; the log has more", **self._totals}
         return {"state": self._state, "reason": self._reason, **self._totals}
 
     # -- the thread
 
     def _run(self) -> None:
-        publisher = Publisher(self._bootstrap)
-        try:
-            while not self._end.is_set():
-                try:
-                    self._follow(publisher)
-                except (KafkaException, BrokerUnavailableError) as error:
-                    self._wait(f"Kafka is away: {error}")
-            self._state, self._reason = "stopped", ""
-        except ConfigurationError as error:  # to try again would not help
-            self._state, self._reason = "failed", str(error)
-            _log.error("no scores: %s", error)
-        finally:
-            publisher.close()
+        while not self._end.is_set():
+            try:
+                self._follow()
+            except (KafkaException, BrokerUnavailableError) as error:
+                if self._policy.failed(self._clock.now_ms()) is Decision.GIVE_UP:
+                    self._fail(f"Kafka is away: {error}")
+                    return
+                self._wait(f"Kafka is away: {error}", self._policy.backoff_s)
+            except RayPipelineError as error:  # to try again would not help
+                self._fail(str(error))
+                return
+            except Exception as error:  # noqa: BLE001 - the thread's last line: reported, and shown as failed
+                _log.exception("the scoreboard failed")
+                self._fail(f"{type(error).__name__}: {error}")
+                return
+        self._state, self._reason = "stopped", ""
 
-    def _wait(self, reason: str) -> None:
+    def _wait(self, reason: str, seconds: float) -> None:
         if reason != self._reason:
             _log.warning("the scoreboard waits: %s", reason)
         self._state, self._reason = "waiting", reason
-        self._clock.wait(self._end, _RETRY_S)
+        self._clock.wait(self._end, seconds)
 
-    def _follow(self, publisher: Publisher) -> None:
+    def _fail(self, reason: str) -> None:
+        _log.error("no scores any more: %s", reason)
+        self._state, self._reason = "failed", reason
+
+    def _follow(self) -> None:
         settings = self._settings
-        published = read_compacted(self._bootstrap, settings.progress_topic)
+        published = _newest(self._bootstrap, settings.progress_topic)
         if "run" not in published:
-            self._wait(f"no run has started: topic {settings.progress_topic} names none")
+            self._wait(f"no run has started: topic {settings.progress_topic} names none", _NO_RUN_S)
             return
         board = open_scoreboard(settings, published)
         self._state, self._reason = "running", ""
         self._published.clear()
         topics = [settings.progress_topic, settings.predictions_topic]
-        for records in follow(self._bootstrap, topics, True, self._end):
-            self._take(board, records)
-            self._publish(board, publisher, self._end.is_set())
-        self._publish(board, publisher, True)
+        publisher = Publisher(self._bootstrap)
+        try:
+            for records in follow(self._bootstrap, topics, True, self._end):
+                self._take(board, records)
+                self._publish(board, publisher, False)
+            self._publish(board, publisher, True)
+        finally:
+            publisher.close()
 
     def _take(self, board: Scoreboard, records: Iterable[Record]) -> None:
         predictions = []
@@ -187,11 +202,16 @@ class ScoreFeed:
                 publisher.put(self._settings.scores_topic, key, {**record, "updated_ms": now_ms})
 
 
+def _newest(bootstrap: str, topic: str) -> dict[str, bytes]:
+    """The newest value of each key of a compacted topic."""
+    return {r.key: r.value for r in read_topic(bootstrap, topic) if r.key is not None and r.value is not None}
+
+
 def _progress(board: Scoreboard, key: str, value: bytes) -> None:
     """Hand a record of topic ``ratings.progress`` on, if it is a shard's."""
     if not key.startswith("shard/"):
         return
     try:
         board.progress(ShardProgress.from_json(value))
-    except (ValueError, AttributeError) as error:  # somebody else's record must not end the scoreboard
+    except ValueError as error:  # somebody else's record must not end the scoreboard
         _log.warning("record %s of the progress topic is not understood and passed over: %r", key, error)
