@@ -319,6 +319,5 @@ class MetricsStore:
 
 
 def _rank(score: dict[str, Any]) -> tuple[bool, float, str]:
-    """Sorts scores: by error against observed ratings, then against the truth, those without any last."""
-    error = score["observed"]["rmse"] if score["observed"]["rmse"] is not None else score["truth"]["rmse"]
-    return error is None, error or 0.0, score["model"]
+    """Sorts scores by their error against the truth, which does not reward luck; those that matched no rating last."""
+    return score["matched"] == 0, score["truth"]["rmse"] or 0.0, score["model"]

@@ -67,7 +67,7 @@ def parse_record(value: bytes | None) -> Prediction:
         InvalidPrediction: it is none.
     """
     try:
-        found = json.loads(value or b"")
+        found = json.loads((value or b"").decode())
     except (ValueError, RecursionError):  # the latter from thousands of nested brackets
         raise InvalidPrediction("not JSON") from None
     return parse_prediction(found)

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from ray_pipeline.__main__ import app
 from ray_pipeline.clock import SystemClock
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.factory import open_delivery
@@ -21,8 +23,11 @@ from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.publish import Publisher
 from ray_pipeline.kafka.read import read_compacted, read_topic
 from ray_pipeline.kafka.topics import ensure_topics
+from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_movies, build_user_map
+from ray_pipeline.serving.feed import Feed
+from ray_pipeline.serving.predictions import PredictionQueue, QueueFull
 from ray_pipeline.truth.law import RatingLaw
 from ray_pipeline.truth.replay import build_models
 from ray_pipeline.verification.scoring import ScoreFeed, score_all
@@ -156,10 +161,38 @@ def test_a_restarted_feed_and_the_command_come_to_the_same_scores(run: Settings,
     before = {key: value for key, value in read_compacted(broker, run.scores_topic).items() if key}
     assert scores(recomputed) == scores({"models": list(before.values())})
     topics = ["--progress-topic", run.progress_topic, "--predictions-topic", run.predictions_topic]
-    done = command("scoreboard", "--json", "--bootstrap-servers", broker, *topics)
-    assert done.returncode == 0 and json.loads(done.stdout) == recomputed, done.stderr
-    table = command("scoreboard", "--bootstrap-servers", broker, *topics).stdout
+    arguments = ["scoreboard", "--bootstrap-servers", broker, *topics]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout) == recomputed, done.output
+    table = CliRunner().invoke(app, arguments).stdout
     assert "truth" in table and "best possible" in table and "rejected: 1 × not JSON" in table
+
+
+def test_posted_predictions_reach_the_scoreboard_and_scores_the_store(
+    run: Settings, feed: ScoreFeed, broker: str
+) -> None:
+    queue = PredictionQueue(run, broker)
+    queue.put([("posted", 1, 2, 3.0, 1_700_000_000_000)] * 3)  # long before the run
+    queue.close()
+    store = MetricsStore(("tumbling_1min",))
+    reader = Feed(run, broker, store, SystemClock())
+    reader.start()
+    try:
+        wait_for("its score", lambda: "posted" in [m["model"] for m in store.scores()["models"]])
+    finally:
+        reader.stop()
+    found = {model["model"]: model for model in store.scores()["models"]}["posted"]
+    assert (found["scored"], found["matched"], found["unmatched"], queue.lost) == (3, 0, 3, 0)
+    assert store.scores()["models"][-1]["model"] == "posted" and store.scores()["rejected"] == {"not JSON": 1}
+
+
+def test_a_queue_that_the_broker_does_not_empty_is_full_at_some_time(run: Settings) -> None:
+    queue = PredictionQueue(run, "127.0.0.1:1")
+    queue.put([("posted", 1, 2, 3.0, 1_700_000_000_000)] * 50_000)
+    with pytest.raises(QueueFull, match="50,000"):
+        queue.put([("posted", 1, 2, 3.0, 1_700_000_000_000)])
+    assert queue.waiting() == 50_000
+    queue.close(0.1)
 
 
 def test_a_feed_without_a_run_waits_and_says_so(broker: str) -> None:

@@ -316,7 +316,7 @@ def test_scores_best_first_with_what_was_rejected() -> None:
     assert make()[0].get("/predictions/scores").json()["status"] == "no data yet"
     found = make(scored())[0].get("/predictions/scores").json()
     assert found["status"] == "ok" and found["rejected"] == {"not JSON": 3} and found["records"] == 20
-    assert [(m["model"], m["observed"]["rmse"]) for m in found["models"]] == [("better", 0.6), ("worse", 0.9)]
+    assert [(m["model"], m["truth"]["rmse"]) for m in found["models"]] == [("better", 0.6), ("worse", 0.9)]
     text = make(scored())[0].get("/metrics").text
     assert 'ray_pipeline_prediction_rmse{against="truth",model="better",predictor="floor"} 0.58' in text
     assert 'ray_pipeline_prediction_rmse{against="observed",model="worse",predictor="model"} 0.9' in text
