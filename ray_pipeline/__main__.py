@@ -20,7 +20,7 @@ for _command in (running.run, running.broker, running.generate, running.process,
     app.command(rich_help_panel="Run")(_command)
 for _command in (asking.rate, asking.pause, asking.resume, asking.scale):
     app.command(rich_help_panel="Control a running pipeline")(_command)
-for _command in (asking.status, asking.batch, asking.doctor_command, asking.reset):
+for _command in (asking.status, asking.scoreboard, asking.batch, asking.doctor_command, asking.reset):
     app.command(name=_command.__name__.removesuffix("_command"), rich_help_panel="Look and tidy")(_command)
 for _command in (checking.audit, checking.explain):
     app.command(rich_help_panel="Prove")(_command)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ray_pipeline import doctor
 from ray_pipeline.cluster.token import present_token
@@ -36,9 +36,22 @@ from ray_pipeline.kafka.read import count_records, newest_of_key, read_compacted
 from ray_pipeline.kafka.topics import delete_topics, partitions_of
 from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.state import active_run, broker_for_reading
+from ray_pipeline.verification.scoring import score_all
 from ray_pipeline.windows.spec import epoch_ms
 
-__all__ = ["batch", "doctor_command", "jobs", "pause", "rate", "reset", "resume", "scale", "status", "topics"]
+__all__ = [
+    "batch",
+    "doctor_command",
+    "jobs",
+    "pause",
+    "rate",
+    "reset",
+    "resume",
+    "scale",
+    "scoreboard",
+    "status",
+    "topics",
+]
 
 _ANSWER_S = 10.0
 _SCALE_S = 120.0
@@ -335,6 +348,39 @@ def _ray_address(settings: Settings) -> str | None:
         return settings.ray_address
     run = active_run(settings.state_dir)
     return run.ray_address if run is not None and run.ray_address else None
+
+
+# -- scoreboard
+
+
+@with_settings(*BROKER, "catalog", "progress_topic", "predictions_topic")
+def scoreboard(settings: Settings, as_json: JSON = False) -> None:
+    """Score learners' predictions against the truth, beside the best possible and two baselines.
+
+    Reads all of topic predictions, while a pipeline runs or after it has ended.
+    """
+    with broker_for_reading(settings) as bootstrap:
+        found = score_all(settings, bootstrap)
+    if as_json:
+        emit_json(found)
+        return
+    model = Column("model", no_wrap=True)
+    table = Table(model, "scored", "coverage", "RMSE observed", "MAE observed", "RMSE truth", "MAE truth")
+    for score in found["models"]:
+        table.add_row(score["model"], f"{score['scored']:,}", f"{score['coverage']:.1%}", *_errors(score))
+        for name, label in (("floor", "best possible"), ("bias_only", "biases only"), ("global_mean", "global mean")):
+            table.add_row(f"  {label}", "", "", *_errors(score[name]), style="dim")
+    _console.print(table)
+    for score in found["models"]:
+        if score["unmatched"] or score["repeated"]:
+            typer.echo(f"{score['model']}: {score['unmatched']:,} unmatched, {score['repeated']:,} repeated")
+    for reason, count in found["rejected"].items():
+        typer.echo(f"rejected: {count:,} × {reason}")
+
+
+def _errors(score: dict[str, Any]) -> list[str]:
+    found = [score[against][kind] for against in ("observed", "truth") for kind in ("rmse", "mae")]
+    return ["–" if error is None else f"{error:.4f}" for error in found]
 
 
 # -- batch

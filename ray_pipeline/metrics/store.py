@@ -19,6 +19,7 @@ __all__ = ["MetricsStore"]
 _TOTALS_KEPT = 10_000
 _DETAILS_KEPT = 200
 _REJECTS_KEPT = 50
+_SCORES_KEPT = 1_000
 _LIVE_MS = 2_000
 
 
@@ -57,6 +58,7 @@ class MetricsStore:
         self._verdicts = Verdicts()
         self._oracle: dict[str, Any] = {}
         self._rejects: deque[dict[str, Any]] = deque(maxlen=_REJECTS_KEPT)
+        self._scores: dict[str, dict[str, Any]] = {}
         self._disagreeing_since_ms: int | None = None
         self._last_window_ms: int | None = None
 
@@ -118,6 +120,14 @@ class MetricsStore:
         """A record of topic ``ratings.rejected``."""
         with self._lock:
             self._rejects.append(record)
+            self.version += 1
+
+    def score(self, key: str, record: dict[str, Any]) -> None:
+        """A record of topic ``predictions.scores``: a model's score, or with an empty key the totals."""
+        with self._lock:
+            self._scores[key] = record
+            while len(self._scores) > _SCORES_KEPT:
+                del self._scores[next(iter(self._scores))]
             self.version += 1
 
     # -- answers out
@@ -254,6 +264,17 @@ class MetricsStore:
         with self._lock:
             return list(reversed(self._rejects))
 
+    def scores(self) -> dict[str, Any]:
+        """``models``: each model's score, the best first; ``records``, ``rejected``: what came in over all."""
+        with self._lock:
+            totals = self._scores.get("", {})
+            models = [record for key, record in self._scores.items() if key]
+        return {
+            "models": sorted(models, key=_rank),
+            "records": totals.get("records", 0),
+            "rejected": totals.get("rejected", {}),
+        }
+
     # -- inside
 
     def _detail(self, kind: str, window_type: str, start_ms: int | None) -> dict[str, Any] | None:
@@ -300,3 +321,8 @@ class MetricsStore:
             self._disagreeing_since_ms = None
         elif self._disagreeing_since_ms is None:
             self._disagreeing_since_ms = now_ms
+
+
+def _rank(score: dict[str, Any]) -> tuple[bool, float, str]:
+    """Sorts scores by their error against the truth, which does not reward luck; those that matched no rating last."""
+    return score["matched"] == 0, score["truth"]["rmse"] or 0.0, score["model"]

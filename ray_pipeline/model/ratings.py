@@ -72,16 +72,19 @@ class ShardModel:
         partition: the shard.
         users: the shard's own users.
         movies: all movies.
+
+    Attributes:
+        noise_sd: float32, standard deviation of the noise, stars: times an entry of :func:`normal_table`, each equally likely.
     """
 
     def __init__(self, settings: Settings, partition: int, users: Users, movies: Movies) -> None:
         self.partition = partition
+        self.users = users
+        self.movies = movies
         self._seed = settings.seed
-        self._users = users
-        self._movies = movies
         shares = settings.user_bias_share + settings.movie_bias_share + settings.factor_share
         self._mean = settings.mean_rating
-        self._noise_sd = np.float32(settings.rating_sd * math.sqrt(max(0.0, 1.0 - shares)))
+        self.noise_sd = np.float32(settings.rating_sd * math.sqrt(max(0.0, 1.0 - shares)))
 
     def draw(self, first: int, count: int) -> Drawn:
         """Ratings ``first … first + count - 1``.
@@ -93,39 +96,50 @@ class ShardModel:
             count: how many, ≥ 0.
         """
         drawn = words(self._seed, "events", self.partition, first, count)
-        user = self._users.activity.draw(drawn[:, 0])
-        movie = self._movies.popularity.draw(drawn[:, 1])
+        user = self.users.activity.draw(drawn[:, 0])
+        movie = self.movies.popularity.draw(drawn[:, 1])
         noise = normal_table()[drawn[:, 2] & _NOISE_BITS]
-        scores = np.empty(count, np.float32)
-        for lo in range(0, count, _BLOCK):
-            part = slice(lo, lo + _BLOCK)
-            scores[part] = self._score(user[part], movie[part])
-        scores += self._noise_sd * noise
-        return Drawn(self._users.user_ids[user], self._movies.movie_ids[movie], scores, to_half_stars(scores))
+        scores = self.score(user, movie)
+        scores += self.noise_sd * noise
+        return Drawn(self.users.user_ids[user], self.movies.movie_ids[movie], scores, to_half_stars(scores))
 
     def parts(self, index: int) -> Parts:
         """What the score of one rating is made of."""
         drawn = words(self._seed, "events", self.partition, index, 1)
-        user, movie = self._users.activity.draw(drawn[:, 0]), self._movies.popularity.draw(drawn[:, 1])
-        noise = self._noise_sd * normal_table()[drawn[:, 2] & _NOISE_BITS]
-        ours, theirs = self._users.factors[user][0], self._movies.factors[movie][0]
+        user, movie = self.users.activity.draw(drawn[:, 0]), self.movies.popularity.draw(drawn[:, 1])
+        noise = self.noise_sd * normal_table()[drawn[:, 2] & _NOISE_BITS]
+        ours, theirs = self.users.factors[user][0], self.movies.factors[movie][0]
         return Parts(
             ours,
             theirs,
-            float(self._users.biases[user][0]) - self._mean,
-            float(self._movies.biases[movie][0]),
+            float(self.users.biases[user][0]) - self._mean,
+            float(self.movies.biases[movie][0]),
             float(np.dot(ours, theirs)),
             float(noise[0]),
-            float((self._score(user, movie) + noise)[0]),
+            float((self.score(user, movie) + noise)[0]),
         )
 
-    def _score(self, user: npt.NDArray[np.int64], movie: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Scores without noise. Added rank by rank, so that every CPU rounds alike; BLAS and einsum do not."""
-        product = self._users.factors[user] * self._movies.factors[movie]
-        score = self._users.biases[user] + self._movies.biases[movie]
-        for column in range(product.shape[1]):
-            score += product[:, column]
-        return score
+    def score(self, user: npt.NDArray[np.int64], movie: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Scores without noise, in stars, before rounding and clipping.
+
+        Added rank by rank, so that every CPU rounds alike; BLAS and einsum do not.
+
+        Args:
+            user: shape (n,), positions in ``users.user_ids``.
+            movie: shape (n,), positions in ``movies.movie_ids``.
+
+        Returns:
+            Shape (n,), float32.
+        """
+        scores = np.empty(len(user), np.float32)
+        for lo in range(0, len(user), _BLOCK):
+            part = slice(lo, lo + _BLOCK)
+            product = self.users.factors[user[part]] * self.movies.factors[movie[part]]
+            score = self.users.biases[user[part]] + self.movies.biases[movie[part]]
+            for column in range(product.shape[1]):
+                score += product[:, column]
+            scores[part] = score
+        return scores
 
 
 def to_half_stars(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

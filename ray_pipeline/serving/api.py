@@ -30,7 +30,9 @@ from ray_pipeline.serving.control import Control
 from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate, Refused
+from ray_pipeline.serving.predictions import PredictionQueue
 from ray_pipeline.serving.prometheus import make_registry
+from ray_pipeline.serving.scoreboard import scoreboard_routes
 from ray_pipeline.windows.spec import iso_ms
 
 __all__ = ["make_api"]
@@ -61,6 +63,7 @@ def make_api(
     explanations: Explanations,
     top_n: int,
     clock: Clock,
+    predictions: PredictionQueue,
     ending: threading.Event | None = None,
 ) -> FastAPI:
     """The application.
@@ -74,6 +77,7 @@ def make_api(
         explanations: tell where a rating comes from.
         top_n: movies kept in each window's top-N, the highest ``limit``.
         clock: tells the time.
+        predictions: takes learners' predictions.
         ending: streams end when it is set; None = never.
     """
     app = FastAPIOffline(
@@ -210,18 +214,18 @@ def make_api(
         rows = store.rejects()
         return {"status": "ok" if rows else _NO_DATA, "rejected": rows}
 
+    def admit(request: Request) -> None:
+        try:
+            gate.admit(request.client.host if request.client else None, request.headers)
+        except Refused as error:
+            raise HTTPException(error.status, error.reason) from None
+
+    app.include_router(scoreboard_routes(store, predictions, admit))
+
     async def obey(
         request: Request, command: str, rate: float | None = None, actors: int | None = None
     ) -> dict[str, Any]:
-        token = request.headers.get("x-control-token")
-        authorization = request.headers.get("authorization", "")
-        if authorization.lower().startswith("bearer "):
-            token = authorization[7:]
-        try:
-            client = request.client.host if request.client else None
-            gate.check(client, request.headers.get("host"), request.headers.get("origin"), token)
-        except Refused as error:
-            raise HTTPException(error.status, error.reason) from None
+        admit(request)
         identity, applied = await run_in_threadpool(control.send, command, rate, actors)
         return {"id": identity, "command": command, "applied": applied}
 

@@ -37,6 +37,7 @@ _WINDOWS_SHOWN = 120
 _MOVIES_SHOWN = 10
 _RATINGS_SHOWN = 8
 _VERDICTS_SHOWN = 8
+_MODELS_SHOWN = 10
 _REFRESH_CHOICES_S = (1.0, 2.0, 5.0)
 _PLOT: dict[str, Any] = {"height": 260, "min_width": 340}
 
@@ -87,6 +88,7 @@ class _Page:
             views.actors(summary["generator"], summary["job"]),
             views.ratings_tail(newest, self._titles),
             views.windows(store.history(window_type, limit=_VERDICTS_SHOWN, now_ms=now_ms)),
+            views.scoreboard(store.scores()["models"][:_MODELS_SHOWN]),
         )
 
     def explain(self, place: str) -> str:
@@ -237,12 +239,14 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
             place = gr.Textbox("", elem_id="rp-place", show_label=False, container=False)
             explained = gr.HTML("", elem_id="rp-explained")
             actors = gr.HTML(first[7], elem_id="rp-actors")
+    scores = gr.HTML(first[10], elem_id="rp-scores")
     gr.HTML(
         f'<p class="rp-foot"><a href="{api_url}/docs" target="_blank">HTTP API</a> · '
         f'<a href="{api_url}/metrics" target="_blank">Prometheus</a> · '
-        f'<a href="{api_url}/metrics/history?format=csv" target="_blank">history as CSV</a></p>'
+        f'<a href="{api_url}/metrics/history?format=csv" target="_blank">history as CSV</a> · '
+        f'<a href="{api_url}/predictions/scores" target="_blank">scores</a></p>'
     )
-    outputs = [head, numbers, count, mean, stars, genres, movies, actors, tail, checked]
+    outputs = [head, numbers, count, mean, stars, genres, movies, actors, tail, checked, scores]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     timer = gr.Timer(settings.refresh_s)
     timer.tick(page.refresh, [window_type], outputs, trigger_mode="once", **quiet)

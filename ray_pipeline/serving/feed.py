@@ -87,6 +87,7 @@ class Feed:
             settings.job_topic,
             settings.expected_topic,
             settings.rejected_topic,
+            settings.scores_topic,
         ]
         while not self._end.is_set():
             try:
@@ -111,6 +112,8 @@ class Feed:
                 self._store.job(value, now_ms)
             elif record.topic == settings.expected_topic:
                 self._store.expected(record.key, value)
+            elif record.topic == settings.scores_topic:
+                self._store.score(record.key, value)
             else:
                 self._store.reject(value)
         except (

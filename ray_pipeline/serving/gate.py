@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 __all__ = ["ControlGate", "Refused", "is_loopback"]
@@ -49,6 +50,22 @@ class ControlGate:
     def __init__(self, token: str, own_ports: tuple[int, ...]) -> None:
         self._token = token.encode()
         self.own_ports = own_ports
+
+    def admit(self, client: str | None, headers: Mapping[str, str]) -> None:
+        """Let an HTTP request pass, or raise; the token comes as ``Authorization: Bearer`` or ``X-Control-Token``.
+
+        Args:
+            client: address the request comes from.
+            headers: its headers; names in lower case, or a mapping that does not mind.
+
+        Raises:
+            Refused: it may not.
+        """
+        token = headers.get("x-control-token")
+        authorization = headers.get("authorization", "")
+        if authorization.lower().startswith("bearer "):
+            token = authorization[7:]
+        self.check(client, headers.get("host"), headers.get("origin"), token)
 
     def check(self, client: str | None, host: str | None, origin: str | None, token: str | None) -> None:
         """Let pass, or raise.

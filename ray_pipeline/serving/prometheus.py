@@ -69,6 +69,29 @@ class _StoreCollector(Collector):
                 mean.add_metric([window_type], record["avg_rating"])
         yield count
         yield mean
+        yield from _scores(self._store.scores()["models"])
+
+
+def _scores(models: list[dict[str, Any]]) -> Iterator[Any]:
+    """A learner's errors, and those of the best possible and the baselines on the same ratings."""
+    labels = ["model", "predictor", "against"]
+    rmse = GaugeMetricFamily("ray_pipeline_prediction_rmse", "root mean squared error, stars", labels=labels)
+    mae = GaugeMetricFamily("ray_pipeline_prediction_mae", "mean absolute error, stars", labels=labels)
+    scored = GaugeMetricFamily("ray_pipeline_predictions_scored", "predictions that count", labels=["model"])
+    coverage = GaugeMetricFamily(
+        "ray_pipeline_predictions_coverage", "share of the ratings since the first predicted one", labels=["model"]
+    )
+    for score in models:
+        name = str(score["model"])
+        scored.add_metric([name], score["scored"])
+        coverage.add_metric([name], score["coverage"])
+        for predictor in ("model", "floor", "bias_only", "global_mean"):
+            errors = score if predictor == "model" else score[predictor]
+            for against in ("observed", "truth"):
+                if errors[against]["rmse"] is not None:
+                    rmse.add_metric([name, predictor, against], errors[against]["rmse"])
+                    mae.add_metric([name, predictor, against], errors[against]["mae"])
+    yield from (rmse, mae, scored, coverage)
 
 
 def make_registry(store: MetricsStore, clock: Clock) -> CollectorRegistry:

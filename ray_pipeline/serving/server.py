@@ -23,6 +23,7 @@ from ray_pipeline.serving.control import Control
 from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate
+from ray_pipeline.serving.predictions import PredictionQueue
 from ray_pipeline.windows.spec import window_specs
 
 __all__ = ["ServingStage"]
@@ -63,6 +64,7 @@ class ServingStage:
         self._feed = Feed(settings, bootstrap, self._store, self._clock)
         self._control = Control(settings, bootstrap, self._store, self._clock)
         self._explanations = Explanations(settings, bootstrap, self._clock)
+        self._predictions = PredictionQueue(settings, bootstrap)
         self._servers: list[_Server] = []
         self._urls: dict[str, str] = {}
         self._ending = threading.Event()
@@ -92,6 +94,7 @@ class ServingStage:
             self._explanations,
             settings.top_n,
             self._clock,
+            self._predictions,
             self._ending,
         )
         self._serve(api, api_socket, "api", settings.api_host)
@@ -136,6 +139,7 @@ class ServingStage:
         for server in self._servers:
             server.stop(deadline_s)
         self._feed.stop()
+        self._predictions.close(deadline_s)
         self._state = "stopped"
 
     def _serve(self, app: FastAPI, bound: socket.socket, name: str, host: str) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "history",
     "movies",
     "ratings_tail",
+    "scoreboard",
     "tiles",
     "windows",
 ]
@@ -210,6 +211,33 @@ def _in_kafka(kafka: dict[str, Any] | None) -> str:
         return "not there"
     return f"at offset {kafka['offset']:,}, " + (
         "byte for byte the same" if kafka["agrees"] else f"differs: {kafka['value']}"
+    )
+
+
+def scoreboard(models: Sequence[dict[str, Any]]) -> str:
+    """Each model's errors, and beside them the best possible and the baselines on the same ratings."""
+    title = "Scoreboard"
+    if not models:
+        return _section(title, '<p class="rp-none">no predictions yet: learners write to topic predictions</p>')
+    rows = []
+    for score in models:
+        scored = f"{score['matched']:,}" + (f" + {score['unmatched']:,} unmatched" if score["unmatched"] else "")
+        repeated = f"<small> {score['repeated']:,} repeated</small>" if score["repeated"] else ""
+        rows.append(
+            f"<tr><td><b>{escape(str(score['model']))}</b></td><td>{scored}{repeated}</td>"
+            f"<td>{100 * score['coverage']:.1f} %</td>{_errors(score)}</tr>"
+        )
+        for name, label in (("floor", "best possible"), ("bias_only", "biases only"), ("global_mean", "global mean")):
+            rows.append(f'<tr class="rp-beside"><td>{label}</td><td></td><td></td>{_errors(score[name])}</tr>')
+    head = ("model", "scored", "coverage", "RMSE observed", "MAE observed", "RMSE truth", "MAE truth")
+    return _section(title, _table(head, "".join(rows)))
+
+
+def _errors(score: dict[str, Any]) -> str:
+    return "".join(
+        f"<td>{_fixed(score[against][kind], 4, '')}</td>"
+        for against in ("observed", "truth")
+        for kind in ("rmse", "mae")
     )
 
 

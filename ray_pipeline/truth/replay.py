@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ray_pipeline.config import EVENT_FIELDS, Settings
 from ray_pipeline.delivery.interface import ShardProgress
@@ -89,6 +90,29 @@ class ShardReplay:
     def due_ms(self, index: int) -> int:
         """Event time of one rating, epoch milliseconds; ``plan.NEVER_MS`` where the plan does not reach it."""
         return int(self._schedule.due_ms(index, 1)[0])
+
+    def first_at(self, times_ms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Index of the first rating that is due at each event time or later, not beyond those that may have been sent.
+
+        Args:
+            times_ms: shape (n,), int64, epoch milliseconds, in any order.
+
+        Returns:
+            Shape (n,), int64.
+        """
+        if not len(times_ms):
+            return np.empty(0, np.int64)
+        # bisection on the times themselves: counting and its inverse may differ by one on a millisecond's edge
+        most = self.progress.next_index + _BEYOND
+        low = np.full(len(times_ms), max(0, min(self._schedule.count_due(int(times_ms.min()) - 1) - 2, most)), np.int64)
+        high = np.full(len(times_ms), min(self._schedule.count_due(int(times_ms.max()) + 1) + 2, most), np.int64)
+        plan, share, phase = self._schedule.plan, self._schedule.share, self._schedule.phase
+        while (low < high).any():
+            middle = (low + high) // 2
+            early = (plan.time_of((middle.astype(np.float64) + phase) / share) < times_ms) & (low < high)
+            low = np.where(early, middle + 1, low)
+            high = np.where(early, high, middle)
+        return low
 
     def rate_at(self, event_ms: int) -> float:
         """Rate in force at an event time, ratings per second over all shards."""

@@ -22,8 +22,10 @@ from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.serving import views
 from ray_pipeline.serving.api import make_api
 from ray_pipeline.serving.gate import ControlGate, Refused
+from ray_pipeline.serving.predictions import QueueFull
 from ray_pipeline.truth.explain import explain
 from ray_pipeline.truth.replay import ShardReplay, build_models
+from ray_pipeline.truth.scoring import Prediction
 from ray_pipeline.windows.spec import iso_ms, window_specs
 
 NOW = 1_700_000_040_000
@@ -62,7 +64,24 @@ class Explanations:
         return {"partition": partition, "index": offset - 1}
 
 
-def make(store: MetricsStore | None = None, host: str = "127.0.0.1") -> tuple[TestClient, Control]:
+class Predictions:
+    def __init__(self) -> None:
+        self.taken: list[Prediction] = []
+        self.full = False
+        self.lost = 0
+
+    def put(self, predictions: list[Prediction]) -> None:
+        if self.full:
+            raise QueueFull("50,000 predictions wait")
+        self.taken += predictions
+
+    def waiting(self) -> int:
+        return len(self.taken)
+
+
+def make(
+    store: MetricsStore | None = None, host: str = "127.0.0.1", predictions: Predictions | None = None
+) -> tuple[TestClient, Control]:
     catalogue = load_catalogue(load_settings(movies=50))
     control = Control()
     app = make_api(
@@ -73,7 +92,8 @@ def make(store: MetricsStore | None = None, host: str = "127.0.0.1") -> tuple[Te
         ControlGate(TOKEN, (8000, 8501)),
         Explanations(),
         100,
-        FakeClock(NOW),  # type: ignore[arg-type]
+        FakeClock(NOW),
+        predictions or Predictions(),  # type: ignore[arg-type]
     )
     client = TestClient(app, base_url="http://127.0.0.1:8000", client=(host, 5), raise_server_exceptions=False)
     return client, control
@@ -259,6 +279,97 @@ def test_a_rating_is_explained_by_its_index_or_its_offset() -> None:
     assert client.get("/events/x/0").status_code == 422
 
 
+# -- scoreboard
+
+
+def score(model: str, rmse: float) -> dict[str, Any]:
+    def errors(value: float) -> dict[str, Any]:
+        return {against: {"rmse": value, "mae": value * 0.8} for against in ("observed", "truth")}
+
+    return {
+        "model": model,
+        "matched": 1234,
+        "unmatched": 5,
+        "scored": 1239,
+        "repeated": 7,
+        "coverage": 0.5,
+        **errors(rmse),
+        "floor": errors(0.58),
+        "bias_only": errors(0.83),
+        "global_mean": errors(1.02),
+    }
+
+
+def scored() -> MetricsStore:
+    store = MetricsStore(TYPES)
+    store.score("worse", score("worse", 0.9))
+    store.score("better", score("better", 0.7))
+    store.score("better", score("better", 0.6))
+    store.score("", {"records": 20, "rejected": {"not JSON": 3}})
+    return store
+
+
+PREDICTION = {"userId": 1, "movieId": 2, "prediction": 3.5, "timestamp": NOW}
+
+
+def test_scores_best_first_with_what_was_rejected() -> None:
+    assert make()[0].get("/predictions/scores").json()["status"] == "no data yet"
+    found = make(scored())[0].get("/predictions/scores").json()
+    assert found["status"] == "ok" and found["rejected"] == {"not JSON": 3} and found["records"] == 20
+    assert [(m["model"], m["truth"]["rmse"]) for m in found["models"]] == [("better", 0.6), ("worse", 0.9)]
+    text = make(scored())[0].get("/metrics").text
+    assert 'ray_pipeline_prediction_rmse{against="truth",model="better",predictor="floor"} 0.58' in text
+    assert 'ray_pipeline_prediction_rmse{against="observed",model="worse",predictor="model"} 0.9' in text
+
+
+def test_predictions_are_accepted_one_or_many() -> None:
+    taken = Predictions()
+    client, _ = make(predictions=taken)
+    answer = client.post("/predictions", json=PREDICTION)
+    assert answer.status_code == 202 and answer.json() == {"accepted": 1}
+    assert client.post("/predictions", json=[{**PREDICTION, "model": "mine"}] * 3).json() == {"accepted": 3}
+    assert taken.taken == [("default", 1, 2, 3.5, NOW)] + [("mine", 1, 2, 3.5, NOW)] * 3
+    assert client.get("/predictions/scores").json()["posted"] == {"waiting": 4, "lost": 0}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ([PREDICTION, {**PREDICTION, "userId": "1"}], "prediction 1: userId"),
+        ({**PREDICTION, "prediction": None}, "prediction 0: prediction"),
+        ({}, "prediction 0: userId"),
+        ([3], "prediction 0: not a JSON object"),
+        ([PREDICTION] * 10_001, "10,000 at most"),
+        ("text", "prediction 0: not a JSON object"),
+    ],
+)
+def test_malformed_predictions_are_refused_whole(body: Any, reason: str) -> None:
+    taken = Predictions()
+    answer = make(predictions=taken)[0].post("/predictions", json=body)
+    assert answer.status_code == 422 and reason in answer.json()["error"] and taken.taken == []
+
+
+def test_what_is_not_finite_or_not_json_is_refused_too() -> None:
+    taken = Predictions()
+    client, _ = make(predictions=taken)
+    for text in ('{"userId":1,"movieId":2,"prediction":NaN,"timestamp":3}', "{"):
+        answer = client.post("/predictions", content=text, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422 and answer.json()["error"] and taken.taken == []
+
+
+def test_predictions_pass_the_same_gate_as_control_and_a_full_queue_says_so() -> None:
+    taken = Predictions()
+    client, _ = make(host="10.0.0.9", predictions=taken)
+    assert client.post("/predictions", json=PREDICTION).status_code == 401
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    assert client.post("/predictions", json=PREDICTION, headers=bearer).status_code == 202
+    assert client.post("/predictions", json=PREDICTION, headers={"Origin": "http://evil.example"}).status_code == 403
+    taken.full = True
+    answer = client.post("/predictions", json=PREDICTION, headers=bearer)
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "1" and "wait" in answer.json()["error"]
+    assert len(taken.taken) == 1
+
+
 # -- page fragments
 
 
@@ -306,6 +417,14 @@ def test_what_comes_from_kafka_is_escaped() -> None:
     health = Health("degraded", ("<b>bad</b>",), NOW)
     html = views.header(health, True, iso_ms(NOW), "<i>run</i>")
     assert "<i>run" not in html and "<b>bad" not in html and "stale since" in html
+
+
+def test_the_scoreboard_shows_each_model_beside_floor_and_baselines() -> None:
+    html = views.scoreboard(scored().scores()["models"])
+    assert html.index("better") < html.index("0.6000") < html.index("best possible") < html.index("worse")
+    assert html.count("biases only") == 2 and "7 repeated" in html and "50.0 %" in html
+    assert "<i>" not in views.scoreboard([score("<i>", 0.9)])
+    assert "no predictions yet" in views.scoreboard([])
 
 
 def test_fragments_of_an_empty_store_say_no_data_yet() -> None:
