@@ -143,6 +143,7 @@ class Pipeline:
         self._processing: Any = None
         self._serving: Any = None
         self._verifying: Any = None
+        self._told: set[str] = set()
         self._publisher: Publisher | None = None
         self._published_s = 0.0
         self._rate = RateMeter()
@@ -308,11 +309,21 @@ class Pipeline:
         for stage in (self._broker, self._generator, self._processing, self._serving, self._verifying):
             if stage is not None:
                 stage.check()
+        if self._verifying is not None:
+            self._tell_of_failed_checks()
         if self._generator is not None:
             self._rate.add(self._clock.now_ms(), self._generator.totals().delivered)
         if self._publisher is not None and time.monotonic() - self._published_s >= _PUBLISH_S:
             self._published_s = time.monotonic()
             self._publisher.put(self.settings.progress_topic, "pipeline", self._pipeline_record())
+
+    def _tell_of_failed_checks(self) -> None:
+        """Once each: the stream goes on without them, and health says so."""
+        for name, told in (("oracle", "the oracle"), ("scores", "the scoreboard")):
+            said = self._verifying.status.get(name, {})
+            if said.get("state") == "failed" and name not in self._told:
+                self._told.add(name)
+                self._tell(f"{told} failed: {said['reason']}")
 
     # -- starting
 

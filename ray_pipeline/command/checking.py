@@ -19,7 +19,7 @@ _EXIT_CODES = {"agreed": 0, "disagreed": 1, "unchecked": 2}
 TIME = "event time, ISO-8601 (UTC where no zone is given)"
 
 
-@with_settings(*BROKER, *TOPICS, "catalog", "movies")
+@with_settings(*BROKER, *TOPICS, "catalog")
 def audit(
     settings: Settings,
     from_: Annotated[str | None, typer.Option("--from", metavar="TIME", help=f"look from here on: {TIME}")] = None,
@@ -48,7 +48,7 @@ def audit(
     raise typer.Exit(_EXIT_CODES[report["verdict"]])
 
 
-@with_settings(*BROKER, *TOPICS, "catalog", "movies")
+@with_settings(*BROKER, *TOPICS, "catalog")
 def explain(
     settings: Settings,
     partition: Annotated[int, typer.Option(min=0, help="partition of the ratings topic")],

@@ -120,7 +120,7 @@ def serve(settings: Settings) -> None:
 
 @with_settings(*BROKER, *VERIFIER)
 def verify(settings: Settings) -> None:
-    """Run the oracle alone, against any broker, until Ctrl-C: publishes what every window must hold."""
+    """Run oracle and scoreboard alone, against any broker, until Ctrl-C: what every window must hold, how learners do."""
     from ray_pipeline.verification.stage import VerificationStage
 
     settings = _with_broker(settings)
@@ -134,10 +134,12 @@ def verify(settings: Settings) -> None:
     say("the oracle follows the stream")
     try:
         while not stop.event.wait(_STATUS_EVERY_S):
-            status = stage.status()
-            if status["state"] == "failed":
-                raise StageFailedError(problem=f"the oracle failed: {status['reason']}", fix="")
-            say(f"{status['state']} | micro-batch {status['batch']}, {status['behind']} behind")
+            oracle, scores = stage.status()["oracle"], stage.status()["scores"]
+            if oracle["state"] == "failed":
+                raise StageFailedError(problem=f"the oracle failed: {oracle['reason']}", fix="")
+            say(
+                f"{oracle['state']} | micro-batch {oracle['batch']}, {oracle['behind']} behind | scores {scores['state']}"
+            )
     finally:
         stage.stop()
 

@@ -87,7 +87,7 @@ class AuditReport:
         return asdict(self)
 
 
-def published_run(settings: Settings, bootstrap: str, catalogue: Catalogue) -> PublishedRun:
+def published_run(settings: Settings, bootstrap: str) -> PublishedRun:
     """Read what a run published.
 
     Raises:
@@ -114,6 +114,8 @@ def published_run(settings: Settings, bootstrap: str, catalogue: Catalogue) -> P
             problem=f"topic {settings.progress_topic} at {bootstrap} has no record of a run",
             fix="Check --bootstrap-servers and --progress-topic",
         )
+    # a built-in catalogue of the run's own size; a file must be named
+    catalogue = load_catalogue(settings.model_copy(update={"movies": newest["run"]["settings"]["movies"]}))
     found = published_settings(settings, newest["run"], catalogue)
     windows = newest.get("windows")
     if windows is not None:
@@ -193,8 +195,8 @@ def audit(
     began = time.monotonic()
     report = AuditReport()
     try:
-        catalogue = load_catalogue(settings)
-        run = published_run(settings, bootstrap, catalogue)
+        run = published_run(settings, bootstrap)
+        catalogue = load_catalogue(run.settings)
         report.run = str(run.run["run"])
         report.findings += run.findings
         verdicts = _audit_records(run, bootstrap, from_ms, to_ms, processes)
@@ -383,7 +385,7 @@ def _audit_windows(
         return
     records = list(read_topic(bootstrap, settings.batches_topic))
     actual = _actual(settings, bootstrap)  # after the cuts, so that of each of them all windows are there
-    run = published_run(settings, bootstrap, catalogue)  # and this too: what was read was sent before
+    run = published_run(settings, bootstrap)  # and this too: what was read was sent before
     cuts = _cuts(records, run)
     if not cuts:
         report.windows["reason"] = "no job has read anything yet"

@@ -33,14 +33,14 @@ class Explainer:
     def __init__(self, settings: Settings, bootstrap: str) -> None:
         self._settings = settings
         self._bootstrap = bootstrap
-        self._catalogue: Catalogue = load_catalogue(settings)
         self._replays: dict[int, ShardReplay] = {}
         self._run: PublishedRun
         self.refresh()
+        self._catalogue: Catalogue = load_catalogue(self._run.settings)
 
     def refresh(self) -> None:
         """Read again what the run publishes: it may have gone on, or changed its rate."""
-        self._run = published_run(self._settings, self._bootstrap, self._catalogue)
+        self._run = published_run(self._settings, self._bootstrap)
         for partition, replay in self._replays.items():
             replay.update(self._run.progress[partition])
 

@@ -13,6 +13,7 @@ from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError
 from ray_pipeline.kafka.client import make_producer
+from ray_pipeline.kafka.publish import Publisher
 from ray_pipeline.kafka.read import Record, follow, read_compacted
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.restart import Decision, RestartPolicy
@@ -87,19 +88,26 @@ class OracleStage:
                 _log.warning("the oracle lost Kafka: %s", error)
                 self._reason = str(error)
                 if self._policy.failed(self._clock.now_ms()) is Decision.GIVE_UP:
-                    self._state = "failed"
+                    self._fail(f"it lost Kafka too often: {error}")
                     return
                 self._restarts += 1
                 if self._clock.wait(self._end, self._policy.backoff_s):
                     self._state = "stopped"
                     return
             except RayPipelineError as error:
-                self._state, self._reason = "failed", str(error)
+                self._fail(str(error))
                 return
             except Exception as error:  # noqa: BLE001 - the thread's last line: reported, and shown as failed
                 _log.exception("the oracle failed")
-                self._state, self._reason = "failed", f"{type(error).__name__}: {error}"
+                self._fail(f"{type(error).__name__}: {error}")
                 return
+
+    def _fail(self, reason: str) -> None:
+        """Say so where those look who would rely on it."""
+        self._state, self._reason = "failed", reason
+        publisher = Publisher(self._bootstrap)
+        publisher.put(self._settings.expected_topic, "oracle", {**self.status(), "updated_ms": self._clock.now_ms()})
+        publisher.close()
 
     def _session(self) -> None:
         settings = self._settings

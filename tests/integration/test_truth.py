@@ -210,7 +210,7 @@ def test_the_audit_agrees(judged: World) -> None:
 
 def test_the_audit_on_the_command_line_needs_the_brokers_alone(judged: World, tmp_path: Path) -> None:
     flags = [part for t in TOPICS for part in (f"--{t}-topic", getattr(judged.settings, f"{t}_topic"))]
-    where = ("--bootstrap-servers", judged.broker, "--state-dir", tmp_path, "--movies", "300")
+    where = ("--bootstrap-servers", judged.broker, "--state-dir", tmp_path)
     done = command("audit", "--json", *where, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
@@ -220,7 +220,8 @@ def test_the_audit_on_the_command_line_needs_the_brokers_alone(judged: World, tm
     assert int(done.stdout.split(" expected")[0].rsplit(" ", 1)[1].replace(",", "")) == pytest.approx(
         120 * RATE, rel=0.01
     )
-    other = command("audit", "--bootstrap-servers", judged.broker, "--state-dir", tmp_path, *flags)
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,A (1990),Drama\n")
+    other = command("audit", *where, *flags, "--catalog", tmp_path / "movies.csv")
     assert other.returncode == 2 and "another catalogue" in other.stdout
     nothing = command("audit", *where, "--progress-topic", judged.settings.rejected_topic)
     assert nothing.returncode == 2 and "no record of a run" in nothing.stdout
