@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from ray_pipeline.config import flag_of, load_settings
 from ray_pipeline.errors import StageFailedError
 from ray_pipeline.state import RunInfo, active_run
 
@@ -16,11 +18,15 @@ __all__ = ["ChildRun"]
 
 _UP_S = 240.0
 _END_S = 240.0
-_FLAGS = (
-    *("--api-port", "0", "--ui-port", "0"),
+_SETTINGS: dict[str, Any] = {
+    "api_port": 0,
+    "ui_port": 0,
     # short windows, so that many close during the storm; a watermark beyond the longest outage, so that none drops ratings
-    *("--tumbling", "10", "--sliding", "30", "--slide", "10", "--watermark", "300"),
-)
+    "tumbling_s": 10,
+    "sliding_s": 30,
+    "slide_s": 10,
+    "watermark_s": 300,
+}
 
 
 class ChildRun:
@@ -33,12 +39,12 @@ class ChildRun:
     """
 
     def __init__(self, state_dir: Path, rate: float, seed: int) -> None:
+        given = {"state_dir": state_dir, "rate": rate, "seed": seed, **_SETTINGS}
+        self.settings = load_settings(**given)
         self.output = state_dir / "chaos-run.log"
         self._state_dir = state_dir
-        self._command = [
-            *(sys.executable, "-m", "ray_pipeline", "run", "--state-dir", str(state_dir)),
-            *("--rate", str(rate), "--seed", str(seed), *_FLAGS),
-        ]
+        flags = [part for name, value in given.items() for part in (flag_of(name), str(value))]
+        self._command = [sys.executable, "-m", "ray_pipeline", "run", *flags]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> RunInfo:

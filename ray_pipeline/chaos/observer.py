@@ -132,9 +132,12 @@ class Observer:
                 self._commits[int(value["partition"])].append(int(value["committed_ms"]))
 
     def _api_answers(self) -> bool:
-        url = self.record("pipeline").get("urls", {}).get("api")
-        if url is None:
+        said = self.record("pipeline")
+        if "serve" not in said.get("stages", ()):
             return True  # not served by this pipeline
+        url = said["urls"].get("api")
+        if url is None:
+            return False  # it is just being started again
         try:
             with urllib.request.urlopen(f"{url}/metrics/health", timeout=_API_TIMEOUT_S) as answer:
                 return bool(answer.status == 200)

@@ -103,7 +103,8 @@ def plan(seed: int, count: int, kinds: Iterable[Kind] = KINDS) -> list[Fault]:
     faults: list[Fault] = []
     while len(faults) < count:
         draw.shuffle(deck)
-        faults.extend(_fault(len(faults) + n, kind, draw) for n, kind in enumerate(deck))
+        for kind in deck:
+            faults.append(_fault(len(faults), kind, draw))
     return faults[:count]
 
 

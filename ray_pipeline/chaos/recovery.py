@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Recovery", "Sample", "ShardSeen", "at_rate", "fresh"]
+__all__ = ["Mark", "Recovery", "Sample", "ShardSeen", "at_rate", "fresh"]
 
 _LATE_MS = 1_000
 _STALE_MS = 5_000
@@ -88,50 +88,67 @@ def fresh(sample: Sample, since_ms: int) -> bool:
 
 
 @dataclass
+class Mark:
+    """When a condition came to hold for a moment without a break; what comes after that does not move it.
+
+    Attributes:
+        since_ms: since when it holds, or has held, epoch milliseconds; None while it does not.
+        settled: whether it has held for a moment.
+    """
+
+    since_ms: int | None = None
+    settled: bool = False
+
+    def observe(self, holds: bool, now_ms: int) -> None:
+        """Take a look."""
+        if self.settled:
+            return
+        if not holds:
+            self.since_ms = None
+        elif self.since_ms is None:
+            self.since_ms = now_ms
+        else:
+            self.settled = now_ms - self.since_ms >= _SETTLED_MS
+
+
+@dataclass
 class Recovery:
     """Follows the recovery from one fault.
-
-    A time is that of the sample from which on the condition has held without a break.
 
     Attributes:
         since_ms: when the fault was over (a process killed or running again, a command sent), epoch milliseconds.
         rate: the rate that must be reached, ratings per second.
-        at_rate_ms: when the generator was back at the rate; None so far.
-        fresh_ms: when the windows were fresh again; None so far.
-        api_ms: when the API answered again; None so far.
+        at_rate: the generator was back at the rate.
+        fresh: the windows were fresh again.
+        api: the API answered again.
+        well: all of it at once.
     """
 
     since_ms: int
     rate: float
-    at_rate_ms: int | None = None
-    fresh_ms: int | None = None
-    api_ms: int | None = None
-    _all_since_ms: int | None = field(default=None, repr=False)
+    at_rate: Mark = field(default_factory=Mark)
+    fresh: Mark = field(default_factory=Mark)
+    api: Mark = field(default_factory=Mark)
+    well: Mark = field(default_factory=Mark)
 
     def observe(self, sample: Sample) -> bool:
         """Take a sample; whether all is well and has been for a moment."""
-        self.at_rate_ms = _held(self.at_rate_ms, at_rate(sample, self.since_ms, self.rate), sample.at_ms)
-        self.fresh_ms = _held(self.fresh_ms, fresh(sample, self.since_ms), sample.at_ms)
-        self.api_ms = _held(self.api_ms, sample.api_answers, sample.at_ms)
-        well = None not in (self.at_rate_ms, self.fresh_ms, self.api_ms)
-        self._all_since_ms = _held(self._all_since_ms, well, sample.at_ms)
-        return self._all_since_ms is not None and sample.at_ms - self._all_since_ms >= _SETTLED_MS
+        now_ms, api = sample.at_ms, sample.api_answers
+        rate, windows = at_rate(sample, self.since_ms, self.rate), fresh(sample, self.since_ms)
+        marks = ((self.at_rate, rate), (self.fresh, windows), (self.api, api), (self.well, rate and windows and api))
+        for mark, holds in marks:
+            mark.observe(holds, now_ms)
+        return self.well.settled
 
-    def seconds(self, reached_ms: int | None) -> float | None:
+    def seconds(self, mark: Mark) -> float | None:
         """How long something took, seconds; None when it was not reached."""
-        return None if reached_ms is None else max(0, reached_ms - self.since_ms) / 1000.0
+        return max(0, mark.since_ms - self.since_ms) / 1000.0 if mark.settled and mark.since_ms is not None else None
 
     def wanting(self) -> str:
         """What has not recovered, for people."""
         parts = {
-            "the generator is not at the set rate": self.at_rate_ms,
-            "the windows are not fresh": self.fresh_ms,
-            "the API does not answer": self.api_ms,
+            "the generator is not at the set rate": self.at_rate,
+            "the windows are not fresh": self.fresh,
+            "the API does not answer": self.api,
         }
-        return ", ".join(text for text, reached in parts.items() if reached is None) or "it does not stay well"
-
-
-def _held(since_ms: int | None, holds: bool, now_ms: int) -> int | None:
-    if not holds:
-        return None
-    return now_ms if since_ms is None else since_ms
+        return ", ".join(text for text, mark in parts.items() if not mark.settled) or "it does not stay well"

@@ -14,7 +14,7 @@ from ray_pipeline.chaos.report import MemorySeries, Outcome
 from ray_pipeline.clock import Clock
 from ray_pipeline.errors import EnvironmentProblem
 
-__all__ = ["Storm"]
+__all__ = ["Storm", "together"]
 
 _SAMPLE_S = 0.2
 _MEMORY_S = 5.0
@@ -64,7 +64,7 @@ class Storm:
         self._began_ms = self._clock.now_ms()
         try:
             self._settle()
-            groups = _together(faults)
+            groups = together(faults)
             while self._elapsed_s() < seconds and not self._end.is_set() and not self.aborted:
                 group = next(groups, None)
                 if group is None:
@@ -135,9 +135,9 @@ class Storm:
             begun_s=round((at_ms - self._began_ms) / 1000, 2),
             detail=done.detail,
             skipped=done.skipped,
-            at_rate_s=None if done.skipped else recovery.seconds(recovery.at_rate_ms),
-            fresh_s=None if done.skipped else recovery.seconds(recovery.fresh_ms),
-            api_s=None if done.skipped else recovery.seconds(recovery.api_ms),
+            at_rate_s=None if done.skipped else recovery.seconds(recovery.at_rate),
+            fresh_s=None if done.skipped else recovery.seconds(recovery.fresh),
+            api_s=None if done.skipped else recovery.seconds(recovery.api),
             failed=failed,
         )
         self.outcomes.append(outcome)
@@ -161,7 +161,7 @@ class Storm:
         self._clock.wait(self._end, seconds)
 
 
-def _together(faults: Iterable[Fault]) -> Iterator[list[Fault]]:
+def together(faults: Iterable[Fault]) -> Iterator[list[Fault]]:
     """Faults with those that overlap them, two at most: two processes that stand still at once are one fault too many to judge."""
     group: list[Fault] = []
     for fault in faults:

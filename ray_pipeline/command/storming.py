@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import shutil
 import signal
 import tempfile
@@ -25,7 +26,7 @@ from ray_pipeline.chaos.victims import ProcessTree
 from ray_pipeline.clock import SystemClock
 from ray_pipeline.command.options import STATE, with_settings
 from ray_pipeline.command.running import say
-from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, RayPipelineError
 from ray_pipeline.state import RunInfo, active_run, broker_for_reading
 
@@ -56,6 +57,8 @@ def chaos(
     and window right; 1: it did not; 2: it could not be checked.
     """
     kinds = _kinds(faults)
+    # that brokers go away is what is done here
+    logging.getLogger("ray_pipeline.kafka.librdkafka").setLevel(logging.CRITICAL)
     stop = _on_signals()
     made = (
         _storm_of_own(settings, kinds, seed, minutes, rate, stop)
@@ -93,8 +96,8 @@ def _storm_of_own(
 ) -> StormReport:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     state_dir = Path(tempfile.mkdtemp(prefix="chaos-", dir=settings.state_dir))
-    settings = load_settings(state_dir=state_dir, rate=rate, seed=seed)
     child, ended = ChildRun(state_dir, rate, seed), ""
+    settings = child.settings
     say("starting a pipeline")
     try:
         storm, seconds = _storm(settings, child.start(), kinds, seed, minutes, stop)

@@ -52,6 +52,9 @@ log.cleaner.backoff.ms=5000
 num.network.threads=2
 num.io.threads=4
 controlled.shutdown.enable=false
+# a broker that was killed is let in again when the session of the one before is over: 13 s with Kafka's defaults, 5 s so
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
 """
 
 
