@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_pipeline.chaos.check import check_run
 from ray_pipeline.chaos.child import ChildRun
 from ray_pipeline.chaos.inject import Injector
 from ray_pipeline.chaos.observer import Observer
@@ -29,6 +28,7 @@ from ray_pipeline.command.running import say
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, RayPipelineError
 from ray_pipeline.state import RunInfo, active_run, broker_for_reading
+from ray_pipeline.verification.audit import audit
 
 __all__ = ["chaos"]
 
@@ -109,8 +109,8 @@ def _storm_of_own(
             ended = str(error)
     say("checking every record and window")
     with broker_for_reading(settings) as bootstrap:
-        audit = check_run(settings, bootstrap)
-    made = _report(storm, seed, seconds, rate, audit, ended)
+        found = audit(settings, bootstrap).as_dict()
+    made = _report(storm, seed, seconds, rate, found, ended)
     if made.verdict == "survived":
         shutil.rmtree(state_dir)
     else:
@@ -166,6 +166,6 @@ def _require_loopback(bootstrap: str) -> None:
 
 
 def _report(
-    storm: Storm, seed: int, seconds: float, rate: float, audit: dict[str, Any] | None, ended: str
+    storm: Storm, seed: int, seconds: float, rate: float, found: dict[str, Any] | None, ended: str
 ) -> StormReport:
-    return StormReport(seed, seconds, rate, tuple(storm.outcomes), storm.memory.slopes(), audit, storm.aborted or ended)
+    return StormReport(seed, seconds, rate, tuple(storm.outcomes), storm.memory.slopes(), found, storm.aborted or ended)

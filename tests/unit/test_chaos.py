@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_pipeline.chaos.inject import phase_of
@@ -26,6 +26,7 @@ some_kinds = st.sets(st.sampled_from(KINDS), min_size=1)
 # -- plan
 
 
+@settings(deadline=None)
 @given(seeds, some_kinds, st.integers(0, 150), st.integers(0, 150))
 def test_a_plan_is_a_function_of_its_seed_and_a_longer_one_begins_with_a_shorter(
     seed: int, kinds: set[Kind], count: int, more: int
@@ -36,11 +37,13 @@ def test_a_plan_is_a_function_of_its_seed_and_a_longer_one_begins_with_a_shorter
     assert [fault.number for fault in short] == list(range(count))
 
 
+@settings(deadline=None)
 @given(seeds, some_kinds)
 def test_every_kind_comes_in_every_round_and_nothing_else(seed: int, kinds: set[Kind]) -> None:
     assert {fault.kind for fault in plan(seed, 48, kinds)} == kinds
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_what_a_fault_is_told_is_bounded(seed: int) -> None:
     for fault in plan(seed, 96):
@@ -78,6 +81,7 @@ def test_faults_come_alone_or_in_pairs_that_do_not_undo_each_other() -> None:
     assert [[f.number for f in group] for group in together(faults)] == [[0, 1], [2], [3], [4]]
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_pairing_loses_no_fault(seed: int) -> None:
     faults = plan(seed, 100)
@@ -243,6 +247,7 @@ def test_times_are_told_by_kind_and_what_was_skipped_does_not_count() -> None:
     assert "**failed**: 22 faults in 10 min" in text and "| gaps | 0 |" in text and "| broker | 400 | +0.50 |" in text
 
 
+@settings(deadline=None)
 @given(st.floats(-50, 50), st.integers(10, 200))
 def test_the_slope_of_memory_is_found_through_restarts(slope: float, points: int) -> None:
     at_s = [5.0 * n for n in range(points)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_pipeline.windows.checkpoint import BrokenFile, find_broken
@@ -28,6 +28,7 @@ def test_a_whole_checkpoint_and_a_new_one_are_fine() -> None:
     assert look({8: OFFSETS, 9: OFFSETS, 10: OFFSETS}, {8: COMMITS, 9: COMMITS}) is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(OFFSETS) - 1))
 def test_an_offsets_file_cut_anywhere_is_found(length: int) -> None:
     found = look({9: OFFSETS, 10: OFFSETS[:length]}, {9: COMMITS})
@@ -35,6 +36,7 @@ def test_an_offsets_file_cut_anywhere_is_found(length: int) -> None:
     assert "commits/10" in found.way_out and "again" in found.way_out
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(COMMITS) - 1))
 def test_a_commits_file_cut_anywhere_is_found(length: int) -> None:
     found = look({9: OFFSETS, 10: OFFSETS}, {9: COMMITS, 10: COMMITS[:length]})
