@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-__all__ = ["BrokenFile", "find_broken"]
+__all__ = ["BrokenFile", "find_broken", "state_problem"]
 
 _FOLDERS = ("offsets", "commits")
 _READ_BY_SPARK = 2  # a start reads the newest file and the one before
@@ -21,7 +21,7 @@ class BrokenFile:
     """A file that Spark cannot go on from.
 
     Attributes:
-        name: path in the checkpoint, such as ``offsets/17``.
+        name: path in the checkpoint, such as ``offsets/17``; ``state/17`` for what batch 17 left in the state store.
         reason: what is wrong with it.
         newest: whether it belongs to the newest batch, which can be worked out again.
     """
@@ -36,10 +36,11 @@ class BrokenFile:
         folder, batch = self.name.split("/")
         if not self.newest:
             return "Clear checkpoint and topics with: ray-pipeline reset"
-        also = f" and commits/{batch} (if there)" if folder == "offsets" else ""
+        # a batch without its commit is worked out again, from the state of the batch before
+        files = f"offsets/{batch} and commits/{batch} (if there)" if folder == "offsets" else f"commits/{batch}"
         return (
-            f"Remove {self.name}{also}, with the .crc files beside: batch {batch} is then worked out again and nothing is "
-            "skipped. Or clear checkpoint and topics with: ray-pipeline reset"
+            f"Remove {files}, with the .crc files beside: batch {batch} is then worked out again and nothing is skipped. "
+            "Or clear checkpoint and topics with: ray-pipeline reset"
         )
 
 
@@ -60,6 +61,19 @@ def find_broken(names: Callable[[str], Iterable[str]], read: Callable[[str], str
             except ValueError as error:
                 return BrokenFile(name, str(error), batch == newest)
     return None
+
+
+def state_problem(text: str) -> str | None:
+    """The line of an error of Spark that says that a file of the state store is broken or gone; None when it is another error."""
+    signs = (
+        "EOFException",
+        "CANNOT_LOAD_STATE_STORE",
+        "ChecksumException",
+        "FileNotFoundException",
+        "Stream is corrupted",
+    )
+    lines = [line.strip().removeprefix("Caused by: ") for line in text.splitlines() if any(s in line for s in signs)]
+    return lines[-1][:300] if lines else None
 
 
 def _check(text: str, lines: int) -> None:

@@ -23,7 +23,7 @@ from ray_pipeline.errors import (
 from ray_pipeline.kafka.read import newest_of_key
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.restart import Decision, RestartPolicy
-from ray_pipeline.windows.checkpoint import find_broken
+from ray_pipeline.windows.checkpoint import BrokenFile, find_broken, state_problem
 from ray_pipeline.windows.collector import Collector
 from ray_pipeline.windows.job import aggregate, parse, rejected
 from ray_pipeline.windows.marker import MARKER, marker_for, mismatch, shuffle_partitions
@@ -32,7 +32,7 @@ from ray_pipeline.windows.spec import window_specs
 from ray_pipeline.windows.watchdog import ExecutorWatchdog
 from spark_compat.conf import spark_conf
 from spark_compat.errors import SparkCompatError
-from spark_compat.hadoop import exists, list_names, read_text, write_text
+from spark_compat.hadoop import list_names, read_text, write_text
 from spark_compat.jars import spark_connector_jars
 from spark_compat.progress import BatchProgress, read_progress
 from spark_compat.session import SparkSessionOwner
@@ -333,10 +333,10 @@ class WindowStage:
             )
 
     def _restore(self, spark: Any, checkpoint: str, sink: BatchSink) -> None:
-        if not exists(spark, f"{checkpoint.rstrip('/')}/commits/0") and not exists(
-            spark, f"{checkpoint.rstrip('/')}/state/0"
-        ):
+        committed = [int(name) for name in list_names(spark, f"{checkpoint.rstrip('/')}/commits") if name.isdigit()]
+        if not committed:
             return
+        from py4j.protocol import Py4JJavaError
         from pyspark.sql import functions as F
 
         names = [*(f"a{i}" for i in range(5)), "max_offset", "max_rejected", "max_event_ms"]
@@ -355,7 +355,18 @@ class WindowStage:
         last = json.loads(value) if value else None
         if last is not None:
             self._spark_rebuilds = max(self._spark_rebuilds, int(last.get("spark_rebuilds", 0)))
-        sink.restore(to_groups(rows.toArrow()), last)
+        try:
+            groups = to_groups(rows.toArrow())
+        except Py4JJavaError as error:
+            reason = state_problem(str(error))
+            if reason is None:
+                raise
+            broken = BrokenFile(f"state/{max(committed)}", reason, newest=True)
+            raise CheckpointError(
+                problem=f"the state of batch {max(committed)} in the checkpoint {checkpoint} is broken: {reason}",
+                fix=broken.way_out,
+            ) from error
+        sink.restore(groups, last)
 
     def _read_rejects(self, partition: int, first: int, last: int) -> list[dict[str, Any]]:
         assert self._owner is not None

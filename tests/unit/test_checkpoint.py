@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_pipeline.windows.checkpoint import BrokenFile, find_broken
+from ray_pipeline.windows.checkpoint import BrokenFile, find_broken, state_problem
 
 OFFSETS = 'v1\n{"batchWatermarkMs":0}\n{"ratings":{"0":7,"1":12}}'
 COMMITS = 'v1\n{"nextBatchWatermarkMs":0}'
@@ -51,3 +51,10 @@ def test_what_is_older_than_the_newest_batch_cannot_be_worked_out_again() -> Non
 
 def test_files_that_spark_does_not_read_do_not_matter() -> None:
     assert look({7: "", 9: OFFSETS, 10: OFFSETS}, {7: "", 9: COMMITS, 10: COMMITS}) is None
+
+
+def test_a_broken_state_file_is_told_from_other_errors() -> None:
+    text = "Job aborted\n\tat x.y(Z.scala:1)\nCaused by: java.io.EOFException: Stream ended prematurely\n\tat a.b"
+    assert state_problem(text) == "java.io.EOFException: Stream ended prematurely"
+    assert state_problem("Job aborted: executor 1 lost") is None
+    assert "commits/17" in BrokenFile("state/17", "x", True).way_out
