@@ -28,7 +28,12 @@ class Role(enum.StrEnum):
     MASTER = "RayDP master"
     EXECUTOR = "Spark executor"
     SERVING = "API and dashboard"
+    VERIFYING = "verification"
     RAY = "Ray"
+
+
+_ACTORS = {"_ServingActor": Role.SERVING, "_VerificationActor": Role.VERIFYING}
+"""Ray names a worker's process after its actor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,8 @@ def _role(row: ProcessRow, run_pid: int, actors: set[Any], driver: Any) -> Role:
         return Role.DRIVER
     if row.name == "java":
         return _java_role(row, driver)
-    return Role.SERVING if "_ServingActor" in " ".join(row.command) else Role.RAY
+    command = " ".join(row.command)
+    return next((role for name, role in _ACTORS.items() if name in command), Role.RAY)
 
 
 def _java_role(row: ProcessRow, driver: Any) -> Role:

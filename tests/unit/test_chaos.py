@@ -178,6 +178,7 @@ def test_processes_are_told_apart_by_what_the_run_published_and_by_their_command
         java(8, 2, "-Dspark.driver.port=4", worker),
         java(9, 2, "-Dspark.executor.instances=1", worker),
         java(10, 2, "AppMasterEntryPoint"),
+        ProcessRow(11, 2, 11.0, "ray::_VerificationActor", ("ray::_VerificationActor",)),
     ]
     found = roles(reversed(rows), 1, {"actors": [{"pid": 3}, {"pid": None}]}, {"pid": 4})
     assert {role: [row.pid for row in of] for role, of in found.items()} == {
@@ -190,6 +191,7 @@ def test_processes_are_told_apart_by_what_the_run_published_and_by_their_command
         Role.BROKER: [7],
         Role.EXECUTOR: [8],
         Role.MASTER: [9, 10],
+        Role.VERIFYING: [11],
     }
 
 
