@@ -260,11 +260,23 @@ class Injector:
         if producer.flush(_ANSWER_S + 1) or failed:
             raise BrokerUnavailableError(problem=f"the command {command} did not reach the broker", fix="")
         deadline_ms = self._clock.now_ms() + int(_ANSWER_S * 1000)
-        while (said := self._observer.record("generator")).get("last_control") != identity:
+        while (answer := self._answer_to(identity, record["at_ms"])) is None:
             if self._clock.now_ms() > deadline_ms:
                 msg = f"the generator did not answer to {command}"
                 raise LookupError(msg)
             self._clock.wait(threading.Event(), _POLL_S)
-        for event in said["events"]:
-            if event["at_ms"] >= record["at_ms"] and "refused" in event["what"]:
-                raise LookupError(event["what"])
+        if answer:
+            raise LookupError(answer)
+
+    def _answer_to(self, identity: str, sent_ms: int) -> str | None:
+        """Why a command was refused; empty when it was obeyed, None when there is no answer yet."""
+        said = self._observer.record("generator")
+        if "answers" in said:
+            answer: str | None = said["answers"].get(identity)
+            return answer
+        if said.get("last_control") != identity:
+            return None
+        refused = [
+            event["what"] for event in said["events"] if event["at_ms"] >= sent_ms and "refused" in event["what"]
+        ]
+        return refused[0] if refused else ""
