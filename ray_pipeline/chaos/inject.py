@@ -95,17 +95,16 @@ class Injector:
         self._observer = observer
         self._clock = clock
         self._end = end
-        kill = self._kill
         self._ways: dict[Kind, Callable[[Fault], str]] = {
-            Kind.KILL_GENERATOR: lambda fault: kill(Role.GENERATOR, fault),
+            Kind.KILL_GENERATOR: lambda fault: self._kill(fault, Role.GENERATOR),
             Kind.STOP_GENERATOR: lambda fault: self._stop_for(Role.GENERATOR, fault),
             Kind.KILL_IN_COMMIT: self._kill_in_commit,
-            Kind.KILL_BROKER: lambda fault: kill(Role.BROKER, fault),
+            Kind.KILL_BROKER: lambda fault: self._kill(fault, Role.BROKER),
             Kind.STOP_BROKER: lambda fault: self._stop_for(Role.BROKER, fault),
-            Kind.KILL_EXECUTOR: lambda fault: kill(Role.EXECUTOR, fault),
-            Kind.KILL_DRIVER: lambda fault: kill(Role.DRIVER, fault),
-            Kind.KILL_MASTER: lambda fault: kill(Role.MASTER, fault),
-            Kind.KILL_SERVING: lambda fault: kill(Role.SERVING, fault),
+            Kind.KILL_EXECUTOR: lambda fault: self._kill(fault, Role.EXECUTOR),
+            Kind.KILL_DRIVER: lambda fault: self._kill(fault, Role.DRIVER, Role.DRIVER_JVM),
+            Kind.KILL_MASTER: lambda fault: self._kill(fault, Role.MASTER),
+            Kind.KILL_SERVING: lambda fault: self._kill(fault, Role.SERVING),
             Kind.RESCALE: self._rescale,
             Kind.RATE: self._change_rate,
             Kind.PAUSE: self._pause,
@@ -126,7 +125,12 @@ class Injector:
         return Injected(begun_ms, self._clock.now_ms(), detail)
 
     def restore(self) -> None:
-        """Let a pipeline that was left paused, or at another rate, go on as it was."""
+        """Let a pipeline that was left paused, or at another rate, go on as it was.
+
+        Raises:
+            LookupError: the generator does not answer.
+            BrokerUnavailableError: the broker does not.
+        """
         if self._observer.record("generator").get("state") == "paused":
             self._tell("resume")
         if self.rate != self.base_rate:
@@ -135,17 +139,17 @@ class Injector:
 
     # -- processes
 
-    def _kill(self, role: Role, fault: Fault) -> str:
-        victim = self._victim(role, float(fault.parameters.get("pick", 0.0)))
+    def _kill(self, fault: Fault, *of: Role) -> str:
+        victim = self._victim(of, float(fault.parameters["pick"]))
         self._tree.signal(victim, signal.SIGKILL)
-        return f"{role} {victim.pid}"
+        return victim.title
 
     def _stop_for(self, role: Role, fault: Fault) -> str:
         seconds = float(fault.parameters["seconds"])
-        victim = self._victim(role, float(fault.parameters.get("pick", 0.0)))
+        victim = self._victim((role,), float(fault.parameters.get("pick", 0.0)))
         with self._stopped(victim, seconds):
             self._clock.wait(self._end, seconds)
-        return f"{role} {victim.pid} for {seconds:g} s"
+        return f"{victim.title} for {seconds:g} s"
 
     @contextlib.contextmanager
     def _stopped(self, victim: ProcessRow, seconds: float) -> Iterator[None]:
@@ -158,8 +162,7 @@ class Injector:
             try:
                 yield
             finally:
-                with contextlib.suppress(LookupError):  # it died meanwhile
-                    self._tree.signal(victim, signal.SIGCONT)
+                self._tree.let_go_on(victim)
         finally:
             guard.kill()
             guard.wait()
@@ -167,11 +170,11 @@ class Injector:
     def _kill_in_commit(self, fault: Fault) -> str:
         """Kill the actor of a shard at a chosen time from when its next commit is due."""
         interval_ms = self._settings.commit_interval_ms
-        actor = self._victim(Role.GENERATOR, float(fault.parameters["pick"]))
+        actor = self._victim((Role.GENERATOR,), float(fault.parameters["pick"]))
         shard = self._shard_of(actor)
-        seen = len(self._observer.commits_ms(shard)) and self._observer.commits_ms(shard)[-1]
+        seen = self._observer.commits_ms(shard)[-1:]
         deadline_ms = self._clock.now_ms() + int(_VICTIM_S * 1000)
-        while (commits := self._observer.commits_ms(shard)) and commits[-1] == seen:
+        while (commits := self._observer.commits_ms(shard))[-1:] == seen:
             if self._clock.now_ms() > deadline_ms or self._end.is_set():
                 msg = f"shard {shard} does not commit"
                 raise LookupError(msg)
@@ -180,8 +183,8 @@ class Injector:
         while aim_ms < self._clock.now_ms() + 5:
             aim_ms += interval_ms
         self._clock.wait(self._end, (aim_ms - self._clock.now_ms()) / 1000)
-        killed_ms = self._clock.now_ms()
         self._tree.signal(actor, signal.SIGKILL)
+        killed_ms = self._clock.now_ms()
         self._clock.wait(self._end, 0.5)  # for what was committed before to be seen
         before = [at for at in self._observer.commits_ms(shard) if at <= killed_ms]
         age_ms = killed_ms - before[-1] if before else interval_ms
@@ -194,17 +197,16 @@ class Injector:
         msg = f"actor {actor.pid} owns no shard"
         raise LookupError(msg)
 
-    def _victim(self, role: Role, pick: float) -> ProcessRow:
-        """One of the processes of a role; waits for one to be there."""
+    def _victim(self, of: tuple[Role, ...], pick: float) -> ProcessRow:
+        """One of the processes of some roles; waits for one to be there."""
         deadline_ms = self._clock.now_ms() + int(_VICTIM_S * 1000)
         while True:
-            found = self.roles().get(role, [])
-            if role is Role.EXECUTOR:
-                found = found[-1:]
+            there = self.roles()
+            found = [row for role in of for row in there.get(role, ())]
             if found:
                 return found[min(int(pick * len(found)), len(found) - 1)]
             if self._clock.now_ms() > deadline_ms or self._end.is_set():
-                msg = f"there is no process for {role}"
+                msg = f"there is no process for {of[0]}"
                 raise LookupError(msg)
             self._clock.wait(self._end, _POLL_S)
 

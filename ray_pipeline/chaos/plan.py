@@ -129,4 +129,4 @@ def _parameters(kind: Kind, draw: random.Random) -> dict[str, float | int | str]
         return {"seconds": round(draw.uniform(0.5, 3.0), 3)}
     if kind is Kind.RESCALE:
         return {"actors": draw.randint(1, 3)}
-    return {"pick": pick} if kind in (Kind.KILL_GENERATOR, Kind.KILL_EXECUTOR) else {}
+    return {"pick": pick}

@@ -12,7 +12,7 @@ from ray_pipeline.chaos.plan import Fault, Kind
 from ray_pipeline.chaos.recovery import Recovery
 from ray_pipeline.chaos.report import MemorySeries, Outcome
 from ray_pipeline.clock import Clock
-from ray_pipeline.errors import EnvironmentProblem
+from ray_pipeline.errors import BrokerUnavailableError, EnvironmentProblem
 
 __all__ = ["Storm", "together"]
 
@@ -70,12 +70,11 @@ class Storm:
                 if group is None:
                     break
                 self._one(group)
-        except EnvironmentProblem as error:
+            self._injector.restore()
+        except (EnvironmentProblem, LookupError, BrokerUnavailableError) as error:
             self.aborted = str(error)
         finally:
             self._pool.shutdown(wait=True)
-            if not self.aborted:
-                self._injector.restore()
 
     # -- inside
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +57,16 @@ class ProcessRow:
     name: str
     command: tuple[str, ...]
     memory_bytes: int = 0
+
+    @property
+    def title(self) -> str:
+        """What to call it, such as ``kafka.Kafka 4711``."""
+        if self.name != "java":
+            return f"{self.command[0].rpartition('/')[2] if self.command else self.name} {self.pid}"
+        main = next(
+            (part for part in self.command if part.rpartition(".")[2][:1].isupper() and "=" not in part), "java"
+        )
+        return f"{main.rpartition('.')[2]} {self.pid}"
 
 
 def roles(
@@ -132,20 +144,31 @@ class ProcessTree:
         return [row for row in map(_row, processes) if row is not None]
 
     def signal(self, row: ProcessRow, number: int) -> None:
-        """Send a signal to one of them.
+        """Send a signal to one of them; quick, for who aims at a moment.
 
         Raises:
-            EnvironmentProblem: the run has ended.
             LookupError: it is none of the run's processes any more.
         """
-        if row.pid == self.pid or (row.pid, row.created) not in {(r.pid, r.created) for r in self.rows()}:
-            msg = f"process {row.pid} is no descendant of the run"
-            raise LookupError(msg)
         try:
-            psutil.Process(row.pid).send_signal(number)
+            process = psutil.Process(row.pid)
+            above = {(parent.pid, parent.create_time()) for parent in process.parents()}
+            if process.create_time() != row.created or not any(
+                pid == self.pid and abs(created - self._created) < 1.0 for pid, created in above
+            ):
+                msg = f"process {row.pid} is no descendant of the run"
+                raise LookupError(msg)
+            process.send_signal(number)
         except psutil.NoSuchProcess:
             msg = f"process {row.pid} has ended"
             raise LookupError(msg) from None
+
+    @staticmethod
+    def let_go_on(row: ProcessRow) -> None:
+        """Have a process that was stopped go on, if it is still there, whatever became of the run."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(row.pid)
+            if process.create_time() == row.created:
+                process.send_signal(signal.SIGCONT)
 
 
 def _row(process: psutil.Process) -> ProcessRow | None:
