@@ -17,7 +17,7 @@ from ray_pipeline.chaos.plan import Fault, Kind
 from ray_pipeline.chaos.victims import ProcessRow, ProcessTree, Role, roles
 from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import BrokerUnavailableError
+from ray_pipeline.errors import BrokerUnavailableError, StageFailedError
 from ray_pipeline.kafka.client import make_producer
 
 __all__ = ["Injected", "Injector", "phase_of"]
@@ -119,7 +119,7 @@ class Injector:
         begun_ms = self._clock.now_ms()
         try:
             detail = self._ways[fault.kind](fault)
-        except (LookupError, BrokerUnavailableError) as error:
+        except (LookupError, BrokerUnavailableError, StageFailedError) as error:
             self.rate = float(self._observer.record("generator").get("target_rate", self.rate))
             return Injected(begun_ms, self._clock.now_ms(), "", str(error))
         return Injected(begun_ms, self._clock.now_ms(), detail)
@@ -128,7 +128,7 @@ class Injector:
         """Let a pipeline that was left paused, or at another rate, go on as it was.
 
         Raises:
-            LookupError: the generator does not answer.
+            StageFailedError: the generator does not answer.
             BrokerUnavailableError: the broker does not.
         """
         if self._observer.record("generator").get("state") == "paused":
@@ -136,6 +136,20 @@ class Injector:
         if self.rate != self.base_rate:
             self._tell("rate", rate=self.base_rate)
             self.rate = self.base_rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The generator sends nothing for so long.
+
+        Raises:
+            StageFailedError: the generator does not answer.
+            BrokerUnavailableError: the broker does not.
+        """
+        self._tell("pause")
+        try:
+            yield
+        finally:
+            self._tell("resume")
 
     # -- processes
 
@@ -227,11 +241,8 @@ class Injector:
 
     def _pause(self, fault: Fault) -> str:
         seconds = float(fault.parameters["seconds"])
-        self._tell("pause")
-        try:
+        with self.paused():
             self._clock.wait(self._end, seconds)
-        finally:
-            self._tell("resume")
         return f"for {seconds:g} s"
 
     def _rescale(self, fault: Fault) -> str:
@@ -246,7 +257,7 @@ class Injector:
         """Send a command and wait until the generator has it.
 
         Raises:
-            LookupError: the generator does not answer, or refuses it.
+            StageFailedError: the generator does not answer, or refuses it.
             BrokerUnavailableError: the command does not reach the broker.
         """
         identity = uuid.uuid4().hex[:12]
@@ -264,11 +275,10 @@ class Injector:
         deadline_ms = self._clock.now_ms() + int(_ANSWER_S * 1000)
         while (answer := self._answer_to(identity, record["at_ms"])) is None:
             if self._clock.now_ms() > deadline_ms:
-                msg = f"the generator did not answer to {command}"
-                raise LookupError(msg)
+                raise StageFailedError(problem=f"the generator did not answer to {command}", fix="See its status")
             self._clock.wait(threading.Event(), _POLL_S)
         if answer:
-            raise LookupError(answer)
+            raise StageFailedError(problem=answer, fix="")
 
     def _answer_to(self, identity: str, sent_ms: int) -> str | None:
         """Why a command was refused; empty when it was obeyed, None when there is no answer yet."""

@@ -70,6 +70,15 @@ class Observer:
         with self._lock:
             return list(self._commits[partition])
 
+    def restarts(self) -> dict[str, int]:
+        """How often each part of the run was started again."""
+        said = self.record("pipeline").get("restarts", {})
+        return {
+            "generator actors and shards": int(self.record("generator").get("restarts", 0)),
+            **{str(name): int(count) for name, count in said.items()},
+            "Spark, by its watchdog": int(self.record("job").get("spark_rebuilds", 0)),
+        }
+
     def sample(self) -> Sample:
         """How the pipeline looks now; asks the API, which takes two seconds at most."""
         api = self._api_answers()
@@ -91,6 +100,16 @@ class Observer:
             windowed_ms={int(p): int(t["max_event_ms"]) for p, t in job.get("partitions", {}).items()},
             api_answers=api,
         )
+
+    def at_rest(self) -> bool:
+        """Whether the generator is paused and the job has read all that the shards have sent."""
+        with self._lock:
+            partitions = self._records.get("job", {}).get("partitions", {})
+            sent = {
+                str(r["partition"]): int(r["next_index"]) for k, r in self._records.items() if k.startswith("shard/")
+            }
+            paused = self._records.get("generator", {}).get("state") == "paused"
+        return paused and all(int(partitions.get(p, {}).get("valid", 0)) >= count for p, count in sent.items())
 
     def disagreements(self) -> dict[int, int]:
         """Records that the job has read beyond what a partition holds by its shard's plan (below 0: too few), where they differ.

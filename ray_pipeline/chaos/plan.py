@@ -91,15 +91,15 @@ def parse_kinds(text: str | None) -> tuple[Kind, ...]:
     return tuple(kind for kind in KINDS if kind in names)
 
 
-def plan(seed: int, count: int, kinds: Iterable[Kind] = KINDS) -> list[Fault]:
+def plan(seed: int, count: int, kinds: Iterable[Kind] = KINDS, *, evenly: bool = False) -> list[Fault]:
     """The first ``count`` faults of a seed; a longer plan begins with the shorter one.
 
-    They come in rounds: a round has every kind, as often as it can heal in a fair share of the time, in a drawn order.
-    Parameters by kind: ``pick`` (0 … 1, which of several processes), ``seconds`` (how long it lasts), ``aim`` and ``offset``
+    They come in rounds: a round has every kind, as often as it can heal in a fair share of the time (``evenly``: once), in a drawn
+    order. Parameters by kind: ``pick`` (0 … 1, which of several processes), ``seconds`` (how long it lasts), ``aim`` and ``offset``
     (where in a commit, shares of the interval), ``factor`` (of the rate at the start), ``actors``.
     """
     draw = random.Random(f"ray-pipeline chaos {seed}")
-    deck = [kind for kind in sorted(set(kinds)) for _ in range(_TIMES[kind])]
+    deck = [kind for kind in sorted(set(kinds)) for _ in range(1 if evenly else _TIMES[kind])]
     faults: list[Fault] = []
     while len(faults) < count:
         draw.shuffle(deck)

@@ -117,6 +117,7 @@ class StormReport:
         rate: the rate at the start, ratings per second.
         outcomes: fault by fault.
         memory: memory by role, see :meth:`MemorySeries.slopes`.
+        restarts: how often each part was started again.
         audit: what the audit at the end says; None when there was none.
         aborted: why the storm ended early; empty when it did not.
     """
@@ -126,6 +127,7 @@ class StormReport:
     rate: float
     outcomes: tuple[Outcome, ...]
     memory: Mapping[str, Mapping[str, float]]
+    restarts: Mapping[str, int]
     audit: Mapping[str, Any] | None
     aborted: str = ""
 
@@ -162,6 +164,7 @@ class StormReport:
             "wrong_windows": windows.get("wrong"),
             "late_dropped": windows.get("late_dropped"),
             "memory": {role: dict(values) for role, values in self.memory.items()},
+            "restarts": dict(self.restarts),
             "aborted": self.aborted,
             "audit": self.audit,
             "outcomes": [
@@ -219,6 +222,8 @@ def as_table(report: Mapping[str, Any]) -> str:
     if report["commit_phases_hit"]:
         lines += ["", "| killed relative to a commit | times |", "|---|---:|"]
         lines += [f"| {phase} | {count} |" for phase, count in sorted(report["commit_phases_hit"].items())]
+    lines += ["", "| started again | times |", "|---|---:|"]
+    lines += [f"| {part} | {count} |" for part, count in report["restarts"].items()]
     lines += ["", "| process | memory at the end, MiB | slope, MiB/min |", "|---|---:|---:|"]
     lines += [f"| {role} | {of['mib']:,.0f} | {of['mib_per_min']:+.2f} |" for role, of in report["memory"].items()]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ from ray_pipeline.chaos.plan import Fault, Kind
 from ray_pipeline.chaos.recovery import Recovery
 from ray_pipeline.chaos.report import MemorySeries, Outcome
 from ray_pipeline.clock import Clock
-from ray_pipeline.errors import BrokerUnavailableError, EnvironmentProblem
+from ray_pipeline.errors import BrokerUnavailableError, EnvironmentProblem, StageFailedError
 
 __all__ = ["Storm", "together"]
 
@@ -45,6 +46,8 @@ class Storm:
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.memory = MemorySeries()
+        self.restarts: dict[str, int] = {}
+        self.duration_s = 0.0
         self.aborted = ""
         self.rate = injector.base_rate
         self._injector = injector
@@ -71,10 +74,29 @@ class Storm:
                     break
                 self._one(group)
             self._injector.restore()
-        except (EnvironmentProblem, LookupError, BrokerUnavailableError) as error:
+        except (EnvironmentProblem, StageFailedError, BrokerUnavailableError) as error:
             self.aborted = str(error)
         finally:
             self._pool.shutdown(wait=True)
+            self.restarts = self._observer.restarts()
+            self.duration_s = self._elapsed_s()
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Pause the pipeline, and wait until all that was sent is in windows; it goes on afterwards.
+
+        Raises:
+            StageFailedError: that was not reached in time, or the generator does not answer.
+        """
+        with self._injector.paused():
+            deadline_ms = self._clock.now_ms() + int(_DEADLINE_S * 1000)
+            while not self._observer.at_rest():
+                if self._clock.now_ms() > deadline_ms:
+                    raise StageFailedError(
+                        problem=f"the windows did not hold all that was sent within {_DEADLINE_S:.0f} s", fix=""
+                    )
+                self._clock.wait(threading.Event(), _SAMPLE_S)
+            yield
 
     # -- inside
 

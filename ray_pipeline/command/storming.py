@@ -9,7 +9,9 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +20,12 @@ import typer
 from ray_pipeline.chaos.child import ChildRun
 from ray_pipeline.chaos.inject import Injector
 from ray_pipeline.chaos.observer import Observer
-from ray_pipeline.chaos.plan import KINDS, Kind, parse_kinds, plan
+from ray_pipeline.chaos.plan import KINDS, Fault, Kind, parse_kinds, plan
 from ray_pipeline.chaos.report import StormReport, as_table
 from ray_pipeline.chaos.storm import Storm
 from ray_pipeline.chaos.victims import ProcessTree
 from ray_pipeline.clock import SystemClock
-from ray_pipeline.command.options import STATE, with_settings
+from ray_pipeline.command.options import STATE, TOPICS, with_settings
 from ray_pipeline.command.running import say
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, RayPipelineError
@@ -37,34 +39,48 @@ _FAILED = 1
 _UNCHECKED = 2
 
 
-@with_settings(*STATE, "commit_interval_ms", "partitions")
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the storm is asked for."""
+
+    seed: int
+    minutes: float
+    faults: list[Fault]
+
+
+@with_settings(*STATE, *TOPICS, "commit_interval_ms", "partitions", "catalog", "movies")
 def chaos(
     settings: Settings,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="how long faults are injected")] = 5.0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="how long faults are injected at most")] = 5.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the plan")] = 1,
     faults: Annotated[
-        str | None, typer.Option("--faults", help=f"kinds of faults, comma-separated: {','.join(KINDS)}")
+        str | None,
+        typer.Option("--faults", metavar="KIND,…", help=f"kinds of faults: {', '.join(KINDS)}  [default: all]"),
+    ] = None,
+    each: Annotated[
+        int | None,
+        typer.Option("--each", min=1, help="end after so many of each kind", show_default=False),
     ] = None,
     start: Annotated[
-        bool, typer.Option("--start", help="start a pipeline for it, end it, and check every record and window")
+        bool, typer.Option("--start", help="start a pipeline for it, and end it; without: break the one that runs")
     ] = False,
-    rate: Annotated[float, typer.Option("--rate", help="ratings per second of the pipeline that --start starts")] = 200,
+    rate: Annotated[
+        float, typer.Option("--rate", min=1, help="ratings per second of the pipeline that --start starts")
+    ] = 200.0,
     report: Annotated[Path | None, typer.Option("--report", help="write the report to this file as JSON")] = None,
 ) -> None:
     """Kill, stop and change parts of a pipeline on this machine by a seeded plan, and say what became of the stream.
 
-    Against the pipeline that runs in the state directory, or with --start one of its own. Exit code 0: it survived, every record
-    and window right; 1: it did not; 2: it could not be checked.
+    Exit code 0: it recovered from everything, every record and window is right; 1: it did not, or one is wrong; 2: it could not be
+    checked.
     """
     kinds = _kinds(faults)
+    count = int(minutes * _FAULTS_A_MINUTE) + 1 if each is None else each * len(kinds)
+    wanted = _Wanted(seed, minutes, plan(seed, count, kinds, evenly=each is not None))
     # that brokers go away is what is done here
     logging.getLogger("ray_pipeline.kafka.librdkafka").setLevel(logging.CRITICAL)
     stop = _on_signals()
-    made = (
-        _storm_of_own(settings, kinds, seed, minutes, rate, stop)
-        if start
-        else _storm_outside(settings, kinds, seed, minutes, stop)
-    )
+    made = _storm_of_own(settings, wanted, rate, stop) if start else _storm_outside(settings, wanted, stop)
     found = made.as_dict()
     if report is not None:
         report.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -91,16 +107,14 @@ def _on_signals() -> threading.Event:
     return stop
 
 
-def _storm_of_own(
-    settings: Settings, kinds: tuple[Kind, ...], seed: int, minutes: float, rate: float, stop: threading.Event
-) -> StormReport:
+def _storm_of_own(settings: Settings, wanted: _Wanted, rate: float, stop: threading.Event) -> StormReport:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     state_dir = Path(tempfile.mkdtemp(prefix="chaos-", dir=settings.state_dir))
-    child, ended = ChildRun(state_dir, rate, seed), ""
-    settings = child.settings
+    child, ended = ChildRun(state_dir, rate, wanted.seed), ""
     say("starting a pipeline")
     try:
-        storm, seconds = _storm(settings, child.start(), kinds, seed, minutes, stop)
+        with _storm(child.settings, child.start(), wanted, stop) as storm:
+            pass
     finally:
         say("ending the pipeline")
         try:
@@ -108,9 +122,9 @@ def _storm_of_own(
         except RayPipelineError as error:
             ended = str(error)
     say("checking every record and window")
-    with broker_for_reading(settings) as bootstrap:
-        found = audit(settings, bootstrap).as_dict()
-    made = _report(storm, seed, seconds, rate, found, ended)
+    with broker_for_reading(child.settings) as bootstrap:
+        found = audit(child.settings, bootstrap).as_dict()
+    made = _report(storm, wanted, found, ended)
     if made.verdict == "survived":
         shutil.rmtree(state_dir)
     else:
@@ -118,22 +132,25 @@ def _storm_of_own(
     return made
 
 
-def _storm_outside(
-    settings: Settings, kinds: tuple[Kind, ...], seed: int, minutes: float, stop: threading.Event
-) -> StormReport:
+def _storm_outside(settings: Settings, wanted: _Wanted, stop: threading.Event) -> StormReport:
     run = active_run(settings.state_dir)
     if run is None or "generate" not in run.stages:
         raise ConfigurationError(
             problem=f"no pipeline runs in the state directory {settings.state_dir}",
             fix="Start ray-pipeline run, name its --state-dir, or give --start",
         )
-    storm, seconds = _storm(settings, run, kinds, seed, minutes, stop)
-    return _report(storm, seed, seconds, storm.rate, None, "")
+    with _storm(settings, run, wanted, stop) as storm:
+        found = None
+        if not storm.aborted:
+            say("pausing the pipeline and checking every record and window")
+            with storm.at_rest():
+                found = audit(settings, run.bootstrap).as_dict()
+    return _report(storm, wanted, found, "")
 
 
-def _storm(
-    settings: Settings, run: RunInfo, kinds: tuple[Kind, ...], seed: int, minutes: float, stop: threading.Event
-) -> tuple[Storm, float]:
+@contextmanager
+def _storm(settings: Settings, run: RunInfo, wanted: _Wanted, stop: threading.Event) -> Iterator[Storm]:
+    """A storm that has passed; the pipeline is still watched."""
     _require_loopback(run.bootstrap)
     clock = SystemClock()
     observer = Observer(settings, run.bootstrap, clock)
@@ -143,9 +160,8 @@ def _storm(
         tree = ProcessTree(run.pid, run.process_started)
         injector = Injector(settings, run.bootstrap, tree, observer, clock, rate, stop)
         storm = Storm(injector, observer, clock, say, stop)
-        began = time.monotonic()
-        storm.run(plan(seed, int(minutes * _FAULTS_A_MINUTE) + 1, kinds), minutes * 60)
-        return storm, time.monotonic() - began
+        storm.run(wanted.faults, wanted.minutes * 60)
+        yield storm
     finally:
         observer.stop()
 
@@ -165,7 +181,14 @@ def _require_loopback(bootstrap: str) -> None:
             )
 
 
-def _report(
-    storm: Storm, seed: int, seconds: float, rate: float, found: dict[str, Any] | None, ended: str
-) -> StormReport:
-    return StormReport(seed, seconds, rate, tuple(storm.outcomes), storm.memory.slopes(), found, storm.aborted or ended)
+def _report(storm: Storm, wanted: _Wanted, found: dict[str, Any] | None, ended: str) -> StormReport:
+    return StormReport(
+        wanted.seed,
+        storm.duration_s,
+        storm.rate,
+        tuple(storm.outcomes),
+        storm.memory.slopes(),
+        storm.restarts,
+        found,
+        storm.aborted or ended,
+    )

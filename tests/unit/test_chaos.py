@@ -44,6 +44,12 @@ def test_every_kind_comes_in_every_round_and_nothing_else(seed: int, kinds: set[
 
 
 @settings(deadline=None)
+@given(seeds, some_kinds)
+def test_evenly_means_each_kind_once_a_round(seed: int, kinds: set[Kind]) -> None:
+    assert sorted(fault.kind for fault in plan(seed, len(kinds), kinds, evenly=True)) == sorted(kinds)
+
+
+@settings(deadline=None)
 @given(seeds)
 def test_what_a_fault_is_told_is_bounded(seed: int) -> None:
     for fault in plan(seed, 96):
@@ -211,7 +217,9 @@ def outcome(number: int, kind: str = "rate", **changes: Any) -> Outcome:
 
 
 def storm_report(audit: dict[str, Any] | None, *outcomes: Outcome, aborted: str = "") -> StormReport:
-    return StormReport(1, 600.0, 200.0, outcomes, {"broker": {"mib": 400.0, "mib_per_min": 0.5}}, audit, aborted)
+    return StormReport(
+        1, 600.0, 200.0, outcomes, {"broker": {"mib": 400.0, "mib_per_min": 0.5}}, {"the broker": 3}, audit, aborted
+    )
 
 
 AGREED = {
@@ -247,6 +255,7 @@ def test_times_are_told_by_kind_and_what_was_skipped_does_not_count() -> None:
     assert found["commit_phases_hit"] == {"inside, done": 1}
     text = as_table(found)
     assert "**failed**: 22 faults in 10 min" in text and "| gaps | 0 |" in text and "| broker | 400 | +0.50 |" in text
+    assert "| the broker | 3 |" in text
 
 
 @settings(deadline=None)
