@@ -198,11 +198,16 @@ class Injector:
             aim_ms += interval_ms
         self._clock.wait(self._end, (aim_ms - self._clock.now_ms()) / 1000)
         self._tree.signal(actor, signal.SIGKILL)
-        killed_ms = self._clock.now_ms()
-        self._clock.wait(self._end, 0.5)  # for what was committed before to be seen
-        before = [at for at in self._observer.commits_ms(shard) if at <= killed_ms]
-        age_ms = killed_ms - before[-1] if before else interval_ms
-        return f"shard {shard} {phase_of(age_ms, interval_ms)} a commit (aimed {fault.parameters['aim']}, {age_ms} ms)"
+        return f"shard {shard}, aimed {fault.parameters['aim']} a commit"
+
+    def phase(self, fault: Fault, done: Injected) -> str:
+        """Where in a commit a kill fell; to be asked after the recovery, when readers see all that went through; else empty."""
+        if fault.kind is not Kind.KILL_IN_COMMIT or done.skipped:
+            return ""
+        interval_ms = self._settings.commit_interval_ms
+        shard = int(done.detail.split(",")[0].removeprefix("shard "))
+        before = [at for at in self._observer.commits_ms(shard) if at <= done.over_ms]
+        return phase_of(done.over_ms - before[-1] if before else interval_ms, interval_ms)
 
     def _shard_of(self, actor: ProcessRow) -> int:
         for said in self._observer.record("generator")["actors"]:

@@ -27,6 +27,7 @@ class Outcome:
         overlapping: whether the pipeline had not recovered from the one before.
         begun_s: when, seconds since the storm began.
         detail: what was hit.
+        phase: where in a commit, see ``inject.phase_of``; empty for other kinds.
         skipped: why nothing was done; empty when something was.
         at_rate_s: until the generator was back at the set rate, seconds; None when it was not.
         fresh_s: until the windows were fresh, seconds; None when they were not.
@@ -44,6 +45,7 @@ class Outcome:
     fresh_s: float | None = None
     api_s: float | None = None
     failed: str = ""
+    phase: str = ""
 
 
 @dataclass
@@ -157,7 +159,7 @@ class StormReport:
             "time_to_rate_s": _times([o.at_rate_s for o in done if o.at_rate_s is not None]),
             "time_to_fresh_windows_s": _times([o.fresh_s for o in done if o.fresh_s is not None]),
             "by_kind": {kind: self._of_kind(kind, done) for kind in sorted({o.kind for o in done})},
-            "commit_phases_hit": dict(Counter(_phase(o.detail) for o in done if o.kind == "kill-in-commit")),
+            "commit_phases_hit": dict(Counter(o.phase for o in done if o.phase)),
             "records_checked": records.get("found"),
             "gaps": records.get("missing"),
             "repeats": records.get("repeated"),
@@ -182,11 +184,6 @@ class StormReport:
             "time_to_api_s": _times([o.api_s for o in mine if o.api_s is not None]),
             "not_recovered": sum(bool(o.failed) for o in mine),
         }
-
-
-def _phase(detail: str) -> str:
-    """``shard 2 inside, done a commit (…)`` → ``inside, done``."""
-    return detail.partition(" a commit")[0].split(" ", 2)[2]
 
 
 def as_table(report: Mapping[str, Any]) -> str:

@@ -155,6 +155,7 @@ class Storm:
             overlapping=fault.overlapping,
             begun_s=round((at_ms - self._began_ms) / 1000, 2),
             detail=done.detail,
+            phase=self._injector.phase(fault, done),
             skipped=done.skipped,
             at_rate_s=None if done.skipped else recovery.seconds(recovery.at_rate),
             fresh_s=None if done.skipped else recovery.seconds(recovery.fresh),
@@ -201,7 +202,8 @@ def _alike(first: Fault, second: Fault) -> bool:
 
 
 def _line(outcome: Outcome) -> str:
-    what = f"{outcome.number:>4} {outcome.kind:<15} {outcome.detail}"
+    hit = f", hit {outcome.phase}" if outcome.phase else ""
+    what = f"{outcome.number:>4} {outcome.kind:<15} {outcome.detail}{hit}"
     if outcome.skipped:
         return f"{what}skipped: {outcome.skipped}"
     times = ", ".join(
