@@ -95,6 +95,7 @@ class Injector:
         self._observer = observer
         self._clock = clock
         self._end = end
+        self._shard_hit: dict[int, int] = {}
         self._ways: dict[Kind, Callable[[Fault], str]] = {
             Kind.KILL_GENERATOR: lambda fault: self._kill(fault, Role.GENERATOR),
             Kind.STOP_GENERATOR: lambda fault: self._stop_for(Role.GENERATOR, fault),
@@ -198,15 +199,15 @@ class Injector:
             aim_ms += interval_ms
         self._clock.wait(self._end, (aim_ms - self._clock.now_ms()) / 1000)
         self._tree.signal(actor, signal.SIGKILL)
+        self._shard_hit[fault.number] = shard
         return f"shard {shard}, aimed {fault.parameters['aim']} a commit"
 
     def phase(self, fault: Fault, done: Injected) -> str:
         """Where in a commit a kill fell; to be asked after the recovery, when readers see all that went through; else empty."""
-        if fault.kind is not Kind.KILL_IN_COMMIT or done.skipped:
+        if fault.number not in self._shard_hit:
             return ""
         interval_ms = self._settings.commit_interval_ms
-        shard = int(done.detail.split(",")[0].removeprefix("shard "))
-        before = [at for at in self._observer.commits_ms(shard) if at <= done.over_ms]
+        before = [at for at in self._observer.commits_ms(self._shard_hit[fault.number]) if at <= done.over_ms]
         return phase_of(done.over_ms - before[-1] if before else interval_ms, interval_ms)
 
     def _shard_of(self, actor: ProcessRow) -> int:
