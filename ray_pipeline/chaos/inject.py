@@ -279,22 +279,14 @@ class Injector:
         if producer.flush(_ANSWER_S + 1) or failed:
             raise BrokerUnavailableError(problem=f"the command {command} did not reach the broker", fix="")
         deadline_ms = self._clock.now_ms() + int(_ANSWER_S * 1000)
-        while (answer := self._answer_to(identity, record["at_ms"])) is None:
+        while (answer := self._answer_to(identity)) is None:
             if self._clock.now_ms() > deadline_ms:
                 raise StageFailedError(problem=f"the generator did not answer to {command}", fix="See its status")
             self._clock.wait(threading.Event(), _POLL_S)
         if answer:
             raise StageFailedError(problem=answer, fix="")
 
-    def _answer_to(self, identity: str, sent_ms: int) -> str | None:
+    def _answer_to(self, identity: str) -> str | None:
         """Why a command was refused; empty when it was obeyed, None when there is no answer yet."""
-        said = self._observer.record("generator")
-        if "answers" in said:
-            answer: str | None = said["answers"].get(identity)
-            return answer
-        if said.get("last_control") != identity:
-            return None
-        refused = [
-            event["what"] for event in said["events"] if event["at_ms"] >= sent_ms and "refused" in event["what"]
-        ]
-        return refused[0] if refused else ""
+        answer: str | None = self._observer.record("generator").get("answers", {}).get(identity)
+        return answer

@@ -102,8 +102,8 @@ class Storm:
 
     def _settle(self) -> None:
         recovery = Recovery(self._clock.now_ms(), self._injector.rate)
-        if not self._recovered([recovery]):
-            self.aborted = self.aborted or f"the pipeline was not well to begin with: {recovery.wanting()}"
+        if not self._recovered([recovery]) and not self._end.is_set():
+            self.aborted = f"the pipeline was not well to begin with: {recovery.wanting()}"
 
     def _one(self, group: list[Fault]) -> None:
         """A fault, with those that overlap it, and the recovery from them."""
@@ -118,9 +118,11 @@ class Storm:
             Recovery(done.over_ms if not done.skipped else at_ms, self._injector.rate) for _, at_ms, done in injected
         ]
         well = self._recovered(recoveries)
+        if self._end.is_set():
+            return  # cut short: nothing can be said of it
         differs = self._disagreement() if well else ""
         for (fault, at_ms, done), recovery in zip(injected, recoveries, strict=True):
-            failed = "" if well or done.skipped else recovery.wanting()
+            failed = "" if well else recovery.wanting()
             self._note(fault, at_ms, done, recovery, failed or differs)
         last = self.outcomes[-_MOST_FAILURES_IN_A_ROW:]
         if len(last) == _MOST_FAILURES_IN_A_ROW and all(outcome.failed for outcome in last):
@@ -136,7 +138,6 @@ class Storm:
             if sample.at_ms > deadline_ms:
                 return False
             self._clock.wait(self._end, _SAMPLE_S)
-        self.aborted = "interrupted"
         return False
 
     def _disagreement(self) -> str:
