@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import logging
 import shutil
 import signal
 import tempfile
@@ -77,8 +76,6 @@ def chaos(
     kinds = _kinds(faults)
     count = int(minutes * _FAULTS_A_MINUTE) + 1 if each is None else each * len(kinds)
     wanted = _Wanted(seed, minutes, plan(seed, count, kinds, evenly=each is not None))
-    # that brokers go away is what is done here
-    logging.getLogger("ray_pipeline.kafka.librdkafka").setLevel(logging.CRITICAL)
     stop = _on_signals()
     made = _storm_of_own(settings, wanted, rate, stop) if start else _storm_outside(settings, wanted, stop)
     found = made.as_dict()
