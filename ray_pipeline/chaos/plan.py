@@ -30,14 +30,14 @@ class Kind(enum.StrEnum):
 KINDS = tuple(Kind)
 
 _TIMES = {
-    Kind.RATE: 8,
-    Kind.KILL_GENERATOR: 8,
-    Kind.KILL_IN_COMMIT: 8,
-    Kind.PAUSE: 6,
-    Kind.KILL_SERVING: 4,
-    Kind.RESCALE: 4,
+    Kind.RATE: 20,
+    Kind.PAUSE: 16,
+    Kind.KILL_GENERATOR: 12,
+    Kind.KILL_IN_COMMIT: 12,
+    Kind.RESCALE: 8,
+    Kind.KILL_SERVING: 3,
     Kind.KILL_BROKER: 3,
-    Kind.KILL_EXECUTOR: 3,
+    Kind.KILL_EXECUTOR: 2,
     Kind.STOP_GENERATOR: 1,
     Kind.STOP_BROKER: 1,
     Kind.KILL_DRIVER: 1,
@@ -49,7 +49,7 @@ STOPPED_S = 20.0
 """How long a generator actor stands still: twice the transaction timeout, so that its transactions are aborted meanwhile."""
 BROKER_STOPPED_S = 12.0
 """How long the broker stands still: longer than the transaction timeout of 10 s."""
-_OVERLAPPING = 0.1
+_OVERLAPPING = 0.2
 _BETWEEN_S = (0.0, 1.5)
 # as shares of the commit interval, counted from when the next commit is due
 _AIMS = {"before": (-0.6, -0.1), "inside": (0.0, 0.15), "after": (0.2, 0.6)}

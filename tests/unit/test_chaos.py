@@ -40,7 +40,7 @@ def test_a_plan_is_a_function_of_its_seed_and_a_longer_one_begins_with_a_shorter
 @settings(deadline=None)
 @given(seeds, some_kinds)
 def test_every_kind_comes_in_every_round_and_nothing_else(seed: int, kinds: set[Kind]) -> None:
-    assert {fault.kind for fault in plan(seed, 48, kinds)} == kinds
+    assert {fault.kind for fault in plan(seed, 80, kinds)} == kinds
 
 
 @settings(deadline=None)
@@ -52,7 +52,7 @@ def test_evenly_means_each_kind_once_a_round(seed: int, kinds: set[Kind]) -> Non
 @settings(deadline=None)
 @given(seeds)
 def test_what_a_fault_is_told_is_bounded(seed: int) -> None:
-    for fault in plan(seed, 96):
+    for fault in plan(seed, 160):
         told: dict[str, Any] = dict(fault.parameters)
         assert 0 <= fault.after_s <= 1.5
         assert 0 <= told.get("pick", 0) <= 1 and 0 < told.get("seconds", 1) <= 20
