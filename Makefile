@@ -6,7 +6,7 @@ ARGS    ?=
 TESTS   ?= tests
 STAMP   := $(VENV)/.installed
 
-.PHONY: install run test lint types bench browser clean help
+.PHONY: install run test lint types bench chaos browser clean help
 
 help:            ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -44,6 +44,9 @@ types: install    ## mypy, strict
 
 bench: install    ## Run every benchmark, or one: make bench ARGS=producer
 	$(BIN)/python -m bench $(ARGS)
+
+chaos: install    ## Break a pipeline on purpose and check every record: make chaos ARGS="--minutes 60 --seed 1"
+	@exec $(BIN)/ray-pipeline chaos --start $(ARGS)
 
 clean:            ## Remove what was built here
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ from spark_compat.versions import SCALA, check_versions
 __all__ = ["Finding", "examine", "require"]
 
 _LEAST_DISK_BYTES = 1 << 30
+_NO_DISK_BYTES = 128 << 20
 _LEAST_MEMORY_BYTES = 3 << 30
 
 
@@ -135,8 +136,13 @@ def _state_directory(settings: Settings) -> Iterable[Finding]:
 
 def _disk(settings: Settings) -> Iterable[Finding]:
     free = shutil.disk_usage(settings.state_dir).free
-    few = free < _LEAST_DISK_BYTES
-    yield Finding("disk", "warning" if few else "ok", f"{free / 2**30:.1f} GiB free", "Free some space" if few else "")
+    level = "problem" if free < _NO_DISK_BYTES else "warning" if free < _LEAST_DISK_BYTES else "ok"
+    yield Finding(
+        "disk",
+        level,
+        f"{free / 2**30:.1f} GiB free in {settings.state_dir}",
+        "" if level == "ok" else "Free some space, or name another --state-dir: broker and job end when it is full",
+    )
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
     if shared < 1 << 28:
         yield Finding(

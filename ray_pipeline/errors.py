@@ -11,6 +11,7 @@
     ├── DeliveryError                exit code 5: records could not be delivered
     │   └── FencedError              another producer of the same shard took over
     ├── ProcessingError              exit code 6: the Spark job failed
+    │   └── CheckpointError          a file of the checkpoint is broken; names it and the way out
     ├── StageFailedError             exit code 7: a stage kept failing and was given up
     └── UncheckedError               exit code 2: the audit could not compare
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 __all__ = [
     "BrokerUnavailableError",
     "CatalogueError",
+    "CheckpointError",
     "ConfigurationError",
     "DeliveryError",
     "EnvironmentProblem",
@@ -93,6 +95,10 @@ class ProcessingError(RayPipelineError):
     """The Spark job failed."""
 
     exit_code = 6
+
+
+class CheckpointError(ProcessingError):
+    """A file of the checkpoint is broken: starting again is no help."""
 
 
 class StageFailedError(RayPipelineError):

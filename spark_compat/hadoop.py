@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["exists", "read_text", "write_text"]
+from py4j.protocol import Py4JJavaError
+
+__all__ = ["exists", "list_names", "read_text", "write_text"]
 
 
 def _file_system(spark: Any, uri: str) -> tuple[Any, Any]:
@@ -18,16 +20,30 @@ def exists(spark: Any, uri: str) -> bool:
     return bool(system.exists(path))
 
 
+def list_names(spark: Any, uri: str) -> list[str]:
+    """Names of what is in a folder; none when it is not there."""
+    system, path = _file_system(spark, uri)
+    return [str(status.getPath().getName()) for status in system.listStatus(path)] if system.exists(path) else []
+
+
 def read_text(spark: Any, uri: str) -> str | None:
-    """The file's text; None when there is none."""
+    """The file's text; None when there is none.
+
+    Raises:
+        OSError: it cannot be read, such as when its checksum does not fit.
+        ValueError: it is no text.
+    """
     system, path = _file_system(spark, uri)
     if not system.exists(path):
         return None
-    stream = system.open(path)
     try:
-        return bytes(stream.readAllBytes()).decode()
-    finally:
-        stream.close()
+        stream = system.open(path)
+        try:
+            return bytes(stream.readAllBytes()).decode()
+        finally:
+            stream.close()
+    except Py4JJavaError as error:
+        raise OSError(f"it cannot be read ({error.java_exception.toString()})") from error
 
 
 def write_text(spark: Any, uri: str, text: str) -> None:

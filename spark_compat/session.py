@@ -70,6 +70,13 @@ class SparkSessionOwner:
         infos = self.session.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
         return len(infos) - (1 if self._master is None else 0)
 
+    def jvm_ended(self) -> bool:
+        """Whether the driver's JVM, a child of this process, has ended, or the session has."""
+        if self._session is None:
+            return True
+        process = getattr(self.session.sparkContext._gateway, "proc", None)
+        return process is not None and process.poll() is not None
+
     def stop(self) -> None:
         """End the session, and its executors."""
         if self._session is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from typing import Any
 
 import ray as _untyped_ray
@@ -101,7 +103,11 @@ def build_processing_actor(settings: Settings, bootstrap: str, name: str) -> Any
 
 
 def build_serving_actor(settings: Settings, bootstrap: str) -> Any:
-    """Make the actor that serves API and dashboard, on this node: its ports are the ones the user asked for here."""
+    """Make the actor that serves API and dashboard, on this node: its ports are the ones the user asked for here.
+
+    Any free port is chosen now, so that the API is where it was when its process has been replaced.
+    """
+    settings = _with_ports(settings)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
         ray.remote(num_cpus=SERVING_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_ServingActor)
@@ -118,3 +124,16 @@ def build_verification_actor(settings: Settings, bootstrap: str) -> Any:
         .options(scheduling_strategy=here)
         .remote(settings, bootstrap)
     )
+
+
+def _with_ports(settings: Settings) -> Settings:
+    """The settings, with a free port wherever any will do."""
+    with contextlib.ExitStack() as bound:
+        chosen = {}
+        for name in ("api", "ui"):
+            if getattr(settings, f"{name}_port") == 0:
+                host = getattr(settings, f"{name}_host")
+                probe = bound.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+                probe.bind((host, 0))
+                chosen[f"{name}_port"] = probe.getsockname()[1]
+    return settings.model_copy(update=chosen)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from ray_pipeline.clock import Clock, SystemClock
-from ray_pipeline.errors import RayPipelineError, StageFailedError
+from ray_pipeline.errors import CheckpointError, ConfigurationError, RayPipelineError, StageFailedError
 from ray_pipeline.restart import Decision, RestartPolicy
 
 __all__ = ["SupervisedActor"]
@@ -26,7 +26,8 @@ class SupervisedActor:
     """Keeps one stage's actor running.
 
     The actor's class has ``start()``, which blocks until the stage works, and ``status() -> dict``, which returns at once
-    and says ``{"state": "failed", "reason": …}`` when the stage ended by itself. The actor must be made with
+    and says ``{"state": "failed", "reason": …}`` when the stage ended by itself, ``{"state": "stuck", "reason": …}`` when only a fresh
+    process can help, ``{"state": "starting"}`` before ``start()`` has been called. The actor must be made with
     ``max_restarts=-1``, so that Ray brings its process back; ``start()`` is then called again.
 
     Args:
@@ -35,6 +36,7 @@ class SupervisedActor:
         on_event: is called with a line when something noteworthy happens.
         clock: tells the time.
         policy: decides whether to go on after a failure.
+        replacement: decides whether to replace a stage that is stuck once more.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class SupervisedActor:
         on_event: Callable[[str], None],
         clock: Clock | None = None,
         policy: RestartPolicy | None = None,
+        replacement: RestartPolicy | None = None,
     ) -> None:
         self.name = name
         self.restarts = 0
@@ -51,6 +54,7 @@ class SupervisedActor:
         self._on_event = on_event
         self._clock = clock or SystemClock()
         self._policy = policy or RestartPolicy(most=10)
+        self._replacement = replacement or RestartPolicy(most=5, span_ms=900_000)
         self._handle: Any = None
         self._starting: Any = None
         self._error: Exception | None = None
@@ -146,6 +150,11 @@ class SupervisedActor:
                     self._finish_start()
                 else:
                     self._poll()
+            except ActorUnavailableError as error:
+                if self._starting is None:
+                    self._died(error)
+                else:
+                    self._ask_again(error)
             except RayActorError as error:
                 self._died(error)
             self._clock.wait(self._end, _POLL_S)
@@ -172,23 +181,55 @@ class SupervisedActor:
         try:
             self._status = ray.get(self._handle.status.remote(), timeout=10)
             self._heard_ms = self._clock.now_ms()
-        except GetTimeoutError:
+        except (GetTimeoutError, RayTaskError) as error:
+            if isinstance(error, RayActorError):
+                raise
+            _log.warning("%s does not say how it is: %s", self.name, error)
             if self._clock.now_ms() - self._heard_ms > _SILENT_AFTER_MS:
-                self._error = StageFailedError(
-                    problem=f"{self.name} has not answered for {_SILENT_AFTER_MS // 1000} s",
-                    fix="See the logs in the state directory",
-                )
+                self._replace(f"it has not answered for {_SILENT_AFTER_MS // 1000} s")
             return
+        reason = str(self._status.get("reason") or "no reason given")
         if self._status.get("state") == "failed":
-            reason = str(self._status.get("reason", "no reason given"))
             self._error = StageFailedError(problem=f"{self.name} failed: {reason}", fix="")
+        elif self._status.get("state") == "stuck":
+            self._replace(reason)
+        elif self._status.get("state") == "starting":  # its process was replaced between two looks
+            self._up.clear()
+            self._again(f"{self.name} died; Ray starts it again")
+
+    def _replace(self, reason: str) -> None:
+        """End the process; Ray brings a fresh one, in which the stage is started again when its death is noticed."""
+        if self._replacement.failed(self._clock.now_ms()) is Decision.GIVE_UP:
+            self._error = StageFailedError(
+                problem=f"{self.name}: {reason}; {self._replacement.most} fresh starts within "
+                f"{self._replacement.span_ms // 60_000} min did not help",
+                fix="See ray-pipeline doctor for CPUs and memory, and the logs in the state directory",
+            )
+            return
+        self._on_event(f"{self.name}: {reason}; its process is replaced")
+        self._heard_ms = self._clock.now_ms()
+        self._up.clear()
+        self._status = {"state": "restarting"}
+        ray.kill(self._handle, no_restart=False)
 
     def _start_failed(self, error: RayPipelineError) -> None:
         self._starting = None
-        if self.restarts == 0:  # it never worked: the reason is in the configuration, trying again is no help
+        # what never worked has its reason in the configuration: trying again is no help, nor is it with a broken file
+        if self.restarts == 0 or isinstance(error, CheckpointError | ConfigurationError):
             self._error = error
             return
         self._again(f"{self.name} could not start again: {error}")
+
+    def _ask_again(self, error: ActorUnavailableError) -> None:
+        """The fresh process was not there yet when it was told to start."""
+        _log.debug("%s: %s", self.name, error)
+        if self._clock.now_ms() - self._heard_ms > _SILENT_AFTER_MS:
+            self._error = StageFailedError(
+                problem=f"{self.name} has not come back for {_SILENT_AFTER_MS // 1000} s",
+                fix="See ray-pipeline doctor for CPUs and memory of the Ray cluster",
+            )
+            return
+        self._starting = self._handle.start.remote()
 
     def _died(self, error: RayActorError) -> None:
         _log.debug("%s: %s", self.name, error)

@@ -173,6 +173,8 @@ def configure_logging(settings: Settings) -> None:
         return
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.ERROR)
+    # a broker that is away is told in a line of its own; the client says so several times a second: that is for the file
+    terminal.addFilter(lambda record: record.name != "ray_pipeline.kafka.librdkafka")
     terminal.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     root.addHandler(terminal)
     try:

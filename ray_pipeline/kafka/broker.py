@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,11 +22,16 @@ from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars
 from spark_compat.jvm import find_java
 
-__all__ = ["EmbeddedBroker"]
+__all__ = ["FREE_SPACE", "EmbeddedBroker"]
 
 _log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_LEAST_DISK_BYTES = 16 << 20
+"""With less the broker cannot even begin a segment with its indexes."""
+_NO_SPACE = "No space left on device"
+_MOST_LOG_BYTES = 4 << 20
+FREE_SPACE = "Free some space and start again: it goes on where it was, nothing is lost or repeated"
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -52,6 +58,9 @@ log.cleaner.backoff.ms=5000
 num.network.threads=2
 num.io.threads=4
 controlled.shutdown.enable=false
+# a broker that was killed is let in again when the session of the one before is over: 13 s with Kafka's defaults, 5 s so
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
 """
 
 
@@ -74,6 +83,7 @@ class EmbeddedBroker:
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
+        self._log_start = 0
 
     @property
     def bootstrap_servers(self) -> str:
@@ -90,12 +100,19 @@ class EmbeddedBroker:
         """What the broker says."""
         return self._log_file
 
+    def full_disk(self) -> str:
+        """What to say when the broker ended because its disk is full; empty when it is not."""
+        free = shutil.disk_usage(self._folder).free
+        if free >= _LEAST_DISK_BYTES and _NO_SPACE not in self._said_since_start():
+            return ""
+        return f"the disk of the broker's data is full ({free / 2**20:.0f} MiB free in {self._folder})"
+
     def start(self, deadline_s: float = 60.0) -> None:
         """Start and wait until it answers.
 
         Raises:
-            EnvironmentProblem: Java or the jars are missing, the folder cannot be written or is in use, the port is taken, or
-                the JVM ended; the text has the end of its log.
+            EnvironmentProblem: Java or the jars are missing, the folder cannot be written or is in use, the port is taken, the
+                disk is full, or the JVM ended; the text has the end of its log.
         """
         if self.pid is not None:
             return
@@ -209,6 +226,7 @@ class EmbeddedBroker:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
         with self._log_file.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -224,6 +242,8 @@ class EmbeddedBroker:
         deadline = time.monotonic() + deadline_s
         while not _accepts(self._host, self._port):
             if self._process.poll() is not None:
+                if full := self.full_disk():
+                    raise EnvironmentProblem(problem=full, fix=FREE_SPACE)
                 raise EnvironmentProblem(
                     problem=f"the broker ended with code {self._process.returncode}: {self._log_tail()}",
                     fix=f"See {self._log_file.name} in the state directory's logs",
@@ -237,6 +257,14 @@ class EmbeddedBroker:
             make_admin(self.bootstrap_servers).list_topics(timeout=max(1.0, deadline - time.monotonic()))
         except KafkaException as error:
             raise EnvironmentProblem(problem=f"the broker does not answer: {error}", fix="") from error
+
+    def _said_since_start(self) -> str:
+        try:
+            with self._log_file.open("rb") as log:
+                log.seek(self._log_start)
+                return log.read(_MOST_LOG_BYTES).decode(errors="replace")
+        except OSError:
+            return ""  # it could not be written either
 
     def _log_tail(self) -> str:
         return self._log_file.read_text(errors="replace")[-600:].strip() or "its log is empty"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.errors import EnvironmentProblem, StageFailedError
-from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.kafka.broker import FREE_SPACE, EmbeddedBroker
 from ray_pipeline.restart import Decision, RestartPolicy
 
 __all__ = ["BrokerSupervisor"]
@@ -82,6 +82,9 @@ class BrokerSupervisor:
         self.broker.stop()
 
     def _restart(self) -> bool:
+        if full := self.broker.full_disk():  # it would die again, until somebody frees space
+            self._error = StageFailedError(problem=f"the broker died: {full}", fix=FREE_SPACE)
+            return False
         if self._policy.failed(self._clock.now_ms()) is Decision.GIVE_UP:
             self._error = StageFailedError(
                 problem="the broker died too often and is given up", fix=f"See {self.broker.log_file.name}"

@@ -13,18 +13,26 @@ from typing import Any
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import EnvironmentProblem, ProcessingError, StateMismatchError
+from ray_pipeline.errors import (
+    CheckpointError,
+    ConfigurationError,
+    EnvironmentProblem,
+    ProcessingError,
+    StateMismatchError,
+)
 from ray_pipeline.kafka.read import newest_of_key
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.restart import Decision, RestartPolicy
+from ray_pipeline.windows.checkpoint import BrokenFile, find_broken, state_problem
 from ray_pipeline.windows.collector import Collector
 from ray_pipeline.windows.job import aggregate, parse, rejected
 from ray_pipeline.windows.marker import MARKER, marker_for, mismatch, shuffle_partitions
 from ray_pipeline.windows.sink import BatchSink, to_groups
 from ray_pipeline.windows.spec import window_specs
+from ray_pipeline.windows.watchdog import ExecutorWatchdog
 from spark_compat.conf import spark_conf
 from spark_compat.errors import SparkCompatError
-from spark_compat.hadoop import exists, read_text, write_text
+from spark_compat.hadoop import list_names, read_text, write_text
 from spark_compat.jars import spark_connector_jars
 from spark_compat.progress import BatchProgress, read_progress
 from spark_compat.session import SparkSessionOwner
@@ -74,7 +82,10 @@ class WindowStage:
         self._executors = 0
         self._query_restarts = 0
         self._restored: dict[str, Any] = {}
+        self._spark_rebuilds = 0
+        self._progress_seen = BatchProgress()
         self._policy = RestartPolicy(most=10)
+        self._watchdog = ExecutorWatchdog(settings.executors if master is None else 0)
         self._publishing = threading.Lock()
         self._end = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="job-heartbeat", daemon=True)
@@ -87,6 +98,7 @@ class WindowStage:
         Raises:
             EnvironmentProblem: Java, jars or CPUs are missing.
             StateMismatchError: the checkpoint is of other window settings.
+            CheckpointError: a file of the checkpoint is broken.
             ProcessingError: the query did not start.
         """
         self._check_marker(self.start_session(), self._settings.checkpoint_uri)
@@ -132,6 +144,7 @@ class WindowStage:
             self._read_rejects,
             self._job_record,
         )
+        _check_files(spark, checkpoint)
         self._restore(spark, checkpoint, sink)
         self._sink = sink
         sink.publish_windows()
@@ -226,7 +239,10 @@ class WindowStage:
     # -- inside
 
     def _progress(self) -> BatchProgress:
-        return read_progress(self._query) if self._query is not None else BatchProgress()
+        """The last micro-batch; the last one seen when the driver's JVM has ended."""
+        if self._query is not None and self._owner is not None and not self._owner.jvm_ended():
+            self._progress_seen = read_progress(self._query)
+        return self._progress_seen
 
     def _job_record(self) -> dict[str, Any]:
         last = self._progress()
@@ -243,6 +259,7 @@ class WindowStage:
             "dropped_groups": last.dropped_groups,
             "lag": last.lag,
             "query_restarts": self._query_restarts,
+            "spark_rebuilds": self._spark_rebuilds,
             "executors": self._executors,
             "executors_wanted": self._settings.executors if self._master is None else 0,
             "application": self._app_name,
@@ -256,15 +273,34 @@ class WindowStage:
     def _beat(self) -> None:
         while not self._end.wait(_HEARTBEAT_S):
             try:
-                if self._owner is not None:
-                    self._executors = self._owner.executors_alive()
-                if self._state == "running" and not self._query.isActive:
-                    self._query_ended()
+                self._look_at_spark()
                 if self._sink is not None:
                     with self._publishing:
                         self._sink.publish_job()
             except Exception as error:  # noqa: BLE001 - a heartbeat that fails is late, and lateness is what is shown
                 _log.warning("heartbeat of the windowing job: %s", error)
+
+    def _look_at_spark(self) -> None:
+        assert self._owner is not None
+        if self._state not in ("running", "stuck"):
+            return
+        if self._owner.jvm_ended():
+            self._give_spark_up("the JVM of the Spark driver has ended")
+            return
+        self._executors = self._owner.executors_alive()
+        if self._watchdog.observe(self._clock.now_ms(), self._executors):
+            self._give_spark_up(
+                f"{self._executors} of {self._watchdog.wanted} Spark executors have been alive for "
+                f"{self._watchdog.patience_ms // 1000} s"
+            )
+        elif self._state == "running" and not self._query.isActive:
+            self._query_ended()
+
+    def _give_spark_up(self, reason: str) -> None:
+        """Say that Spark must be built anew: who started this process does that, by starting another in its place."""
+        if self._state != "stuck":
+            self._spark_rebuilds += 1
+            self._state, self._reason = "stuck", reason
 
     def _query_ended(self) -> None:
         fatal, reason = _why(self._query.exception(), self._settings)
@@ -273,9 +309,12 @@ class WindowStage:
             self._state, self._reason = "failed", reason
             return
         self._query_restarts += 1
+        self._reason = reason
         if not self._clock.wait(self._end, self._policy.backoff_s):
             try:
                 self.start_query()
+            except (CheckpointError, ConfigurationError) as error:
+                self._state, self._reason = "failed", str(error)
             except Exception as error:  # noqa: BLE001 - the next beat tries again, and the policy ends it
                 _log.warning("the streaming query did not start again: %s", error)
 
@@ -294,10 +333,10 @@ class WindowStage:
             )
 
     def _restore(self, spark: Any, checkpoint: str, sink: BatchSink) -> None:
-        if not exists(spark, f"{checkpoint.rstrip('/')}/commits/0") and not exists(
-            spark, f"{checkpoint.rstrip('/')}/state/0"
-        ):
+        committed = [int(name) for name in list_names(spark, f"{checkpoint.rstrip('/')}/commits") if name.isdigit()]
+        if not committed:
             return
+        from py4j.protocol import Py4JJavaError
         from pyspark.sql import functions as F
 
         names = [*(f"a{i}" for i in range(5)), "max_offset", "max_rejected", "max_event_ms"]
@@ -312,8 +351,22 @@ class WindowStage:
             F.col("key.id").alias("id"),
             F.col("value").cast(shape).alias("v"),
         ).select("kind", "end_ms", "id", "v.*")
-        last = newest_of_key(self._bootstrap, self._settings.job_topic, "job", 60.0)
-        sink.restore(to_groups(rows.toArrow()), json.loads(last) if last else None)
+        value = newest_of_key(self._bootstrap, self._settings.job_topic, "job", 60.0)
+        last = json.loads(value) if value else None
+        if last is not None:
+            self._spark_rebuilds = max(self._spark_rebuilds, int(last.get("spark_rebuilds", 0)))
+        try:
+            groups = to_groups(rows.toArrow())
+        except Py4JJavaError as error:
+            reason = state_problem(str(error))
+            if reason is None:
+                raise
+            broken = BrokenFile(f"state/{max(committed)}", reason, newest=True)
+            raise CheckpointError(
+                problem=f"the state of batch {max(committed)} in the checkpoint {checkpoint} is broken: {reason}",
+                fix=broken.way_out,
+            ) from error
+        sink.restore(groups, last)
 
     def _read_rejects(self, partition: int, first: int, last: int) -> list[dict[str, Any]]:
         assert self._owner is not None
@@ -332,6 +385,23 @@ class WindowStage:
         return rows
 
 
+def _check_files(spark: Any, checkpoint: str) -> None:
+    """Refuse a checkpoint with a broken file, before Spark does so in words of its own."""
+    folder = checkpoint.rstrip("/")
+
+    def read(name: str) -> str:
+        try:
+            return read_text(spark, f"{folder}/{name}") or ""
+        except OSError as error:  # such as a checksum that does not fit
+            raise ValueError(str(error)) from error
+
+    broken = find_broken(lambda name: list_names(spark, f"{folder}/{name}"), read)
+    if broken is not None:
+        raise CheckpointError(
+            problem=f"file {broken.name} of the checkpoint {checkpoint} is broken: {broken.reason}", fix=broken.way_out
+        )
+
+
 def _why(exception: Any, settings: Settings) -> tuple[bool, str]:
     """Whether starting the query again is no help, and the useful line of what ended it."""
     text = str(exception) if exception is not None else "it was stopped from outside"
@@ -339,6 +409,11 @@ def _why(exception: Any, settings: Settings) -> tuple[bool, str]:
         return True, (
             f"records of topic {settings.ratings_topic} that the checkpoint has not read yet are gone (topic deleted, "
             "emptied or aged out). Clear checkpoint and topics with: ray-pipeline reset, or give another --checkpoint"
+        )
+    if "No space left on device" in text:
+        return False, (
+            f"a disk is full: that of the checkpoint {settings.checkpoint_uri}, or of Spark's local files. Free some space: the job "
+            "goes on where it was, nothing is skipped"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return False, next((line for line in lines if "Error" in line or "Exception" in line), lines[0])[:500]

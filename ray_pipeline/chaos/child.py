@@ -1,0 +1,91 @@
+"""A pipeline of the storm's own: ``ray-pipeline run`` as a child, on a state directory of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ray_pipeline.config import flag_of, load_settings
+from ray_pipeline.errors import StageFailedError
+from ray_pipeline.state import RunInfo, active_run
+
+__all__ = ["ChildRun"]
+
+_UP_S = 240.0
+_END_S = 240.0
+_SETTINGS: dict[str, Any] = {
+    "api_port": 0,
+    "ui_port": 0,
+    # short windows, so that many close during the storm; a watermark beyond the longest outage, so that none drops ratings
+    "tumbling_s": 10,
+    "sliding_s": 30,
+    "slide_s": 10,
+    "watermark_s": 300,
+}
+
+
+class ChildRun:
+    """Starts it, and ends it in order.
+
+    Args:
+        state_dir: a folder that no pipeline uses.
+        rate: ratings per second.
+        seed: of the events.
+    """
+
+    def __init__(self, state_dir: Path, rate: float, seed: int) -> None:
+        given = {"state_dir": state_dir, "rate": rate, "seed": seed, **_SETTINGS}
+        self.settings = load_settings(**given)
+        self.output = state_dir / "chaos-run.log"
+        self._state_dir = state_dir
+        flags = [part for name, value in given.items() for part in (flag_of(name), str(value))]
+        self._command = [sys.executable, "-m", "ray_pipeline", "run", *flags]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> RunInfo:
+        """Start it and wait until it is up.
+
+        Raises:
+            StageFailedError: it ended, or was not up within four minutes.
+        """
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        with self.output.open("wb") as file:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the storm, which ends it in order
+            )
+        deadline = time.monotonic() + _UP_S
+        while (run := active_run(self._state_dir)) is None:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise StageFailedError(problem=f"the pipeline did not start: {self._last_lines()}", fix="")
+            time.sleep(0.2)
+        return run
+
+    def end(self) -> None:
+        """End it in order; by force when it does not.
+
+        Raises:
+            StageFailedError: it did not end in order.
+        """
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        try:
+            code = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if code != 0:
+            raise StageFailedError(problem=f"the pipeline ended with code {code}: {self._last_lines()}", fix="")
+
+    def _last_lines(self) -> str:
+        return " / ".join(self.output.read_text(errors="replace").splitlines()[-5:])

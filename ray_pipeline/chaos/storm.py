@@ -1,0 +1,215 @@
+"""The loop: a fault, the recovery from it, the next fault; memory and the live comparison beside."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ray_pipeline.chaos.inject import Injected, Injector
+from ray_pipeline.chaos.observer import Observer
+from ray_pipeline.chaos.plan import Fault, Kind
+from ray_pipeline.chaos.recovery import Recovery
+from ray_pipeline.chaos.report import MemorySeries, Outcome
+from ray_pipeline.clock import Clock
+from ray_pipeline.errors import BrokerUnavailableError, EnvironmentProblem, StageFailedError
+
+__all__ = ["Storm", "together"]
+
+_SAMPLE_S = 0.2
+_MEMORY_S = 5.0
+_DEADLINE_S = 180.0
+_OVERLAP_AFTER_S = 0.5
+_DISAGREE_S = 15.0
+_MOST_FAILURES_IN_A_ROW = 3
+
+
+class Storm:
+    """Carries out a plan.
+
+    Args:
+        injector: carries a fault out.
+        observer: sees what the run publishes.
+        clock: tells the time.
+        tell: is called with a line for each fault.
+        end: ends the storm when set.
+    """
+
+    def __init__(
+        self,
+        injector: Injector,
+        observer: Observer,
+        clock: Clock,
+        tell: Callable[[str], None],
+        end: threading.Event,
+    ) -> None:
+        self.outcomes: list[Outcome] = []
+        self.memory = MemorySeries()
+        self.restarts: dict[str, int] = {}
+        self.duration_s = 0.0
+        self.aborted = ""
+        self.rate = injector.base_rate
+        self._injector = injector
+        self._observer = observer
+        self._clock = clock
+        self._tell = tell
+        self._end = end
+        self._began_ms = clock.now_ms()
+        self._memory_ms = 0
+        self._pool = ThreadPoolExecutor(2, "chaos")
+
+    def run(self, faults: Iterable[Fault], seconds: float) -> None:
+        """Inject until the time is over, the plan is at its end, the run has ended, or :attr:`end <Storm>` is set.
+
+        Leaves the pipeline at its rate, running.
+        """
+        self._began_ms = self._clock.now_ms()
+        try:
+            self._settle()
+            groups = together(faults)
+            while self._elapsed_s() < seconds and not self._end.is_set() and not self.aborted:
+                group = next(groups, None)
+                if group is None:
+                    break
+                self._one(group)
+            self._injector.restore()
+        except (EnvironmentProblem, StageFailedError, BrokerUnavailableError) as error:
+            self.aborted = str(error)
+        finally:
+            self._pool.shutdown(wait=True)
+            self.restarts = self._observer.restarts()
+            self.duration_s = self._elapsed_s()
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Pause the pipeline, and wait until all that was sent is in windows; it goes on afterwards.
+
+        Raises:
+            StageFailedError: that was not reached in time, or the generator does not answer.
+        """
+        with self._injector.paused():
+            deadline_ms = self._clock.now_ms() + int(_DEADLINE_S * 1000)
+            while not self._observer.at_rest():
+                if self._clock.now_ms() > deadline_ms:
+                    raise StageFailedError(
+                        problem=f"the windows did not hold all that was sent within {_DEADLINE_S:.0f} s", fix=""
+                    )
+                self._clock.wait(threading.Event(), _SAMPLE_S)
+            yield
+
+    # -- inside
+
+    def _settle(self) -> None:
+        recovery = Recovery(self._clock.now_ms(), self._injector.rate)
+        if not self._recovered([recovery]) and not self._end.is_set():
+            self.aborted = f"the pipeline was not well to begin with: {recovery.wanting()}"
+
+    def _one(self, group: list[Fault]) -> None:
+        """A fault, with those that overlap it, and the recovery from them."""
+        self._wait(group[0].after_s)
+        futures: list[tuple[Fault, int, Future[Injected]]] = []
+        for fault in group:
+            if futures:
+                self._wait(_OVERLAP_AFTER_S + fault.after_s)
+            futures.append((fault, self._clock.now_ms(), self._pool.submit(self._injector.inject, fault)))
+        injected = [(fault, at_ms, future.result()) for fault, at_ms, future in futures]
+        recoveries = [
+            Recovery(done.over_ms if not done.skipped else at_ms, self._injector.rate) for _, at_ms, done in injected
+        ]
+        well = self._recovered(recoveries)
+        if self._end.is_set():
+            return  # cut short: nothing can be said of it
+        differs = self._disagreement() if well else ""
+        for (fault, at_ms, done), recovery in zip(injected, recoveries, strict=True):
+            failed = "" if well else recovery.wanting()
+            self._note(fault, at_ms, done, recovery, failed or differs)
+        last = self.outcomes[-_MOST_FAILURES_IN_A_ROW:]
+        if len(last) == _MOST_FAILURES_IN_A_ROW and all(outcome.failed for outcome in last):
+            self.aborted = f"{_MOST_FAILURES_IN_A_ROW} failures in a row: {last[-1].failed}"
+
+    def _recovered(self, recoveries: list[Recovery]) -> bool:
+        deadline_ms = self._clock.now_ms() + int(_DEADLINE_S * 1000)
+        while not self._end.is_set():
+            sample = self._observer.sample()
+            self._look_at_memory()
+            if all([recovery.observe(sample) for recovery in recoveries]):
+                return True
+            if sample.at_ms > deadline_ms:
+                return False
+            self._clock.wait(self._end, _SAMPLE_S)
+        return False
+
+    def _disagreement(self) -> str:
+        """The live comparison: what the job has read against what the shards' plans say; a difference must not stay."""
+        deadline_ms = self._clock.now_ms() + int(_DISAGREE_S * 1000)
+        while found := self._observer.disagreements():
+            if self._clock.now_ms() > deadline_ms:
+                return "the job has read " + ", ".join(f"{n:+} of partition {p}" for p, n in sorted(found.items()))
+            self._clock.wait(self._end, _SAMPLE_S)
+        return ""
+
+    def _note(self, fault: Fault, at_ms: int, done: Injected, recovery: Recovery, failed: str) -> None:
+        outcome = Outcome(
+            number=fault.number,
+            kind=fault.kind.value,
+            overlapping=fault.overlapping,
+            begun_s=round((at_ms - self._began_ms) / 1000, 2),
+            detail=done.detail,
+            phase=self._injector.phase(fault, done),
+            skipped=done.skipped,
+            at_rate_s=None if done.skipped else recovery.seconds(recovery.at_rate),
+            fresh_s=None if done.skipped else recovery.seconds(recovery.fresh),
+            api_s=None if done.skipped else recovery.seconds(recovery.api),
+            failed=failed,
+        )
+        self.outcomes.append(outcome)
+        self._tell(_line(outcome))
+
+    def _look_at_memory(self) -> None:
+        """Also finds out that the run has ended."""
+        now_ms = self._clock.now_ms()
+        if now_ms - self._memory_ms < _MEMORY_S * 1000:
+            return
+        self._memory_ms = now_ms
+        found = self._injector.roles()
+        self.memory.add(
+            self._elapsed_s(), {role.value: sum(row.memory_bytes for row in rows) for role, rows in found.items()}
+        )
+
+    def _elapsed_s(self) -> float:
+        return (self._clock.now_ms() - self._began_ms) / 1000
+
+    def _wait(self, seconds: float) -> None:
+        self._clock.wait(self._end, seconds)
+
+
+def together(faults: Iterable[Fault]) -> Iterator[list[Fault]]:
+    """Faults with those that overlap them, two at most: two processes that stand still at once are one fault too many to judge."""
+    group: list[Fault] = []
+    for fault in faults:
+        if group and (not fault.overlapping or len(group) == 2 or _alike(group[0], fault)):
+            yield group
+            group = []
+        group.append(fault)
+    if group:
+        yield group
+
+
+def _alike(first: Fault, second: Fault) -> bool:
+    """Whether the one undoes or repeats the other."""
+    commands = (Kind.PAUSE, Kind.RATE, Kind.RESCALE)
+    return first.kind is second.kind or (first.kind in commands and second.kind in commands)
+
+
+def _line(outcome: Outcome) -> str:
+    hit = f", hit {outcome.phase}" if outcome.phase else ""
+    what = f"{outcome.number:>4} {outcome.kind:<15} {outcome.detail}{hit}"
+    if outcome.skipped:
+        return f"{what}skipped: {outcome.skipped}"
+    times = ", ".join(
+        f"{name} {seconds:.1f} s"
+        for name, seconds in (("rate", outcome.at_rate_s), ("windows", outcome.fresh_s), ("API", outcome.api_s))
+        if seconds is not None
+    )
+    return f"{what}: {times}" + (f"  FAILED: {outcome.failed}" if outcome.failed else "")

@@ -1,0 +1,191 @@
+"""The command that tests a pipeline by breaking it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ray_pipeline.chaos.child import ChildRun
+from ray_pipeline.chaos.inject import Injector
+from ray_pipeline.chaos.observer import Observer
+from ray_pipeline.chaos.plan import KINDS, Fault, Kind, parse_kinds, plan
+from ray_pipeline.chaos.report import StormReport, as_table
+from ray_pipeline.chaos.storm import Storm
+from ray_pipeline.chaos.victims import ProcessTree
+from ray_pipeline.clock import SystemClock
+from ray_pipeline.command.options import STATE, TOPICS, with_settings
+from ray_pipeline.command.running import say
+from ray_pipeline.config import Settings
+from ray_pipeline.errors import ConfigurationError, RayPipelineError
+from ray_pipeline.state import RunInfo, active_run, broker_for_reading
+from ray_pipeline.verification.audit import audit
+
+__all__ = ["chaos"]
+
+_FAULTS_A_MINUTE = 60  # more than can happen: the time ends the storm, not the plan
+_FAILED = 1
+_UNCHECKED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the storm is asked for."""
+
+    seed: int
+    minutes: float
+    faults: list[Fault]
+
+
+@with_settings(*STATE, *TOPICS, "commit_interval_ms", "partitions", "catalog", "movies")
+def chaos(
+    settings: Settings,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="how long faults are injected at most")] = 5.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the plan")] = 1,
+    faults: Annotated[
+        str | None,
+        typer.Option("--faults", metavar="KIND,…", help=f"kinds of faults: {', '.join(KINDS)}  [default: all]"),
+    ] = None,
+    each: Annotated[
+        int | None,
+        typer.Option("--each", min=1, help="end after so many of each kind", show_default=False),
+    ] = None,
+    start: Annotated[
+        bool, typer.Option("--start", help="start a pipeline for it, and end it; without: break the one that runs")
+    ] = False,
+    rate: Annotated[
+        float, typer.Option("--rate", min=1, help="ratings per second of the pipeline that --start starts")
+    ] = 200.0,
+    report: Annotated[Path | None, typer.Option("--report", help="write the report to this file as JSON")] = None,
+) -> None:
+    """Kill, stop and change parts of a pipeline on this machine by a seeded plan, and say what became of the stream.
+
+    Exit code 0: it recovered from everything, every record and window is right; 1: it did not, or one is wrong; 2: it could not be
+    checked.
+    """
+    kinds = _kinds(faults)
+    count = int(minutes * _FAULTS_A_MINUTE) + 1 if each is None else each * len(kinds)
+    wanted = _Wanted(seed, minutes, plan(seed, count, kinds, evenly=each is not None))
+    stop = _on_signals()
+    made = _storm_of_own(settings, wanted, rate, stop) if start else _storm_outside(settings, wanted, stop)
+    found = made.as_dict()
+    if report is not None:
+        report.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    typer.echo(as_table(found))
+    for finding in (found["audit"] or {}).get("findings", ()):
+        typer.echo(f"finding: {json.dumps(finding)}")
+    if made.aborted:
+        typer.echo(f"ended early: {made.aborted}", err=True)
+    raise typer.Exit({"survived": 0, "failed": _FAILED}.get(made.verdict, _UNCHECKED))
+
+
+def _kinds(text: str | None) -> tuple[Kind, ...]:
+    try:
+        return parse_kinds(text)
+    except ValueError as error:
+        raise ConfigurationError(problem=f"--faults: {error}", fix=f"The kinds are: {', '.join(KINDS)}") from None
+
+
+def _on_signals() -> threading.Event:
+    """Set by Ctrl-C and SIGTERM, so that whatever stands still is let go on first."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _storm_of_own(settings: Settings, wanted: _Wanted, rate: float, stop: threading.Event) -> StormReport:
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    state_dir = Path(tempfile.mkdtemp(prefix="chaos-", dir=settings.state_dir))
+    child, ended = ChildRun(state_dir, rate, wanted.seed), ""
+    say("starting a pipeline")
+    try:
+        with _storm(child.settings, child.start(), wanted, stop) as storm:
+            pass
+    finally:
+        say("ending the pipeline")
+        try:
+            child.end()
+        except RayPipelineError as error:
+            ended = str(error)
+    say("checking every record and window")
+    with broker_for_reading(child.settings) as bootstrap:
+        found = audit(child.settings, bootstrap).as_dict()
+    made = _report(storm, wanted, found, ended)
+    if made.verdict == "survived":
+        shutil.rmtree(state_dir)
+    else:
+        say(f"what the pipeline left is kept in {state_dir}")
+    return made
+
+
+def _storm_outside(settings: Settings, wanted: _Wanted, stop: threading.Event) -> StormReport:
+    run = active_run(settings.state_dir)
+    if run is None or "generate" not in run.stages:
+        raise ConfigurationError(
+            problem=f"no pipeline runs in the state directory {settings.state_dir}",
+            fix="Start ray-pipeline run, name its --state-dir, or give --start",
+        )
+    with _storm(settings, run, wanted, stop) as storm:
+        found = None
+        if not storm.aborted:
+            say("pausing the pipeline and checking every record and window")
+            with storm.at_rest():
+                found = audit(settings, run.bootstrap).as_dict()
+    return _report(storm, wanted, found, "")
+
+
+@contextmanager
+def _storm(settings: Settings, run: RunInfo, wanted: _Wanted, stop: threading.Event) -> Iterator[Storm]:
+    """A storm that has passed; the pipeline is still watched."""
+    _require_loopback(run.bootstrap)
+    clock = SystemClock()
+    observer = Observer(settings, run.bootstrap, clock)
+    observer.start()
+    try:
+        rate = float(observer.record("generator")["target_rate"])
+        tree = ProcessTree(run.pid, run.process_started)
+        injector = Injector(settings, run.bootstrap, tree, observer, clock, rate, stop)
+        storm = Storm(injector, observer, clock, say, stop)
+        storm.run(wanted.faults, wanted.minutes * 60)
+        yield storm
+    finally:
+        observer.stop()
+
+
+def _require_loopback(bootstrap: str) -> None:
+    """Refuse brokers of another machine: the processes would not be here, and the faults are somebody's data."""
+    for place in bootstrap.split(","):
+        host = place.rpartition(":")[0].strip("[]")
+        try:
+            local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            local = False
+        if not local:
+            raise ConfigurationError(
+                problem=f"the pipeline's broker {place} is not on this machine's loopback address",
+                fix="Run chaos against a pipeline with an embedded broker, or give --start",
+            )
+
+
+def _report(storm: Storm, wanted: _Wanted, found: dict[str, Any] | None, ended: str) -> StormReport:
+    return StormReport(
+        wanted.seed,
+        storm.duration_s,
+        storm.rate,
+        tuple(storm.outcomes),
+        storm.memory.slopes(),
+        storm.restarts,
+        found,
+        storm.aborted or ended,
+    )
