@@ -1,0 +1,165 @@
+"""Full ratings delivered a second, and CPU µs each: plain, fast and idempotent, beside Kafka's own and librdkafka's own benchmarks.
+
+All on one broker in alternated rounds, medians over rounds: acks=all, idempotent, lz4, linger 5 ms, four partitions; what was sent is
+counted by reading it back ``read_committed``. Ours draws, encodes and keys distinct ratings, four shards in one process. Java's
+``ProducerPerformance`` and C's ``rdkafka_performance`` send one payload of 80 bytes without a key. CPU is that of the whole process;
+ours without its start.
+
+C's is not in any package as a program. It takes part when ``RDKAFKA_PERFORMANCE`` names it; Debian's sources build it::
+
+    apt-get source librdkafka         # needs a deb-src line in the sources of apt
+    cd librdkafka-*/
+    ./configure --disable-ssl --disable-gssapi --disable-curl --disable-zstd
+    make libs && make -C examples rdkafka_performance
+    RDKAFKA_PERFORMANCE=$PWD/examples/rdkafka_performance make -C …/ray-pipeline bench ARGS=delivery
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from bench.common import child, embedded_broker, median
+from ray_pipeline.config import load_settings
+from ray_pipeline.delivery.factory import fallback, open_delivery
+from ray_pipeline.generator.coordination import Coordinator
+from ray_pipeline.generator.worker import GeneratorWorker
+from ray_pipeline.kafka.client import make_admin
+from ray_pipeline.kafka.read import count_records
+from ray_pipeline.kafka.topics import ensure_topics
+from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.model.population import build_movies, build_user_map
+from spark_compat.jars import kafka_tools_jars
+from spark_compat.jvm import find_java
+
+RATINGS = 3_000_000
+ROUNDS = 5
+INTERVALS_MS = (100, 200, 1000)
+PLAIN, FAST, IDEMPOTENT, JAVA, C = "plain", "fast", "idempotent", "ProducerPerformance", "rdkafka_performance"
+WAYS: dict[str, dict[str, Any]] = {PLAIN: {}, FAST: {"fast": True}, IDEMPOTENT: {"delivery": "at-least-once"}}
+
+
+def run() -> dict[str, Any]:
+    ways = _ways()
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    with embedded_broker() as bootstrap:
+        for number in range(ROUNDS):
+            names = list(ways)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                topic = f"{name.replace(' ', '-')}-{number}"
+                settings = load_settings(ratings_topic=topic, progress_topic=f"{topic}.progress")
+                ensure_topics(settings, bootstrap)
+                row = ways[name](bootstrap, topic)
+                row["counted"] = count_records(bootstrap, topic).total
+                assert row["counted"] == RATINGS, (name, row)
+                rows[name].append(row)
+                _delete(bootstrap, topic)
+                print(number, name, row, flush=True)
+    found: dict[str, Any] = {
+        name: {
+            "ratings_per_s": round(median(rounds, "rate")),
+            "cpu_us_each": round(median(rounds, "cpu_us"), 2),
+            "rounds": rounds,
+        }
+        for name, rounds in rows.items()
+    }
+    return {"ratings": RATINGS, "rounds": ROUNDS, **_ratios(found), "ways": found}
+
+
+def _delete(bootstrap: str, topic: str) -> None:
+    admin = make_admin(bootstrap)
+    for done in admin.delete_topics([topic, f"{topic}.progress"]).values():
+        done.result(15)
+
+
+def _ways() -> dict[str, Callable[[str, str], dict[str, Any]]]:
+    ways: dict[str, Callable[[str, str], dict[str, Any]]] = {
+        f"{kind} {interval} ms": partial(_ours, kind, interval)
+        for interval in INTERVALS_MS
+        for kind in (PLAIN, IDEMPOTENT)
+    }
+    ways[f"{FAST} 200 ms"] = partial(_ours, FAST, 200)
+    ways[JAVA] = _java
+    if os.environ.get("RDKAFKA_PERFORMANCE"):
+        ways[C] = partial(_c, os.environ["RDKAFKA_PERFORMANCE"])
+    return ways
+
+
+def _ratios(found: dict[str, Any]) -> dict[str, float]:
+    rate = {name: row["ratings_per_s"] for name, row in found.items()}
+    pairs = [(f"{FAST} 200 ms", C), (f"{FAST} 200 ms", f"{PLAIN} 200 ms"), (f"{PLAIN} 200 ms", JAVA)]
+    pairs += [(f"{PLAIN} {ms} ms", f"{IDEMPOTENT} {ms} ms") for ms in INTERVALS_MS]
+    return {f"{a} / {b}": round(rate[a] / rate[b], 2) for a, b in pairs if b in rate}
+
+
+def _ours(kind: str, interval_ms: int, bootstrap: str, topic: str) -> dict[str, Any]:
+    out, _, _ = child([sys.executable, "-m", "bench.delivery", bootstrap, topic, kind, str(interval_ms)])
+    row: dict[str, Any] = json.loads(out)
+    return row
+
+
+def _java(bootstrap: str, topic: str) -> dict[str, Any]:
+    jars = os.pathsep.join(map(str, kafka_tools_jars()))
+    properties = f"bootstrap.servers={bootstrap} acks=all compression.type=lz4 linger.ms=5 batch.size=131072"
+    command = [str(find_java().executable), "-Xmx512m", "-cp", jars, "org.apache.kafka.tools.ProducerPerformance"]
+    command += ["--topic", topic, "--num-records", str(RATINGS), "--record-size", "80", "--throughput", "-1"]
+    out, _, cpu = child([*command, "--producer-props", *properties.split()])
+    return _reported(r"(\d+) records sent, ([\d.]+) records/sec", out, cpu)
+
+
+def _c(program: str, bootstrap: str, topic: str) -> dict[str, Any]:
+    properties = ["enable.idempotence=true", "linger.ms=5", "batch.num.messages=10000"]
+    properties += ["queue.buffering.max.messages=100000", "queue.buffering.max.kbytes=65536"]
+    command = [program, "-P", "-t", topic, "-b", bootstrap, "-s", "80", "-c", str(RATINGS), "-z", "lz4", "-a", "-1"]
+    out, _, cpu = child([*command, *(part for p in properties for part in ("-X", p))])
+    return _reported(r"(\d+) messages produced .* (\d+) msgs/s", out, cpu)
+
+
+def _reported(pattern: str, out: str, cpu: float) -> dict[str, Any]:
+    """What the program says of itself at its end."""
+    sent, rate = re.findall(pattern, out)[-1]
+    assert int(sent) == RATINGS, out
+    return {"rate": float(rate), "cpu_us": cpu / RATINGS * 1e6}
+
+
+def _send(bootstrap: str, topic: str, kind: str, interval_ms: str) -> None:
+    """In a process of its own: sends as fast as it can, and prints what it took."""
+    settings = load_settings(
+        rate=1e8,
+        ratings=RATINGS,
+        ratings_topic=topic,
+        progress_topic=f"{topic}.progress",
+        commit_interval_ms=interval_ms,
+        **WAYS[kind],
+    )
+    assert fallback(settings) is None
+    catalogue, user_map = load_catalogue(settings), build_user_map(settings)
+    coordinator = Coordinator(settings, settings.digest(catalogue.digest), [user_map.share(p) for p in range(4)])
+    worker = GeneratorWorker(
+        settings, range(4), build_movies(settings, catalogue), lambda p: open_delivery(settings, bootstrap, p)
+    )
+    began = cpu = 0.0
+    while True:
+        coordinator.observe(list(worker.report().shards))
+        told = coordinator.assignments(time.time_ns() // 1_000_000)
+        if told:
+            began, cpu = began or time.monotonic(), cpu or time.process_time()
+            worker.begin(told)
+        totals = coordinator.totals()
+        assert totals.failed is None, totals
+        if totals.finished:
+            break
+        threading.Event().wait(0.01)
+    wall, cpu = time.monotonic() - began, time.process_time() - cpu
+    print(json.dumps({"rate": RATINGS / wall, "cpu_us": cpu / RATINGS * 1e6}))
+
+
+if __name__ == "__main__":
+    _send(*sys.argv[1:])
