@@ -1,9 +1,9 @@
 """Full ratings delivered a second, and CPU µs each: plain, fast and idempotent, beside Kafka's own and librdkafka's own benchmarks.
 
 All on one broker in alternated rounds, medians over rounds: acks=all, idempotent, lz4, linger 5 ms, four partitions; what was sent is
-counted by reading it back ``read_committed``. Ours draws, encodes and keys distinct ratings, four shards in one process. Java's
-``ProducerPerformance`` and C's ``rdkafka_performance`` send one payload of 80 bytes without a key. CPU is that of the whole process;
-ours without its start.
+counted by reading it back ``read_committed``. Ours draws, encodes and keys distinct ratings, four shards on threads of one process,
+without pacing. Java's ``ProducerPerformance`` and C's ``rdkafka_performance`` send one payload of 80 bytes without a key. CPU is that
+of the whole process; ours without its start.
 
 C's is not in any package as a program. It takes part when ``RDKAFKA_PERFORMANCE`` names it; Debian's sources build it::
 
@@ -20,25 +20,29 @@ import json
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from bench.common import child, embedded_broker, median
-from ray_pipeline.config import load_settings
+from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.factory import fallback, open_delivery
-from ray_pipeline.generator.coordination import Coordinator
-from ray_pipeline.generator.worker import GeneratorWorker
+from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
+from ray_pipeline.events import EventBatch
+from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.generator.runner import MOST_RATINGS_AT_ONCE as BATCH
 from ray_pipeline.kafka.client import make_admin
 from ray_pipeline.kafka.read import count_records
 from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.model.catalogue import load_catalogue
-from ray_pipeline.model.population import build_movies, build_user_map
+from ray_pipeline.model.population import build_movies, build_user_map, build_users
+from ray_pipeline.model.ratings import ShardModel
 from spark_compat.jars import kafka_tools_jars
 from spark_compat.jvm import find_java
 
+START_MS = 1_700_000_000_000
 RATINGS = 3_000_000
 ROUNDS = 5
 INTERVALS_MS = (100, 200, 1000)
@@ -58,7 +62,7 @@ def run() -> dict[str, Any]:
                 ensure_topics(settings, bootstrap)
                 row = ways[name](bootstrap, topic)
                 row["counted"] = count_records(bootstrap, topic).total
-                assert row["counted"] == RATINGS, (name, row)
+                assert row["counted"] == row["sent"], (name, row)
                 rows[name].append(row)
                 _delete(bootstrap, topic)
                 print(number, name, row, flush=True)
@@ -100,7 +104,7 @@ def _ratios(found: dict[str, Any]) -> dict[str, float]:
 
 
 def _ours(kind: str, interval_ms: int, bootstrap: str, topic: str) -> dict[str, Any]:
-    out, _, _ = child([sys.executable, "-m", "bench.delivery", bootstrap, topic, kind, str(interval_ms)])
+    out, _, _ = child([sys.executable, "-m", "bench.delivery", bootstrap, topic, kind, str(interval_ms), str(RATINGS)])
     row: dict[str, Any] = json.loads(out)
     return row
 
@@ -126,39 +130,53 @@ def _reported(pattern: str, out: str, cpu: float) -> dict[str, Any]:
     """What the program says of itself at its end."""
     sent, rate = re.findall(pattern, out)[-1]
     assert int(sent) == RATINGS, out
-    return {"rate": float(rate), "cpu_us": cpu / RATINGS * 1e6}
+    return {"rate": float(rate), "cpu_us": cpu / RATINGS * 1e6, "sent": RATINGS}
 
 
-def _send(bootstrap: str, topic: str, kind: str, interval_ms: str) -> None:
-    """In a process of its own: sends as fast as it can, and prints what it took."""
+def _send(bootstrap: str, topic: str, kind: str, interval_ms: str, ratings: str) -> None:
+    """In a process of its own: sends as fast as it can, a thread a shard, and prints what it took."""
     settings = load_settings(
-        rate=1e8,
-        ratings=RATINGS,
+        rate=1e6,
         ratings_topic=topic,
         progress_topic=f"{topic}.progress",
         commit_interval_ms=interval_ms,
         **WAYS[kind],
     )
     assert fallback(settings) is None
-    catalogue, user_map = load_catalogue(settings), build_user_map(settings)
-    coordinator = Coordinator(settings, settings.digest(catalogue.digest), [user_map.share(p) for p in range(4)])
-    worker = GeneratorWorker(
-        settings, range(4), build_movies(settings, catalogue), lambda p: open_delivery(settings, bootstrap, p)
-    )
-    began = cpu = 0.0
-    while True:
-        coordinator.observe(list(worker.report().shards))
-        told = coordinator.assignments(time.time_ns() // 1_000_000)
-        if told:
-            began, cpu = began or time.monotonic(), cpu or time.process_time()
-            worker.begin(told)
-        totals = coordinator.totals()
-        assert totals.failed is None, totals
-        if totals.finished:
-            break
-        threading.Event().wait(0.01)
-    wall, cpu = time.monotonic() - began, time.process_time() - cpu
-    print(json.dumps({"rate": RATINGS / wall, "cpu_us": cpu / RATINGS * 1e6}))
+    movies, user_map = build_movies(settings, load_catalogue(settings)), build_user_map(settings)
+    sends = []
+    for p in range(settings.partitions):
+        model = ShardModel(settings, p, build_users(settings, user_map.users_of(p)), movies)
+        delivery = open_delivery(settings, bootstrap, p)
+        delivery.open(60)
+        share = user_map.share(p)
+        sends.append(partial(_send_shard, settings, model, delivery, share, round(int(ratings) * share)))
+    with ThreadPoolExecutor(len(sends)) as pool:
+        began, cpu = time.monotonic(), time.process_time()
+        counts = [send.result() for send in [pool.submit(send) for send in sends]]
+        wall, cpu = time.monotonic() - began, time.process_time() - cpu
+    print(json.dumps({"rate": sum(counts) / wall, "cpu_us": cpu / sum(counts) * 1e6, "sent": sum(counts)}))
+
+
+def _send_shard(settings: Settings, model: ShardModel, delivery: ShardDelivery, share: float, count: int) -> int:
+    """Every rating of the shard, in batches as large as the generator's, a commit an interval; how many there were."""
+    epochs = (Epoch(START_MS, settings.rate),)
+    schedule = ShardSchedule(RatePlan(epochs), share, 0.5)
+    at, committed_ms = 0, time.monotonic() * 1000
+    while at < count:
+        times = schedule.due_ms(at, min(BATCH, count - at))
+        drawn = model.draw(at, len(times))
+        delivery.send(EventBatch(model.partition, at, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times))
+        at += len(times)
+        now_ms = time.monotonic() * 1000
+        if at == count or now_ms - committed_ms >= settings.commit_interval_ms:
+            progress = ShardProgress(
+                "bench", "bench", model.partition, at, int(times[-1]), START_MS, epochs, share, 0.5
+            )
+            delivery.commit(progress)
+            committed_ms = now_ms
+    delivery.close()
+    return count
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaException, Producer
 
 from ray_pipeline.delivery.interface import ShardProgress, progress_key
 from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, delivery_error
-from ray_pipeline.errors import DeliveryError
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.read import newest_of_key
@@ -49,7 +49,12 @@ class IdempotentDelivery:
         self._producer = make_producer(self._bootstrap, on_delivery=self._delivered, message_timeout_ms=0)
         self._check.now(self._producer, deadline_s)
         left_s = max(1.0, end - time.monotonic())
-        value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), left_s)
+        try:
+            value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), left_s)
+        except KafkaException as error:
+            raise delivery_error(self._producer, self._partition, "open", error.args[0]) from error
+        except BrokerUnavailableError as error:
+            raise DeliveryError(error.problem, error.fix) from error
         return None if value is None else ShardProgress.from_json(value)
 
     def send(self, batch: EventBatch) -> None:

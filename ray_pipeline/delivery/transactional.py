@@ -7,6 +7,8 @@ whoever had it before.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +17,12 @@ from confluent_kafka import KafkaException, Producer
 
 from ray_pipeline.delivery.interface import ShardProgress, progress_key
 from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, Sender, delivery_error
-from ray_pipeline.errors import DeliveryError
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.client import make_producer
-from ray_pipeline.kafka.read import newest_of_key
+from ray_pipeline.kafka.read import newest_of_key, transaction_is_open
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["TRANSACTION_TIMEOUT_MS", "TransactionalDelivery"]
 
@@ -69,7 +73,13 @@ class TransactionalDelivery:
         self._do("init_transactions", lambda p: p.init_transactions(deadline_s))
         self._check.now(self._producer, _left(end))
         self._sender = self._make_sender(self._producer, self._ratings_topic)
-        value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), _left(end))
+        try:
+            self._end_left_over(_left(end))
+            value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), _left(end))
+        except KafkaException as error:
+            raise delivery_error(self._producer, self._partition, "open", error.args[0]) from error
+        except BrokerUnavailableError as error:
+            raise DeliveryError(error.problem, error.fix) from error
         return None if value is None else ShardProgress.from_json(value)
 
     def send(self, batch: EventBatch) -> None:
@@ -111,6 +121,26 @@ class TransactionalDelivery:
         if sender is not None:
             sender.close()
 
+    def _end_left_over(self, deadline_s: float) -> None:
+        """Abort what the coordinator knows nothing of any more.
+
+        A broker that is killed after it decided to commit, but before it marked the partitions, can come up and forget to (seen with
+        Kafka 4.3.1, whose coordinator takes partitions that have no leader yet for deleted). Readers would wait there for ever, and
+        what lies there would be seen together with the next commit, which sends it again. Nobody has seen it, and the progress
+        record lies in it too: an aborted transaction over the same partitions takes both back. In the topic of progress other
+        shards have transactions open, so it cannot be told whether one was left there: there it is done every time.
+        """
+        places = [(self._progress_topic, 0)]
+        if transaction_is_open(self._bootstrap, self._ratings_topic, self._partition):
+            _log.warning("shard %d: a transaction was left open by the broker and is aborted", self._partition)
+            places.append((self._ratings_topic, self._partition))
+        self._begin()
+        for topic, partition in places:
+            self._do("produce", functools.partial(_produce_nothing, topic=topic, partition=partition))
+        self._do("flush", lambda p: p.flush(deadline_s))
+        self._do("abort_transaction", lambda p: p.abort_transaction(deadline_s))
+        self._in_transaction = False
+
     def _opened(self) -> Producer:
         if self._producer is None:
             msg = f"shard {self._partition} is not open"
@@ -130,6 +160,10 @@ class TransactionalDelivery:
             raise delivery_error(producer, self._partition, what, error.args[0]) from error
         except BufferError as error:
             raise DeliveryError(problem=f"shard {self._partition}: {what}: the queue is full") from error
+
+
+def _produce_nothing(producer: Producer, topic: str, partition: int) -> None:
+    producer.produce(topic, value=b"", key=b"", partition=partition)
 
 
 def _left(end: float) -> float:
