@@ -42,7 +42,7 @@ lint: install     ## ruff and the import contracts
 types: install    ## mypy, strict
 	$(BIN)/mypy
 
-bench: install    ## Run every benchmark, or one: make bench ARGS=producer
+bench: install    ## Run every benchmark, or one: make bench ARGS=delivery
 	$(BIN)/python -m bench $(ARGS)
 
 chaos: install    ## Break a pipeline on purpose and check every record: make chaos ARGS="--minutes 60 --seed 1"

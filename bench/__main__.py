@@ -7,7 +7,7 @@ import sys
 
 from bench.common import save
 
-NAMES = ("producer", "audit", "windows", "latency", "capacity", "pacing", "coldstart", "memory")
+NAMES = ("delivery", "audit", "windows", "latency", "capacity", "pacing", "coldstart", "memory")
 
 
 def main() -> int:

@@ -100,6 +100,10 @@ class Settings(BaseSettings):
     delivery: Literal["exactly-once", "at-least-once"] = Field(
         "exactly-once", description="exactly-once (a transaction a commit) or at-least-once (idempotent only)"
     )
+    fast: bool = Field(
+        False,
+        description="deliver by columns: one call into librdkafka a block instead of one a rating; exactly-once only",
+    )
     commit_interval_ms: int = Field(100, ge=10, le=60_000, description="time between commits of a shard, ms")
 
     # -- windows
@@ -157,6 +161,12 @@ class Settings(BaseSettings):
             msg = (
                 f"actors={self.actors} is more than partitions={self.partitions}: an actor owns whole partitions, "
                 "so lower actors or raise partitions"
+            )
+            raise ValueError(msg)
+        if self.fast and self.delivery != "exactly-once":
+            msg = (
+                f"fast=True does not go with delivery={self.delivery}: only a transaction's commit says that every rating "
+                "sent by columns arrived, so drop fast or set delivery to exactly-once"
             )
             raise ValueError(msg)
         if self.user_bias_share + self.movie_bias_share + self.factor_share > 1 + 1e-9:

@@ -88,7 +88,7 @@ class DeliveryError(RayPipelineError):
 
 
 class FencedError(DeliveryError):
-    """Another producer of the same shard took over; this one must stop."""
+    """Another producer of the same shard took over, or the broker gave this one's transaction up: this one must stop."""
 
 
 class ProcessingError(RayPipelineError):

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 
 from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
-from ray_pipeline.delivery.factory import open_delivery
+from ray_pipeline.delivery.factory import fallback, open_delivery
 from ray_pipeline.errors import StageFailedError
 from ray_pipeline.generator.placement import Placement
 from ray_pipeline.generator.runner import Assignment, ShardReport
@@ -35,7 +35,9 @@ class _WorkerActor:
     """The remote end: a plain worker, built in the actor's own process."""
 
     def __init__(self, settings: Settings, bootstrap: str, movies: Movies) -> None:
-        self._worker = GeneratorWorker(settings, movies, lambda p: open_delivery(settings, bootstrap, p))
+        self._worker = GeneratorWorker(
+            settings, movies, lambda p: open_delivery(settings, bootstrap, p), note=fallback(settings) or ""
+        )
         self._node = str(ray.get_runtime_context().get_node_id())
 
     def exchange(self, orders: Orders) -> tuple[str, WorkerReport]:
@@ -87,6 +89,7 @@ class Fleet:
         self._placement = placement
         self._clock = clock
         self._note = note
+        self._noted: set[str] = set()
         self._actors: list[_Actor] = []
         self._started = 0
 
@@ -184,6 +187,9 @@ class Fleet:
             self._note_failures(before, report)
         actor.node, actor.report, actor.heard_ms = node, report, self._clock.now_ms()
         actor.alive, actor.replaced = True, False
+        if report.note and report.note not in self._noted:  # what all say is told once
+            self._noted.add(report.note)
+            self._note(report.note)
         self._placement.heard(actor.number, {*report.leaving, *(shard.partition for shard in report.shards)})
         mine = self._placement.of(actor.number)
         return [shard for shard in report.shards if shard.partition in mine]

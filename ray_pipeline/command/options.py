@@ -69,6 +69,7 @@ GENERATOR = (
     "start_time_ms",
     "actors",
     "delivery",
+    "fast",
     "commit_interval_ms",
     "ray_address",
     "stop_timeout_s",

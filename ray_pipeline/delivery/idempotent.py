@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 
 from ray_pipeline.delivery.interface import ShardProgress, progress_key
-from ray_pipeline.delivery.transactional import delivery_error, produce_all
-from ray_pipeline.errors import DeliveryError
+from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, delivery_error
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.read import newest_of_key
@@ -27,36 +28,49 @@ class IdempotentDelivery:
         ratings_topic: where ratings go.
         progress_topic: where progress goes.
         partition: the shard.
+        partitions: how many partitions the ratings topic must have.
     """
 
-    def __init__(self, bootstrap: str, ratings_topic: str, progress_topic: str, partition: int) -> None:
+    def __init__(
+        self, bootstrap: str, ratings_topic: str, progress_topic: str, partition: int, partitions: int
+    ) -> None:
         self._bootstrap = bootstrap
         self._ratings_topic = ratings_topic
         self._progress_topic = progress_topic
         self._partition = partition
+        self._check = PartitionCheck(ratings_topic, partitions, partition)
         self._producer: Producer | None = None
         self._failed: Any = None
 
     def open(self, deadline_s: float) -> ShardProgress | None:
         """Read the last progress."""
+        end = time.monotonic() + deadline_s
         # a message timeout would turn an outage into a hole in the sequence: the commit's deadline bounds it instead
         self._producer = make_producer(self._bootstrap, on_delivery=self._delivered, message_timeout_ms=0)
-        value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), deadline_s)
+        self._check.now(self._producer, deadline_s)
+        left_s = max(1.0, end - time.monotonic())
+        try:
+            value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), left_s)
+        except KafkaException as error:
+            raise delivery_error(self._producer, self._partition, "open", error.args[0]) from error
+        except BrokerUnavailableError as error:
+            raise DeliveryError(error.problem, error.fix) from error
         return None if value is None else ShardProgress.from_json(value)
 
     def send(self, batch: EventBatch) -> None:
         """Queue ratings."""
         self._raise_failure()
-        produce_all(self._opened(), self._ratings_topic, batch, self._error)
+        RecordSender(self._opened(), self._ratings_topic).send(batch)
 
     def commit(self, progress: ShardProgress) -> None:
         """Wait until all ratings are acknowledged, then record the progress."""
+        self._check.now_and_then(self._opened())
         self._flush()
         key = progress_key(self._partition).encode()
         try:
             self._opened().produce(self._progress_topic, key=key, value=progress.to_json(), partition=0)
         except KafkaException as error:
-            raise self._error("produce", error) from error
+            raise delivery_error(self._opened(), self._partition, "produce", error.args[0]) from error
         self._flush()
 
     def close(self) -> None:
@@ -64,7 +78,8 @@ class IdempotentDelivery:
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.purge()
-            producer.poll(0)
+            with contextlib.suppress(KafkaException):  # a fatal error, which was raised before, is said here once more
+                producer.poll(0)
 
     def _opened(self) -> Producer:
         if self._producer is None:
@@ -89,7 +104,4 @@ class IdempotentDelivery:
 
     def _raise_failure(self) -> None:
         if self._failed is not None:
-            raise delivery_error(self._partition, "delivery", self._failed)
-
-    def _error(self, what: str, error: KafkaException) -> DeliveryError:
-        return delivery_error(self._partition, what, error.args[0])
+            raise delivery_error(self._opened(), self._partition, "delivery", self._failed)

@@ -6,24 +6,28 @@ whoever had it before.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaException, Producer
 
-from ray_pipeline.codec import encode_keys, encode_values
 from ray_pipeline.delivery.interface import ShardProgress, progress_key
-from ray_pipeline.errors import DeliveryError, FencedError
+from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, Sender, delivery_error
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.client import make_producer
-from ray_pipeline.kafka.read import newest_of_key
+from ray_pipeline.kafka.read import newest_of_key, transaction_is_open
 
-__all__ = ["TransactionalDelivery"]
+_log = logging.getLogger(__name__)
+
+__all__ = ["TRANSACTION_TIMEOUT_MS", "TransactionalDelivery"]
 
 TRANSACTION_TIMEOUT_MS = 10_000
 """A shard that died in a transaction holds readers up for so long at most."""
-_SEND_DEADLINE_S = 60.0
 _COMMIT_DEADLINE_S = 30.0
 
 
@@ -35,14 +39,27 @@ class TransactionalDelivery:
         ratings_topic: where ratings go.
         progress_topic: where progress goes.
         partition: the shard.
+        partitions: how many partitions the ratings topic must have.
+        make_sender: how ratings get into the queue of a producer, for a topic.
     """
 
-    def __init__(self, bootstrap: str, ratings_topic: str, progress_topic: str, partition: int) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        ratings_topic: str,
+        progress_topic: str,
+        partition: int,
+        partitions: int,
+        make_sender: Callable[[Producer, str], Sender] = RecordSender,
+    ) -> None:
         self._bootstrap = bootstrap
         self._ratings_topic = ratings_topic
         self._progress_topic = progress_topic
         self._partition = partition
+        self._make_sender = make_sender
+        self._check = PartitionCheck(ratings_topic, partitions, partition)
         self._producer: Producer | None = None
+        self._sender: Sender | None = None
         self._in_transaction = False
 
     def open(self, deadline_s: float) -> ShardProgress | None:
@@ -54,22 +71,27 @@ class TransactionalDelivery:
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         )
         self._do("init_transactions", lambda p: p.init_transactions(deadline_s))
-        value = newest_of_key(
-            self._bootstrap,
-            self._progress_topic,
-            progress_key(self._partition),
-            max(1.0, end - time.monotonic()),
-        )
+        self._check.now(self._producer, _left(end))
+        self._sender = self._make_sender(self._producer, self._ratings_topic)
+        try:
+            self._end_left_over(_left(end))
+            value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), _left(end))
+        except KafkaException as error:
+            raise delivery_error(self._producer, self._partition, "open", error.args[0]) from error
+        except BrokerUnavailableError as error:
+            raise DeliveryError(error.problem, error.fix) from error
         return None if value is None else ShardProgress.from_json(value)
 
     def send(self, batch: EventBatch) -> None:
         """Queue ratings inside the open transaction, or begin one."""
         self._begin()
-        produce_all(self._opened(), self._ratings_topic, batch, self._error)
+        assert self._sender is not None
+        self._sender.send(batch)
 
     def commit(self, progress: ShardProgress) -> None:
         """Commit what was sent, with the progress record."""
         self._begin()
+        self._check.now_and_then(self._opened())
         self._do(
             "produce",
             lambda p: p.produce(
@@ -85,15 +107,39 @@ class TransactionalDelivery:
     def close(self) -> None:
         """Abort what is open, if the broker still listens; else the next open, or the timeout, does it."""
         producer, self._producer = self._producer, None
+        sender, self._sender = self._sender, None
         if producer is None:
             return
         try:
             if self._in_transaction:
                 self._in_transaction = False
                 producer.abort_transaction(1.0)
-            producer.poll(0)
-        except KafkaException:  # also a fatal error from before, such as having been fenced
+        except KafkaException:
             producer.purge()  # nothing of it may linger and be sent after this object is gone
+        with contextlib.suppress(KafkaException):  # a fatal error, which was raised before, is said here once more
+            producer.poll(0)
+        if sender is not None:
+            sender.close()
+
+    def _end_left_over(self, deadline_s: float) -> None:
+        """Abort what the coordinator knows nothing of any more.
+
+        A broker that is killed after it decided to commit, but before it marked the partitions, can come up and forget to (seen with
+        Kafka 4.3.1, whose coordinator takes partitions that have no leader yet for deleted). Readers would wait there for ever, and
+        what lies there would be seen together with the next commit, which sends it again. Nobody has seen it, and the progress
+        record lies in it too: an aborted transaction over the same partitions takes both back. In the topic of progress other
+        shards have transactions open, so it cannot be told whether one was left there: there it is done every time.
+        """
+        places = [(self._progress_topic, 0)]
+        if transaction_is_open(self._bootstrap, self._ratings_topic, self._partition):
+            _log.warning("shard %d: a transaction was left open by the broker and is aborted", self._partition)
+            places.append((self._ratings_topic, self._partition))
+        self._begin()
+        for topic, partition in places:
+            self._do("produce", functools.partial(_produce_nothing, topic=topic, partition=partition))
+        self._do("flush", lambda p: p.flush(deadline_s))
+        self._do("abort_transaction", lambda p: p.abort_transaction(deadline_s))
+        self._in_transaction = False
 
     def _opened(self) -> Producer:
         if self._producer is None:
@@ -107,60 +153,18 @@ class TransactionalDelivery:
             self._in_transaction = True
 
     def _do(self, what: str, call: Callable[[Producer], Any]) -> None:
+        producer = self._opened()
         try:
-            call(self._opened())
+            call(producer)
         except KafkaException as error:
-            raise self._error(what, error) from error
+            raise delivery_error(producer, self._partition, what, error.args[0]) from error
         except BufferError as error:
-            raise DeliveryError(problem=f"shard {self._partition}: {what}: the queue is full", fix="") from error
-
-    def _error(self, what: str, error: KafkaException) -> DeliveryError:
-        cause = error.args[0]
-        if cause.code() == KafkaError._FATAL:  # says only that there was an error before: this call says which
-            try:
-                self._opened().begin_transaction()
-            except KafkaException as first:
-                cause = first.args[0]
-        return delivery_error(self._partition, what, cause)
+            raise DeliveryError(problem=f"shard {self._partition}: {what}: the queue is full") from error
 
 
-def delivery_error(partition: int, what: str, error: KafkaError) -> DeliveryError:
-    """The error of our own tree that a Kafka error amounts to."""
-    fenced = error.code() in (
-        KafkaError._FENCED,
-        KafkaError.INVALID_PRODUCER_EPOCH,
-        KafkaError.PRODUCER_FENCED,
-        KafkaError.INVALID_PRODUCER_ID_MAPPING,
-    )
-    kind = FencedError if fenced and error.code() != KafkaError.INVALID_PRODUCER_ID_MAPPING else DeliveryError
-    return kind(problem=f"shard {partition}: {what}: {error.str()}", fix="")
+def _produce_nothing(producer: Producer, topic: str, partition: int) -> None:
+    producer.produce(topic, value=b"", key=b"", partition=partition)
 
 
-def produce_all(
-    producer: Producer, topic: str, batch: EventBatch, translate: Callable[[str, KafkaException], DeliveryError]
-) -> None:
-    """Queue every rating of a batch for its partition; wait while the queue is full.
-
-    Raises:
-        DeliveryError: the queue stayed full for a minute, or the producer refused a record.
-    """
-    produce, partition = producer.produce, batch.partition
-    deadline: float | None = None
-    try:
-        for key, value in zip(encode_keys(batch), encode_values(batch), strict=True):
-            while True:
-                try:
-                    produce(topic, value, key, partition)
-                    break
-                except BufferError:
-                    now = time.monotonic()
-                    deadline = deadline or now + _SEND_DEADLINE_S
-                    if now > deadline:
-                        raise DeliveryError(
-                            problem=f"shard {partition}: the queue stayed full for {_SEND_DEADLINE_S:.0f} s",
-                            fix="The broker is too slow or away: lower the rate or add brokers",
-                        ) from None
-                    producer.poll(0.05)
-        producer.poll(0)
-    except KafkaException as error:
-        raise translate("produce", error) from error
+def _left(end: float) -> float:
+    return max(1.0, end - time.monotonic())

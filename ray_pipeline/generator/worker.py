@@ -41,12 +41,14 @@ class WorkerReport:
         pid: process id.
         shards: a report a shard that it has.
         leaving: the partitions that it has not let go of yet.
+        note: what the process could not do as it was asked to; empty when there is nothing to say.
     """
 
     incarnation: str
     pid: int
     shards: tuple[ShardReport, ...]
     leaving: tuple[int, ...]
+    note: str = ""
 
 
 class GeneratorWorker:
@@ -57,6 +59,7 @@ class GeneratorWorker:
         movies: all movies; one copy a node.
         open_delivery: makes a fresh delivery of a partition.
         clock: tells the time.
+        note: goes into each report.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class GeneratorWorker:
         movies: Movies,
         open_delivery: Callable[[int], ShardDelivery],
         clock: Clock | None = None,
+        note: str = "",
     ) -> None:
+        self._note = note
         self._incarnation = uuid.uuid4().hex
         self._settings = settings
         self._movies = movies
@@ -90,7 +95,7 @@ class GeneratorWorker:
             if orders.stop:
                 self._runners[partition].stop()
         shards = tuple(runner.report() for runner in self._runners.values())
-        return WorkerReport(self._incarnation, os.getpid(), shards, tuple(self._leaving))
+        return WorkerReport(self._incarnation, os.getpid(), shards, tuple(self._leaving), self._note)
 
     def _start(self, partition: int) -> ShardRunner:
         runner = ShardRunner(

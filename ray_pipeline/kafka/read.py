@@ -26,6 +26,7 @@ __all__ = [
     "read_topic",
     "read_topic_from",
     "tail",
+    "transaction_is_open",
 ]
 
 _log = logging.getLogger(__name__)
@@ -198,6 +199,20 @@ class LatestRecords:
     def close(self) -> None:
         """Let go of the broker."""
         self._consumer.close()
+
+
+def transaction_is_open(bootstrap: str, topic: str, partition: int) -> bool:
+    """Whether readers of committed data are held up before the end of a partition.
+
+    Raises:
+        KafkaException: the broker does not answer.
+    """
+    end = _ends(bootstrap, topic, [partition])[partition]
+    consumer = make_consumer(bootstrap)
+    try:
+        return watermark_offsets(consumer, topic, partition)[1] < end
+    finally:
+        consumer.close()
 
 
 def _record(message: Message) -> Record:

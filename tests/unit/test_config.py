@@ -33,6 +33,7 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path, monkeyp
         ({"sliding_s": "100"}, "sliding_s=100"),
         ({"executor_memory": "lots"}, "executor_memory"),
         ({"delivery": "maybe"}, "delivery"),
+        ({"fast": "yes", "delivery": "at-least-once"}, "fast=True does not go with delivery=at-least-once"),
         ({"api_port": "70000"}, "api_port"),
         ({"colour": "red"}, "colour"),
     ],

@@ -1,0 +1,183 @@
+"""Full ratings delivered a second, and CPU µs each: plain, fast and idempotent, beside Kafka's own and librdkafka's own benchmarks.
+
+All on one broker in alternated rounds, medians over rounds: acks=all, idempotent, lz4, linger 5 ms, four partitions; what was sent is
+counted by reading it back ``read_committed``. Ours draws, encodes and keys distinct ratings, four shards on threads of one process,
+without pacing. Java's ``ProducerPerformance`` and C's ``rdkafka_performance`` send one payload of 80 bytes without a key. CPU is that
+of the whole process; ours without its start.
+
+C's is not in any package as a program. It takes part when ``RDKAFKA_PERFORMANCE`` names it; Debian's sources build it::
+
+    apt-get source librdkafka         # needs a deb-src line in the sources of apt
+    cd librdkafka-*/
+    ./configure --disable-ssl --disable-gssapi --disable-curl --disable-zstd
+    make libs && make -C examples rdkafka_performance
+    RDKAFKA_PERFORMANCE=$PWD/examples/rdkafka_performance make -C …/ray-pipeline bench ARGS=delivery
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from bench.common import child, embedded_broker, median
+from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.delivery.factory import fallback, open_delivery
+from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
+from ray_pipeline.events import EventBatch
+from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.generator.runner import MOST_RATINGS_AT_ONCE as BATCH
+from ray_pipeline.kafka.client import make_admin
+from ray_pipeline.kafka.read import count_records
+from ray_pipeline.kafka.topics import ensure_topics
+from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.model.population import build_movies, build_user_map, build_users
+from ray_pipeline.model.ratings import ShardModel
+from spark_compat.jars import kafka_tools_jars
+from spark_compat.jvm import find_java
+
+START_MS = 1_700_000_000_000
+RATINGS = 3_000_000
+ROUNDS = 5
+INTERVALS_MS = (100, 200, 1000)
+PLAIN, FAST, IDEMPOTENT, JAVA, C = "plain", "fast", "idempotent", "ProducerPerformance", "rdkafka_performance"
+WAYS: dict[str, dict[str, Any]] = {PLAIN: {}, FAST: {"fast": True}, IDEMPOTENT: {"delivery": "at-least-once"}}
+
+
+def run() -> dict[str, Any]:
+    ways = _ways()
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    with embedded_broker() as bootstrap:
+        for number in range(ROUNDS):
+            names = list(ways)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                topic = f"{name.replace(' ', '-')}-{number}"
+                settings = load_settings(ratings_topic=topic, progress_topic=f"{topic}.progress")
+                ensure_topics(settings, bootstrap)
+                row = ways[name](bootstrap, topic)
+                row["counted"] = count_records(bootstrap, topic).total
+                assert row["counted"] == row["sent"], (name, row)
+                rows[name].append(row)
+                _delete(bootstrap, topic)
+                print(number, name, row, flush=True)
+    found: dict[str, Any] = {
+        name: {
+            "ratings_per_s": round(median(rounds, "rate")),
+            "cpu_us_each": round(median(rounds, "cpu_us"), 2),
+            "rounds": rounds,
+        }
+        for name, rounds in rows.items()
+    }
+    return {"ratings": RATINGS, "rounds": ROUNDS, **_ratios(found), "ways": found}
+
+
+def _delete(bootstrap: str, topic: str) -> None:
+    admin = make_admin(bootstrap)
+    for done in admin.delete_topics([topic, f"{topic}.progress"]).values():
+        done.result(15)
+
+
+def _ways() -> dict[str, Callable[[str, str], dict[str, Any]]]:
+    ways: dict[str, Callable[[str, str], dict[str, Any]]] = {
+        f"{kind} {interval} ms": partial(_ours, kind, interval)
+        for interval in INTERVALS_MS
+        for kind in (PLAIN, IDEMPOTENT)
+    }
+    ways[f"{FAST} 200 ms"] = partial(_ours, FAST, 200)
+    ways[JAVA] = _java
+    if os.environ.get("RDKAFKA_PERFORMANCE"):
+        ways[C] = partial(_c, os.environ["RDKAFKA_PERFORMANCE"])
+    return ways
+
+
+def _ratios(found: dict[str, Any]) -> dict[str, float]:
+    rate = {name: row["ratings_per_s"] for name, row in found.items()}
+    pairs = [(f"{FAST} 200 ms", C), (f"{FAST} 200 ms", f"{PLAIN} 200 ms"), (f"{PLAIN} 200 ms", JAVA)]
+    pairs += [(f"{PLAIN} {ms} ms", f"{IDEMPOTENT} {ms} ms") for ms in INTERVALS_MS]
+    return {f"{a} / {b}": round(rate[a] / rate[b], 2) for a, b in pairs if b in rate}
+
+
+def _ours(kind: str, interval_ms: int, bootstrap: str, topic: str) -> dict[str, Any]:
+    out, _, _ = child([sys.executable, "-m", "bench.delivery", bootstrap, topic, kind, str(interval_ms), str(RATINGS)])
+    row: dict[str, Any] = json.loads(out)
+    return row
+
+
+def _java(bootstrap: str, topic: str) -> dict[str, Any]:
+    jars = os.pathsep.join(map(str, kafka_tools_jars()))
+    properties = f"bootstrap.servers={bootstrap} acks=all compression.type=lz4 linger.ms=5 batch.size=131072"
+    command = [str(find_java().executable), "-Xmx512m", "-cp", jars, "org.apache.kafka.tools.ProducerPerformance"]
+    command += ["--topic", topic, "--num-records", str(RATINGS), "--record-size", "80", "--throughput", "-1"]
+    out, _, cpu = child([*command, "--producer-props", *properties.split()])
+    return _reported(r"(\d+) records sent, ([\d.]+) records/sec", out, cpu)
+
+
+def _c(program: str, bootstrap: str, topic: str) -> dict[str, Any]:
+    properties = ["enable.idempotence=true", "linger.ms=5", "batch.num.messages=10000"]
+    properties += ["queue.buffering.max.messages=100000", "queue.buffering.max.kbytes=65536"]
+    command = [program, "-P", "-t", topic, "-b", bootstrap, "-s", "80", "-c", str(RATINGS), "-z", "lz4", "-a", "-1"]
+    out, _, cpu = child([*command, *(part for p in properties for part in ("-X", p))])
+    return _reported(r"(\d+) messages produced .* (\d+) msgs/s", out, cpu)
+
+
+def _reported(pattern: str, out: str, cpu: float) -> dict[str, Any]:
+    """What the program says of itself at its end."""
+    sent, rate = re.findall(pattern, out)[-1]
+    assert int(sent) == RATINGS, out
+    return {"rate": float(rate), "cpu_us": cpu / RATINGS * 1e6, "sent": RATINGS}
+
+
+def _send(bootstrap: str, topic: str, kind: str, interval_ms: str, ratings: str) -> None:
+    """In a process of its own: sends as fast as it can, a thread a shard, and prints what it took."""
+    settings = load_settings(
+        rate=1e6,
+        ratings_topic=topic,
+        progress_topic=f"{topic}.progress",
+        commit_interval_ms=interval_ms,
+        **WAYS[kind],
+    )
+    assert fallback(settings) is None
+    movies, user_map = build_movies(settings, load_catalogue(settings)), build_user_map(settings)
+    sends = []
+    for p in range(settings.partitions):
+        model = ShardModel(settings, p, build_users(settings, user_map.users_of(p)), movies)
+        delivery = open_delivery(settings, bootstrap, p)
+        delivery.open(60)
+        share = user_map.share(p)
+        sends.append(partial(_send_shard, settings, model, delivery, share, round(int(ratings) * share)))
+    with ThreadPoolExecutor(len(sends)) as pool:
+        began, cpu = time.monotonic(), time.process_time()
+        counts = [send.result() for send in [pool.submit(send) for send in sends]]
+        wall, cpu = time.monotonic() - began, time.process_time() - cpu
+    print(json.dumps({"rate": sum(counts) / wall, "cpu_us": cpu / sum(counts) * 1e6, "sent": sum(counts)}))
+
+
+def _send_shard(settings: Settings, model: ShardModel, delivery: ShardDelivery, share: float, count: int) -> int:
+    """Every rating of the shard, in batches as large as the generator's, a commit an interval; how many there were."""
+    epochs = (Epoch(START_MS, settings.rate),)
+    schedule = ShardSchedule(RatePlan(epochs), share, 0.5)
+    at, committed_ms = 0, time.monotonic() * 1000
+    while at < count:
+        times = schedule.due_ms(at, min(BATCH, count - at))
+        drawn = model.draw(at, len(times))
+        delivery.send(EventBatch(model.partition, at, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times))
+        at += len(times)
+        now_ms = time.monotonic() * 1000
+        if at == count or now_ms - committed_ms >= settings.commit_interval_ms:
+            progress = ShardProgress(
+                "bench", "bench", model.partition, at, int(times[-1]), START_MS, epochs, share, 0.5
+            )
+            delivery.commit(progress)
+            committed_ms = now_ms
+    delivery.close()
+    return count
+
+
+if __name__ == "__main__":
+    _send(*sys.argv[1:])

@@ -1,0 +1,176 @@
+"""From a batch of ratings into a producer's queue: record by record, and what both ways of sending share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Protocol
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from ray_pipeline.codec import encode_keys, encode_values
+from ray_pipeline.errors import DeliveryError, FencedError, StateMismatchError
+from ray_pipeline.events import EventBatch
+
+__all__ = ["PartitionCheck", "QueueWait", "RecordSender", "Sender", "delivery_error"]
+
+_log = logging.getLogger(__name__)
+
+_SEND_DEADLINE_S = 60.0
+_CHECK_EVERY_S = 10.0
+_CHECK_TIMEOUT_S = 2.0
+_POLL_S = 0.05
+_FENCED = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED)
+_WITHOUT_CAUSE = (KafkaError._FATAL, KafkaError._STATE)
+
+
+class Sender(Protocol):
+    """Puts ratings of one shard into the queue of a producer, in their order. One owner, one thread."""
+
+    def send(self, batch: EventBatch) -> None:
+        """Queue every rating of a batch; wait while the queue is full.
+
+        Raises:
+            DeliveryError: the queue stayed full for a minute, or the producer refused a record. Part of the batch may be queued.
+            FencedError: a successor took over.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the producer, which must still be alive; may be called twice."""
+        ...
+
+
+class RecordSender:
+    """See :class:`Sender`: the producer's own ``produce()`` for each rating.
+
+    Args:
+        producer: where to queue.
+        topic: the topic of the ratings; the partition is the batch's.
+    """
+
+    def __init__(self, producer: Producer, topic: str) -> None:
+        self._producer = producer
+        self._topic = topic
+
+    def send(self, batch: EventBatch) -> None:
+        """Queue every rating of a batch."""
+        produce, topic, partition = self._producer.produce, self._topic, batch.partition
+        wait = QueueWait(self._producer, partition)
+        try:
+            for key, value in zip(encode_keys(batch), encode_values(batch), strict=True):
+                while True:
+                    try:
+                        produce(topic, value, key, partition)
+                        break
+                    except BufferError:
+                        wait.for_room()
+            self._producer.poll(0)
+        except KafkaException as error:
+            raise delivery_error(self._producer, partition, "produce", error.args[0]) from error
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class QueueWait:
+    """Waits for room in a producer's queue, for a minute in all.
+
+    Args:
+        producer: whose queue is full.
+        partition: the shard, for the message.
+    """
+
+    def __init__(self, producer: Producer, partition: int) -> None:
+        self._producer = producer
+        self._partition = partition
+        self._deadline: float | None = None
+
+    def for_room(self) -> None:
+        """Serve what the broker answered, which makes room.
+
+        Raises:
+            DeliveryError: the queue has been full for a minute.
+        """
+        now = time.monotonic()
+        self._deadline = self._deadline or now + _SEND_DEADLINE_S
+        if now > self._deadline:
+            raise DeliveryError(
+                problem=f"shard {self._partition}: the queue stayed full for {_SEND_DEADLINE_S:.0f} s",
+                fix="The broker is too slow or away: lower the rate or add brokers",
+            )
+        self._producer.poll(_POLL_S)
+
+
+class PartitionCheck:
+    """Notices that the ratings topic does not have the partitions this stream was made for.
+
+    A user's partition is a hash of its key modulo their number: with another number every other client looks elsewhere.
+
+    Args:
+        topic: the topic of the ratings.
+        partitions: how many it must have.
+        shard: the shard, for the message.
+    """
+
+    def __init__(self, topic: str, partitions: int, shard: int) -> None:
+        self._topic = topic
+        self._partitions = partitions
+        self._shard = shard
+        self._next = 0.0
+
+    def now(self, producer: Producer, timeout_s: float) -> None:
+        """Ask the broker. Blocks.
+
+        Raises:
+            StateMismatchError: the topic has another number of partitions.
+            DeliveryError: the topic is not there, or the broker did not answer within ``timeout_s`` seconds.
+        """
+        try:
+            self._ask(producer, timeout_s)
+        except KafkaException as error:
+            raise delivery_error(producer, self._shard, f"topic {self._topic}", error.args[0]) from error
+
+    def now_and_then(self, producer: Producer) -> None:
+        """Ask at most every ten seconds; a broker that does not answer is left to the commit, which needs it anyway.
+
+        Raises:
+            StateMismatchError: the topic has another number of partitions.
+            DeliveryError: the topic is not there.
+        """
+        if time.monotonic() < self._next:
+            return
+        try:
+            self._ask(producer, _CHECK_TIMEOUT_S)
+        except KafkaException as error:
+            _log.info("shard %d: partitions of the topic not checked: %s", self._shard, error.args[0].str())
+
+    def _ask(self, producer: Producer, timeout_s: float) -> None:
+        self._next = time.monotonic() + _CHECK_EVERY_S
+        found = producer.list_topics(self._topic, timeout=timeout_s).topics[self._topic]
+        if found.error is not None:
+            raise delivery_error(producer, self._shard, f"topic {self._topic}", found.error)
+        if len(found.partitions) != self._partitions:
+            raise StateMismatchError(
+                problem=f"topic {self._topic} has {len(found.partitions)} partitions now, "
+                f"the stream in it was made for {self._partitions}",
+                fix="Name another topic with --ratings-topic, or clear this one with: ray-pipeline reset",
+            )
+
+
+def delivery_error(producer: Producer, partition: int, what: str, error: KafkaError) -> DeliveryError:
+    """The error of our own tree that a Kafka error amounts to."""
+    cause = _cause(producer, error) if error.code() in _WITHOUT_CAUSE else error
+    kind = FencedError if cause.code() in _FENCED else DeliveryError
+    return kind(problem=f"shard {partition}: {what}: {cause.str()}")
+
+
+def _cause(producer: Producer, error: KafkaError) -> KafkaError:
+    """Why a producer is of no more use: any call for a transaction says it, and does nothing else in this state."""
+    try:
+        producer.begin_transaction()
+    except KafkaException as refusal:
+        found: KafkaError = refusal.args[0]
+        if found.code() != KafkaError._NOT_CONFIGURED:  # a producer without transactions has no more to say
+            return found
+    return error

@@ -1,0 +1,282 @@
+"""When delivery fails, nothing of the transaction is seen and the error says why; the same for both ways of sending."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    ResourceType,
+)
+
+from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.delivery import columns, factory, sending, transactional
+from ray_pipeline.delivery.factory import open_delivery
+from ray_pipeline.delivery.interface import ShardDelivery
+from ray_pipeline.errors import DeliveryError, FencedError, StateMismatchError
+from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.kafka.client import make_admin, make_consumer, make_producer, watermark_offsets
+from ray_pipeline.kafka.read import read_topic
+from ray_pipeline.kafka.topics import ensure_topics
+from tests.conftest import wait_for
+from tests.contract.test_delivery import batch, expected, progress
+
+
+@dataclass
+class Shard:
+    """Shard 0 of a topic of its own, with ten ratings committed."""
+
+    settings: Settings
+    bootstrap: str
+
+    def opened(self, next_index: int | None = 10) -> ShardDelivery:
+        delivery = open_delivery(self.settings, self.bootstrap, 0)
+        found = delivery.open(30)
+        assert (found.next_index if found else None) == next_index
+        return delivery
+
+    def seen(self) -> list[tuple[bytes, bytes]]:
+        topic = self.settings.ratings_topic
+        return [((r.key or "").encode(), r.value or b"") for r in read_topic(self.bootstrap, topic)]
+
+    def stable_end(self) -> int:
+        """Where readers of committed data end: before the first open transaction."""
+        consumer = make_consumer(self.bootstrap)
+        try:
+            return watermark_offsets(consumer, self.settings.ratings_topic, 0)[1]
+        finally:
+            consumer.close()
+
+    def alter(self, name: str, value: str) -> None:
+        resource = ConfigResource(ResourceType.TOPIC, self.settings.ratings_topic)
+        resource.add_incremental_config(ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET))
+        admin = make_admin(self.bootstrap)  # what was asked is given up when it goes
+        for done in admin.incremental_alter_configs([resource]).values():
+            done.result(15)
+
+    def add_partition(self) -> None:
+        admin = make_admin(self.bootstrap)
+        for done in admin.create_partitions([NewPartitions(self.settings.ratings_topic, 2)]).values():
+            done.result(15)
+
+
+@pytest.fixture(params=["plain", "fast"])
+def shard(request: pytest.FixtureRequest, broker: str) -> Shard:
+    name = f"failing-{abs(hash(request.node.nodeid)) % 10**8}"
+    settings = load_settings(
+        partitions=1, actors=1, fast=request.param == "fast", ratings_topic=name, progress_topic=f"{name}.progress"
+    )
+    assert factory.fallback(settings) is None
+    ensure_topics(settings, broker)
+    made = Shard(settings, broker)
+    delivery = made.opened(None)
+    delivery.send(batch(0, 10))
+    delivery.commit(progress(10))
+    delivery.close()
+    return made
+
+
+def test_a_record_that_the_broker_refuses_fails_the_commit_and_nothing_is_seen(shard: Shard) -> None:
+    shard.alter("max.message.bytes", "100")  # the marker of an abort still fits
+    delivery = shard.opened()
+    with pytest.raises(DeliveryError):
+        delivery.send(batch(10, 5))
+        delivery.commit(progress(15))
+    delivery.close()
+    assert shard.seen() == expected(batch(0, 10))
+    shard.alter("max.message.bytes", "1000000")
+    again = shard.opened()
+    again.send(batch(10, 5))
+    again.commit(progress(15))
+    again.close()
+    assert shard.seen() == expected(batch(0, 15))
+
+
+def test_order_holds_while_the_queue_is_full_again_and_again(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+
+    class Counted(sending.QueueWait):
+        def for_room(self) -> None:
+            waits.append(1)
+            super().for_room()
+
+    for module in (sending, columns):
+        monkeypatch.setattr(module, "QueueWait", Counted)
+    small = partial(make_producer, queue_buffering_max_messages=700)
+    monkeypatch.setattr(transactional, "make_producer", small)
+    delivery = shard.opened()
+    delivery.send(batch(10, 8000))
+    delivery.send(batch(8010, 1))
+    delivery.commit(progress(8011))
+    delivery.close()
+    assert len(waits) >= 8000 // 700
+    assert shard.seen() == expected(batch(0, 8011))
+
+
+def test_a_queue_that_stays_full_is_an_error_in_time(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    never_sent = partial(make_producer, queue_buffering_max_messages=100, linger_ms=5000)
+    monkeypatch.setattr(transactional, "make_producer", never_sent)
+    monkeypatch.setattr(sending, "_SEND_DEADLINE_S", 0.3)
+    delivery = shard.opened()
+    with pytest.raises(DeliveryError, match="queue stayed full"):
+        delivery.send(batch(10, 101))
+    delivery.close()
+    assert shard.seen() == expected(batch(0, 10))
+
+
+def test_another_number_of_partitions_is_refused_at_the_start(shard: Shard) -> None:
+    shard.add_partition()
+    delivery = open_delivery(shard.settings, shard.bootstrap, 0)
+    with pytest.raises(StateMismatchError, match=r"has 2 partitions now.*made for 1"):
+        delivery.open(30)
+    delivery.close()
+
+
+def test_partitions_that_are_added_are_noticed_before_the_next_commit(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "_CHECK_EVERY_S", 0.0)
+    delivery = shard.opened()
+    shard.add_partition()
+    with pytest.raises(StateMismatchError, match="reset"):
+        delivery.send(batch(10, 5))
+        delivery.commit(progress(15))
+    delivery.close()
+    assert shard.seen() == expected(batch(0, 10))
+
+
+def test_a_topic_that_is_gone_is_an_error(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "_CHECK_EVERY_S", 0.0)
+    delivery = shard.opened()
+    admin = make_admin(shard.bootstrap)
+    for done in admin.delete_topics([shard.settings.ratings_topic]).values():
+        done.result(15)
+    with pytest.raises(DeliveryError):
+        delivery.send(batch(10, 5))
+        delivery.commit(progress(15))
+    delivery.close()
+
+
+def test_a_transaction_that_the_broker_gave_up_is_fenced_and_can_be_begun_again(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactional, "TRANSACTION_TIMEOUT_MS", 1000)
+    delivery = shard.opened()
+    before = shard.stable_end()
+    delivery.send(batch(10, 5))
+    # readers are let past the open transaction: its ratings and a marker
+    wait_for("the broker gives the transaction up", lambda: shard.stable_end() == before + 5 + 1)
+    with pytest.raises(FencedError):
+        delivery.send(batch(15, 5))
+        delivery.commit(progress(20))
+    delivery.close()
+    again = shard.opened()
+    again.send(batch(10, 5))
+    again.commit(progress(15))
+    again.close()
+    assert shard.seen() == expected(batch(0, 15))
+
+
+def test_a_commit_whose_answer_was_not_waited_for_is_done_or_not_and_the_next_open_knows(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = 10
+    for deadline_ms in range(1, 21):
+        delivery = shard.opened(at)
+        delivery.send(batch(at, 50))
+        with monkeypatch.context() as impatient:
+            impatient.setattr(transactional, "_COMMIT_DEADLINE_S", deadline_ms / 1000)
+            try:
+                delivery.commit(progress(at + 50))
+            except DeliveryError:
+                unknown = True
+            else:
+                unknown = False
+        delivery.close()
+        after = open_delivery(shard.settings, shard.bootstrap, 0)
+        found = after.open(30)
+        after.close()
+        assert found is not None
+        assert found.next_index in ((at, at + 50) if unknown else (at + 50,))
+        at = found.next_index
+    assert shard.seen() == expected(batch(0, at))
+
+
+SENDS_FOR_EVER = """
+import sys
+from ray_pipeline.config import load_settings
+from ray_pipeline.delivery.factory import open_delivery
+from tests.contract.test_delivery import batch, progress
+
+topic, bootstrap, fast = sys.argv[1:]
+settings = load_settings(partitions=1, actors=1, fast=fast, ratings_topic=topic, progress_topic=f"{topic}.progress")
+delivery = open_delivery(settings, bootstrap, 0)
+at = delivery.open(30).next_index
+while True:
+    delivery.send(batch(at, 200))
+    delivery.commit(progress(at + 200))
+    at += 200
+    print(at, flush=True)
+"""
+
+
+def test_sigkill_at_any_moment_loses_and_repeats_nothing(shard: Shard) -> None:
+    at = 10
+    for number in range(4):
+        command = [sys.executable, "-c", SENDS_FOR_EVER, shard.settings.ratings_topic, shard.bootstrap]
+        with subprocess.Popen([*command, str(shard.settings.fast)], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(3 + number):
+                said = int(process.stdout.readline())
+            time.sleep(random.Random(number).random() / 50)
+            process.kill()
+        delivery = open_delivery(shard.settings, shard.bootstrap, 0)
+        found = delivery.open(30)
+        delivery.close()
+        assert found is not None
+        assert found.next_index >= said > at
+        at = found.next_index
+        assert shard.seen() == expected(batch(0, at))
+
+
+def test_sigkill_of_the_broker_loses_and_repeats_nothing(shard: Shard, tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path)
+    broker.start()
+    try:
+        shard = Shard(shard.settings, broker.bootstrap_servers)
+        ensure_topics(shard.settings, shard.bootstrap)
+        at, next_index = 0, None
+        for ratings in (3000, 0):  # in the last commit; 0 = progress alone
+            delivery = shard.opened(next_index)
+            if ratings:
+                delivery.send(batch(at, ratings))
+            delivery.commit(progress(at + ratings))
+            delivery.send(batch(at + ratings, 1000))
+            broker.kill()
+            broker.start()
+            assert broker.bootstrap_servers == shard.bootstrap
+            delivery.close()
+            again = open_delivery(shard.settings, shard.bootstrap, 0)
+            found = again.open(30)
+            again.close()
+            # a commit of the broker's last moment may be taken back, but only whole, and before anybody saw it
+            assert (found.next_index if found else 0) in (at, at + ratings)
+            at, next_index = (found.next_index, found.next_index) if found else (0, None)
+            assert shard.seen() == expected(batch(0, at))
+        delivery = shard.opened(next_index)
+        delivery.send(batch(at, 10))
+        delivery.commit(progress(at + 10))
+        delivery.close()
+        assert shard.seen() == expected(batch(0, at + 10))
+    finally:
+        broker.stop()
