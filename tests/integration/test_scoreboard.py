@@ -18,7 +18,7 @@ from ray_pipeline.clock import SystemClock
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.factory import open_delivery
 from ray_pipeline.generator.coordination import Coordinator
-from ray_pipeline.generator.worker import GeneratorWorker
+from ray_pipeline.generator.worker import GeneratorWorker, Orders
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.publish import Publisher
 from ray_pipeline.kafka.read import read_compacted, read_topic
@@ -54,13 +54,12 @@ def run(broker: str) -> Settings:
     catalogue, user_map = load_catalogue(settings), build_user_map(settings)
     shares = [user_map.share(p) for p in range(settings.partitions)]
     coordinator = Coordinator(settings, settings.digest(catalogue.digest), shares)
-    worker = GeneratorWorker(
-        settings, range(3), build_movies(settings, catalogue), lambda p: open_delivery(settings, broker, p)
-    )
+    movies = build_movies(settings, catalogue)
+    worker = GeneratorWorker(settings, movies, lambda p: open_delivery(settings, broker, p))
 
     def finished() -> bool:
-        coordinator.observe(list(worker.report().shards))
-        worker.begin(coordinator.assignments(SystemClock().now_ms()))
+        told = coordinator.assignments(SystemClock().now_ms())
+        coordinator.observe(list(worker.exchange(Orders({p: told.get(p) for p in range(3)})).shards))
         assert coordinator.totals().failed is None
         return coordinator.started and coordinator.totals().finished
 
@@ -202,8 +201,8 @@ def test_a_feed_without_a_run_waits_and_says_so(broker: str) -> None:
     ensure_topics(settings, broker)
     waiting = ScoreFeed(settings, broker, SystemClock())
     waiting.start()
-    wait_for("the state", lambda: waiting.status()["state"] == "waiting", 20)
-    assert "no run has started" in waiting.status()["reason"]
+    wait_for("the reason", lambda: "no run has started" in waiting.status()["reason"], 20)
+    assert waiting.status()["state"] == "waiting"
     waiting.stop()
     assert waiting.status()["state"] == "stopped"
     done = command("scoreboard", "--bootstrap-servers", broker, "--progress-topic", settings.progress_topic)
