@@ -128,6 +128,29 @@ class ShardSchedule:
                 return found
             through_ms += 1  # due so late in its millisecond that rounding would put it into the next one
 
+    def count_before(self, times_ms: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+        """How many ratings have an event time before each time, to the millisecond, as :meth:`due_ms` has it.
+
+        Args:
+            times_ms: shape (n,), int64, epoch milliseconds, in any order.
+            most: no more are looked at.
+
+        Returns:
+            Shape (n,), int64, 0 … ``most``.
+        """
+        if not len(times_ms):
+            return np.empty(0, np.int64)
+        # bisection on the times themselves: counting and its inverse may differ by one on a millisecond's edge
+        low = np.full(len(times_ms), max(0, min(self.count_due(int(times_ms.min()) - 1) - 2, most)), np.int64)
+        high = np.full(len(times_ms), max(0, min(self.count_due(int(times_ms.max()) + 1) + 2, most)), np.int64)
+        while (low < high).any():
+            middle = (low + high) // 2
+            due_ms = self.plan.time_of((middle.astype(np.float64) + self.phase) / self.share)
+            early = (due_ms < times_ms) & (low < high)
+            low = np.where(early, middle + 1, low)
+            high = np.where(early, high, middle)
+        return low
+
 
 def allocate(schedules: list[ShardSchedule], starts: list[int], total: int) -> list[int]:
     """Share out the next ``total`` ratings: those that are due first, whatever the rate.

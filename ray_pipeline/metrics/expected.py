@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ray_pipeline.delivery.interface import Epoch
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 
@@ -33,4 +35,4 @@ def surplus(progress: Mapping[str, Any], records: int, newest_ms: int) -> int | 
     schedule = ShardSchedule(plan, float(progress["share"]), float(progress["phase"]))
     if records > 0 and int(schedule.due_ms(records - 1, 1)[0]) == newest_ms:
         return 0
-    return records - schedule.count_due(newest_ms + 0.999)
+    return records - int(schedule.count_before(np.array([newest_ms + 1], np.int64), int(progress["next_index"]))[0])

@@ -100,39 +100,20 @@ class ShardReplay:
         Returns:
             Shape (n,), int64.
         """
-        if not len(times_ms):
-            return np.empty(0, np.int64)
-        # bisection on the times themselves: counting and its inverse may differ by one on a millisecond's edge
-        most = self.progress.next_index + _BEYOND
-        low = np.full(len(times_ms), max(0, min(self._schedule.count_due(int(times_ms.min()) - 1) - 2, most)), np.int64)
-        high = np.full(len(times_ms), min(self._schedule.count_due(int(times_ms.max()) + 1) + 2, most), np.int64)
-        plan, share, phase = self._schedule.plan, self._schedule.share, self._schedule.phase
-        while (low < high).any():
-            middle = (low + high) // 2
-            early = (plan.time_of((middle.astype(np.float64) + phase) / share) < times_ms) & (low < high)
-            low = np.where(early, middle + 1, low)
-            high = np.where(early, high, middle)
-        return low
+        return self._schedule.count_before(times_ms, self.progress.next_index + _BEYOND)
 
     def rate_at(self, event_ms: int) -> float:
         """Rate in force at an event time, ratings per second over all shards."""
         return self._schedule.plan.rate_at(event_ms)
 
     def count_before(self, event_ms: int) -> int:
-        """How many ratings are due before an event time, epoch milliseconds."""
-        near = max(0, self._schedule.count_due(event_ms) - 2)
-        # counting and its inverse may differ by one where a rating falls on a millisecond's edge
-        while near and self.due_ms(near - 1) >= event_ms:
-            near -= 1
-        while self.due_ms(near) < event_ms:
-            near += 1
-        return near
+        """How many ratings are due before an event time, epoch milliseconds, of those that may have been sent."""
+        return int(self.first_at(np.array([event_ms], np.int64))[0])
 
     def at(self, event_ms: int) -> range:
         """Indexes of the ratings that are due at an event time, to the millisecond, among those that may have been sent."""
-        if self._schedule.count_due(event_ms) > self.progress.next_index + _BEYOND:
-            return range(0)
-        return range(self.count_before(event_ms), self.count_before(event_ms + 1))
+        start, stop = self.first_at(np.array([event_ms, event_ms + 1], np.int64)).tolist()
+        return range(start, stop)
 
     def index_of(self, value: bytes | None, at_least: int = 0) -> int | None:
         """Which rating of the shard a record's value is; None when it is none.

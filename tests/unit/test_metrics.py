@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_pipeline.delivery.interface import Epoch
@@ -209,6 +209,7 @@ def shard_progress(next_index: int, rate: float = 100.0) -> dict[str, Any]:
     }
 
 
+@example(410, 0, 1, 100.0)  # whose last rating falls on the very end of a millisecond
 @given(st.integers(1, 1000), st.integers(0, 500), st.integers(-5, 5), st.sampled_from([0.3, 100.0, 50_000.0]))
 def test_too_many_and_too_few_are_seen_while_ratings_flow(read: int, ahead: int, difference: int, rate: float) -> None:
     newest = shard_progress(read, rate)["event_time_ms"]
