@@ -183,7 +183,7 @@ class Fleet:
             self._note(f"generator actor {actor.number} is back (restart {actor.restarts})")
         elif not actor.alive:
             self._note(f"generator actor {actor.number} answers again")
-        elif before is not None:
+        if before is not None and before.incarnation == report.incarnation:
             self._note_failures(before, report)
         actor.node, actor.report, actor.heard_ms = node, report, self._clock.now_ms()
         actor.alive, actor.replaced = True, False

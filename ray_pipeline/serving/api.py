@@ -226,7 +226,10 @@ def make_api(
         request: Request, command: str, rate: float | None = None, actors: int | None = None
     ) -> dict[str, Any]:
         admit(request)
-        identity, applied = await run_in_threadpool(control.send, command, rate, actors)
+        try:
+            identity, applied = await run_in_threadpool(control.send, command, rate, actors)
+        except ConfigurationError as error:
+            raise HTTPException(409, str(error)) from None
         return {"id": identity, "command": command, "applied": applied}
 
     @app.post("/control/rate", tags=["control"])
@@ -266,10 +269,6 @@ def make_api(
     @app.exception_handler(BrokerUnavailableError)
     async def no_broker(_: Request, error: BrokerUnavailableError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 503)
-
-    @app.exception_handler(ConfigurationError)
-    async def refused(_: Request, error: ConfigurationError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 409)
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:

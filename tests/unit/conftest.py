@@ -6,6 +6,11 @@ import socket
 import subprocess
 
 import pytest
+from hypothesis import settings
+
+# a busy machine is no failure: the timeout of each test bounds it
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)
