@@ -112,7 +112,8 @@ def _ours(kind: str, interval_ms: int, bootstrap: str, topic: str) -> dict[str, 
 def _java(bootstrap: str, topic: str) -> dict[str, Any]:
     jars = os.pathsep.join(map(str, kafka_tools_jars()))
     properties = f"bootstrap.servers={bootstrap} acks=all compression.type=lz4 linger.ms=5 batch.size=131072"
-    command = [str(find_java().executable), "-Xmx512m", "-cp", jars, "org.apache.kafka.tools.ProducerPerformance"]
+    command = [str(find_java().executable), "-Xmx512m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+    command += ["-cp", jars, "org.apache.kafka.tools.ProducerPerformance"]
     command += ["--topic", topic, "--num-records", str(RATINGS), "--record-size", "80", "--throughput", "-1"]
     out, _, cpu = child([*command, "--producer-props", *properties.split()])
     return _reported(r"(\d+) records sent, ([\d.]+) records/sec", out, cpu)
