@@ -37,7 +37,7 @@ _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 listeners=BROKER://{host}:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=BROKER://{host}:{port}
+advertised.listeners=BROKER://{host}:{advertised_port}
 inter.broker.listener.name=BROKER
 controller.listener.names=CONTROLLER
 controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
@@ -73,14 +73,23 @@ class EmbeddedBroker:
         port: 0 = the port of the last time, else any free one.
         host: address to listen on and to advertise.
         heap_mib: heap of the JVM, MiB.
+        advertised_port: port that clients are told, where something stands before the broker; 0 = its own.
     """
 
-    def __init__(self, state_dir: Path, port: int = 0, host: str = "127.0.0.1", heap_mib: int = 512) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        heap_mib: int = 512,
+        advertised_port: int = 0,
+    ) -> None:
         self._folder = state_dir.absolute() / "broker"
         self._log_file = state_dir.absolute() / "logs" / "broker.log"
         self._wanted_port = port
         self._host = host
         self._heap_mib = heap_mib
+        self._advertised_port = advertised_port
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -203,6 +212,7 @@ class EmbeddedBroker:
             _PROPERTIES.format(
                 host=self._host,
                 port=self._port,
+                advertised_port=self._advertised_port or self._port,
                 controller_port=_any_free_port("127.0.0.1", besides=self._port),
                 data=self._folder / "data",
             )

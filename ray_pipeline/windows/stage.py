@@ -285,6 +285,7 @@ class WindowStage:
         if self._state not in ("running", "stuck"):
             return
         if self._owner.jvm_ended():
+            self._executors = 0
             self._give_spark_up("the JVM of the Spark driver has ended")
             return
         self._executors = self._owner.executors_alive()
