@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings as hypothesis_settings
-
-# how long an example takes says something of the machine, not of the code
-hypothesis_settings.register_profile("here", deadline=None)
-hypothesis_settings.load_profile("here")
 
 _BIN = Path(sys.executable).parent
 
