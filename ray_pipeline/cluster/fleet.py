@@ -34,7 +34,8 @@ _LOST_MS = 120_000
 class _WorkerActor:
     """The remote end: a plain worker, built in the actor's own process."""
 
-    def __init__(self, settings: Settings, bootstrap: str, movies: Movies) -> None:
+    def __init__(self, settings: Settings, bootstrap: str, held: list[Any]) -> None:
+        movies: Movies = ray.get(held[0])  # one copy a node, read in place
         self._worker = GeneratorWorker(
             settings, movies, lambda p: open_delivery(settings, bootstrap, p), note=fallback(settings) or ""
         )
@@ -115,7 +116,11 @@ class Fleet:
             name = f"ray-pipeline-generator-{number}-{self._clock.now_ms()}-{self._started}"
             self._started += 1
             handle = remote.options(name=name, scheduling_strategy="SPREAD").remote(
-                self._settings, self._bootstrap, self._movies
+                # in a list: a bare reference among the arguments makes Ray warn that a restart may not find it, but the
+                # driver holds it as long as the actor may be started anew
+                self._settings,
+                self._bootstrap,
+                [self._movies],
             )
             self._actors.append(_Actor(number, handle, self._clock.now_ms()))
 

@@ -29,9 +29,8 @@ _SCRIPT = """<script>document.addEventListener("keydown", (event) => {
 document.addEventListener("click", (event) => {
   const row = event.target.closest("[data-rp-place]");
   if (!row) return;
-  const field = document.querySelector("#rp-place textarea, #rp-place input");
-  field.value = row.dataset.rpPlace;
-  field.dispatchEvent(new Event("input", { bubbles: true }));
+  window.rpPlace = row.dataset.rpPlace;
+  document.querySelector("#rp-explain").click();
 });</script>"""
 _WINDOWS_SHOWN = 120
 _MOVIES_SHOWN = 10
@@ -233,11 +232,11 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
     with gr.Row():
         with gr.Column(min_width=360):
             movies = gr.HTML(first[6], elem_id="rp-movies")
+            explained = gr.HTML(views.explanation(None), elem_id="rp-explained")
+            place, explain = gr.Textbox(visible=False), gr.Button("Explain", elem_id="rp-explain")
         with gr.Column(min_width=360):
             checked = gr.HTML(first[9], elem_id="rp-windows")
             tail = gr.HTML(first[8], elem_id="rp-tail")
-            place = gr.Textbox("", elem_id="rp-place", show_label=False, container=False)
-            explained = gr.HTML("", elem_id="rp-explained")
             actors = gr.HTML(first[7], elem_id="rp-actors")
     scores = gr.HTML(first[10], elem_id="rp-scores")
     gr.HTML(
@@ -262,7 +261,7 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
     def do_resume(given: str, request: gr.Request) -> str:
         return page.command(request, given, "resume")
 
-    place.input(page.explain, [place], [explained], **quiet)
+    explain.click(page.explain, [place], [explained], js="() => [window.rpPlace]", **quiet)
     rate.release(change_rate, [rate, token], [said], **quiet)
     pause.click(do_pause, [token], [said], **quiet)
     resume.click(do_resume, [token], [said], **quiet)

@@ -168,12 +168,13 @@ def ratings_tail(values: Iterable[tuple[int, int, bytes | None]], titles: dict[i
             cells = f'<td colspan="4" class="rp-bad">no valid rating: {escape(text)}</td>'
         rows.append(f'<tr data-rp-place="{partition}/{offset}">{cells}<td>{partition}</td></tr>')
     head = ("event time", "user", "movie", "rating", "p.")
-    hint = '<p class="rp-none">click on a rating to see where it comes from</p>'
-    return _section("Newest ratings", _table(head, "".join(rows)) + hint if rows else _NOTHING)
+    return _section("Newest ratings", _table(head, "".join(rows)) if rows else _NOTHING)
 
 
-def explanation(found: dict[str, Any]) -> str:
-    """Where a rating comes from."""
+def explanation(found: dict[str, Any] | None) -> str:
+    """Where a rating comes from; None before any was asked for."""
+    if found is None:
+        return _section("Where it comes from", '<p class="rp-none">click on one of the newest ratings</p>')
     kafka = found["kafka"]
     if found["index"] is None:
         text = (
