@@ -107,6 +107,17 @@ def test_rate_pause_and_resume_act_on_the_generator(board: Page, urls: dict[str,
     wait_for("the target", lambda: generator()["target_rate"] == 200, 15)
 
 
+def test_windows_are_shown_with_what_they_must_hold(board: Page) -> None:
+    expect(board.locator("#rp-windows tbody tr").last).to_contain_text("verified", timeout=60_000)
+    assert number(tile(board, "Windows verified")) > 0 and number(tile(board, "Windows wrong")) == 0
+
+
+def test_a_click_on_a_rating_tells_where_it_comes_from(board: Page) -> None:
+    board.locator("#rp-tail tbody tr").first.click()
+    expect(board.locator("#rp-explained")).to_contain_text("byte for byte the same", timeout=60_000)
+    expect(board.locator("#rp-explained")).to_contain_text("noise")
+
+
 def test_choices_of_window_and_refresh(board: Page, urls: dict[str, str]) -> None:
     sliding = get(urls, "/metrics/summary")["windows"]["sliding_30s_10s"]["count"]
     assert sliding > 2_500  # far more than a tumbling window can hold

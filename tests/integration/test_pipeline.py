@@ -84,6 +84,9 @@ def test_summary_history_top_movies_and_genres_have_data(api: Api) -> None:
         return found if len(found) >= 2 else None
 
     windows = wait_for("two windows", two_windows)
+    wait_for("a verified window", lambda: api.get("/metrics/verification")["verified"] > 0, 90)
+    assert api.get("/metrics/verification")["wrong"] == 0
+    assert api.get("/metrics/history")["windows"][0]["verdict"] in ("verified", "late by design")
     assert list(windows[0])[:5] == ["window_start", "window_end", "window_type", "count", "avg_rating"]
     summary = api.get("/metrics/summary")
     assert set(summary["windows"]) == {"tumbling_10s", "sliding_30s_10s"}
@@ -373,3 +376,14 @@ def test_commands_that_read_work_after_the_end(pipeline: Running) -> None:
     assert f"Total: {found['total']}" in done.stdout
     done = command("status", "--state-dir", pipeline.state_dir)
     assert done.returncode == 2 and "no pipeline runs" in done.stderr
+
+
+def test_the_audit_finds_what_was_added_and_nothing_else(pipeline: Running) -> None:
+    done = command("audit", "--json", "--state-dir", pipeline.state_dir)
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and found["verdict"] == "disagreed", done.stderr
+    wrong = {kind: n for kind, n in found["records"].items() if n and kind not in ("expected", "found")}
+    assert wrong == {"foreign": 7}, found["findings"]
+    assert found["windows"]["wrong"] == 0 and found["windows"]["checked"] > 10, found["findings"]
+    shown = command("explain", "--partition", "1", "--index", "0", "--state-dir", pipeline.state_dir)
+    assert shown.returncode == 0 and "in Kafka at offset 0: the same" in shown.stdout, shown.stdout + shown.stderr
