@@ -163,6 +163,7 @@ class StormReport:
             "records_checked": records.get("found"),
             "gaps": records.get("missing"),
             "repeats": records.get("repeated"),
+            "windows_checked": windows.get("checked"),
             "wrong_windows": windows.get("wrong"),
             "late_dropped": windows.get("late_dropped"),
             "memory": {role: dict(values) for role, values in self.memory.items()},
@@ -200,7 +201,7 @@ def as_table(report: Mapping[str, Any]) -> str:
         "| checked at the end | |",
         "|---|---:|",
     ]
-    names = ("records_checked", "gaps", "repeats", "wrong_windows", "late_dropped")
+    names = ("records_checked", "gaps", "repeats", "windows_checked", "wrong_windows", "late_dropped")
     lines += [f"| {name.replace('_', ' ')} | {_number(report[name])} |" for name in names]
     lines += [
         "",

@@ -66,7 +66,10 @@ def chaos(
     rate: Annotated[
         float, typer.Option("--rate", min=1, help="ratings per second of the pipeline that --start starts")
     ] = 200.0,
-    report: Annotated[Path | None, typer.Option("--report", help="write the report to this file as JSON")] = None,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option("--report", help="write the report to this file: as JSON, or *.md as a table; may be given again"),
+    ] = None,
 ) -> None:
     """Kill, stop and change parts of a pipeline on this machine by a seeded plan, and say what became of the stream.
 
@@ -79,8 +82,9 @@ def chaos(
     stop = _on_signals()
     made = _storm_of_own(settings, wanted, rate, stop) if start else _storm_outside(settings, wanted, stop)
     found = made.as_dict()
-    if report is not None:
-        report.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    for file in report or ():
+        table = f"# A fault storm\n\n{as_table(found)}"
+        file.write_text(table if file.suffix == ".md" else json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     typer.echo(as_table(found))
     for finding in (found["audit"] or {}).get("findings", ()):
         typer.echo(f"finding: {json.dumps(finding)}")
