@@ -371,7 +371,8 @@ class Pipeline:
     def _check_configuration(self) -> None:
         """Refuse a topic that holds another stream, before anything expensive is started."""
         settings = self.settings
-        value = newest_of_key(self._bootstrap, settings.progress_topic, "run", 30.0)
+        # not in a transaction, and so not to be held up by one that a killed shard left open: opening the shards ends it
+        value = newest_of_key(self._bootstrap, settings.progress_topic, "run", 30.0, committed=False)
         if value is not None:
             check_same_stream(settings, settings.digest(load_catalogue(settings).digest), json.loads(value)["config"])
 

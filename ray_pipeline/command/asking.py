@@ -524,6 +524,6 @@ def _running_broker(settings: Settings) -> str:
 
 
 def _newest(settings: Settings, bootstrap: str, topic: str, key: str) -> dict[str, Any]:
-    value = newest_of_key(bootstrap, topic, key, 15.0)
+    value = newest_of_key(bootstrap, topic, key, 15.0, committed=False)  # status records: in no transaction
     found: dict[str, Any] = json.loads(value) if value else {}
     return found

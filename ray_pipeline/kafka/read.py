@@ -111,15 +111,23 @@ def read_compacted(bootstrap: str, topic: str, timeout_s: float = 60.0) -> dict[
     return newest
 
 
-def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float) -> bytes | None:
-    """The newest committed value of one key of a one-partition topic, read from the end backwards."""
+def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float, *, committed: bool = True) -> bytes | None:
+    """The newest value of one key of a one-partition topic, read from the end backwards.
+
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        topic: the topic.
+        key: the key.
+        timeout_s: how long to wait for the broker, seconds.
+        committed: whether to wait for open transactions; needless for a key that is never written in one.
+    """
     start = _partitions(bootstrap, topic)[0]
     end = _ends(bootstrap, topic, [0])[0]
     back = 1000
     while True:
         first = max(start, end - back)
         value = None
-        for message in _read_to_end(bootstrap, topic, {0: first}, timeout_s):
+        for message in _read_to_end(bootstrap, topic, {0: first}, timeout_s, committed):
             if message.key() == key.encode():
                 value = message.value()
         if value is not None or first == start:
@@ -275,11 +283,14 @@ def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
         consumer.close()
 
 
-def _read_to_end(bootstrap: str, topic: str, froms: dict[int, int], timeout_s: float) -> Iterator[Message]:
-    """Committed records from some offsets up to where the partitions end now."""
+def _read_to_end(
+    bootstrap: str, topic: str, froms: dict[int, int], timeout_s: float, committed: bool = True
+) -> Iterator[Message]:
+    """Committed records (or all) from some offsets up to where the partitions end now."""
     ends = _ends(bootstrap, topic, list(froms))
     left = {p for p, first in froms.items() if first < ends[p]}
-    consumer = make_consumer(bootstrap, auto_offset_reset="earliest")
+    isolation = "read_committed" if committed else "read_uncommitted"
+    consumer = make_consumer(bootstrap, auto_offset_reset="earliest", isolation_level=isolation)
     deadline = time.monotonic() + timeout_s
     try:
         consumer.assign([TopicPartition(topic, p, froms[p]) for p in sorted(left)])

@@ -229,7 +229,7 @@ def test_windows_keep_coming_while_a_batch_job_runs(pipeline: Running, api: Api,
     assert report["total"] == sum(row["count"] for row in report["histogram"]) > 1000
     assert report["rejected"] == 7 and report["genres"] and report["top_movies"][0]["rank"] == 1
     assert report["pool"] == "batch" and api.job()["pool"] == "streaming"
-    assert api.job()["batch"] > first + 1
+    assert api.job()["batch"] > first
     # and not only before and after it
     metrics = read_compacted(pipeline.info()["bootstrap"], "metrics").values()
     assert any(report["started_ms"] < window["updated_ms"] < report["ended_ms"] + 1_000 for window in metrics)

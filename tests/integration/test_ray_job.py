@@ -68,15 +68,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             starting(
                 folder / "head.txt",
                 environment,
-                *("--head", "--port", str(port), "--num-cpus", "1", "--dashboard-port", str(dashboard)),
+                *("--head", "--port", str(port), "--num-cpus", "2", "--dashboard-port", str(dashboard)),
                 *("--ray-client-server-port", str(free_port()), "--temp-dir", "/tmp/ray-pipeline-test"),
             )
         )
         wait_for("the head", lambda: "Ray runtime started" in (folder / "head.txt").read_text(), 60)
-        # Spark's executor wants two CPUs, which only the second node has
-        nodes.append(starting(folder / "worker.txt", environment, "--address", f"127.0.0.1:{port}", "--num-cpus", "3"))
+        # Spark's executor wants two CPUs, which only the second node has free: API and oracle run on the head
+        nodes.append(starting(folder / "worker.txt", environment, "--address", f"127.0.0.1:{port}", "--num-cpus", "4"))
         wait_for("the second node", lambda: "Ray runtime started" in (folder / "worker.txt").read_text(), 60)
-        yield Cluster(f"http://127.0.0.1:{dashboard}", environment)
+        cluster = Cluster(f"http://127.0.0.1:{dashboard}", environment)
+        # the agents that take jobs come up after the nodes
+        wait_for("a job to be taken", lambda: submit(cluster, "true").returncode == 0, 90)
+        yield cluster
     finally:
         for node in reversed(nodes):
             node.send_signal(signal.SIGTERM)

@@ -15,8 +15,8 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.delivery.factory import open_delivery
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
-from ray_pipeline.delivery.transactional import TransactionalDelivery
 from ray_pipeline.kafka.client import make_admin, make_producer
 from ray_pipeline.kafka.read import read_compacted, read_topic
 from ray_pipeline.kafka.topics import ensure_topics
@@ -87,7 +87,7 @@ def deliver(world: World, number: int) -> None:
         first = world.rounds[number - 1].get(partition, 0) if number else 0
         until = world.rounds[number][partition]
         settings = world.settings
-        delivery = TransactionalDelivery(world.broker, settings.ratings_topic, settings.progress_topic, partition)
+        delivery = open_delivery(settings, world.broker, partition)
         delivery.open(30)
         if until > first:
             delivery.send(replay.events(first, until - first))
