@@ -72,6 +72,8 @@ def make_consumer(bootstrap: str, **changes: Any) -> Consumer:
         "enable.partition.eof": True,
         "fetch.wait.max.ms": 10,
         "fetch.error.backoff.ms": 100,
+        # by default a fetcher whose queue is full looks again after a second: 100,000 records a second, however fast they are read
+        "fetch.queue.backoff.ms": 20,
         # bounded: what is fetched ahead, over all partitions
         "queued.max.messages.kbytes": 32_768,
         **{name.replace("_", "."): value for name, value in changes.items()},
