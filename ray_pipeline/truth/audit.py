@@ -123,9 +123,6 @@ class _Gaps:
         self._ends: list[int] = []
         self._offsets: list[int | None] = []
 
-    def __len__(self) -> int:
-        return sum(self._ends) - sum(self._starts)
-
     def add(self, indexes: Sequence[int], offset: int | None) -> None:
         """Add ascending indexes that lie behind all that are there."""
         for index in indexes:

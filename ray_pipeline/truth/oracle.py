@@ -137,17 +137,14 @@ class Oracle:
     def _advance(self, cut: Cut, now_ms: int) -> list[dict[str, Any]]:
         engine = self._engine
         if engine is not None and cut.batch <= engine.batch:
-            if all(n >= engine.read.get(p, 0) for p, n in cut.read.items()):
+            if cut.reaches(engine.read):
                 return []  # the same micro-batch, run again after a failure
             engine = None  # another query, from the beginning
         if engine is None:
             engine = self._begin()
         # more than was sent is not ours: it shows as a difference, and where from is another question
         reached = Cut(cut.batch, {p: min(n, self._sent(p)) for p, n in cut.read.items()})
-        missing = [p for p in reached.read if p not in self._replays and reached.read[p]]
-        if missing:
-            for partition, model in build_models(self.settings, self._catalogue, missing).items():
-                self._replays[partition] = ShardReplay(model, self._progress[partition])
+        self._replay([p for p, n in reached.read.items() if n])
         engine.advance(reached, self._replays)
         self._changed.update(engine.changed())
         records = []
@@ -158,6 +155,13 @@ class Oracle:
         while len(self._final) > _FINAL_KEPT:
             del self._final[min(self._final, key=lambda key: key[1])]
         return records
+
+    def _replay(self, partitions: list[int]) -> None:
+        """Have the shards of some partitions at hand; all that are missing are made at once, for they share users and movies."""
+        missing = [p for p in partitions if p not in self._replays]
+        if missing:
+            for partition, model in build_models(self.settings, self._catalogue, missing).items():
+                self._replays[partition] = ShardReplay(model, self._progress[partition])
 
     def _begin(self) -> ExpectedWindows:
         settings = self.settings
@@ -217,15 +221,11 @@ class Oracle:
         assert self._engine is not None
         spec: WindowSpec = self._engine.specs[window[0]]
         found = {}
-        for partition, progress in sorted(self._progress.items()):
-            read = self._engine.read.get(partition, 0)
-            if progress.next_index <= read:
-                continue
-            if partition not in self._replays:
-                made = build_models(self.settings, self._catalogue, [partition])
-                self._replays[partition] = ShardReplay(made[partition], progress)
-            replay = self._replays[partition]
-            until = min(progress.next_index, replay.count_before(window[1]))
+        ahead = sorted(p for p, progress in self._progress.items() if progress.next_index > self._engine.read.get(p, 0))
+        self._replay(ahead)
+        for partition in ahead:
+            replay, read = self._replays[partition], self._engine.read.get(partition, 0)
+            until = min(replay.progress.next_index, replay.count_before(window[1]))
             first = max(read, replay.count_before(window[1] - spec.size_ms))
             if until > first:
                 found[str(partition)] = until - first

@@ -14,14 +14,27 @@ from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import StateMismatchError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
-from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.model.population import Movies, build_movies, build_user_map, build_users
 from ray_pipeline.model.ratings import ShardModel
 
-__all__ = ["ShardReplay", "build_models", "published_settings"]
+__all__ = ["ShardReplay", "build_models", "published_catalogue", "published_settings"]
 
 _BEYOND = 1_000_000
 """So many ratings more than a shard says it has sent are still recognised as its own."""
+
+
+def published_catalogue(settings: Settings, run: Mapping[str, Any]) -> Catalogue:
+    """The movies that a run's ratings may be of: the built-in catalogue of the run's own size, or the file that one names.
+
+    Args:
+        settings: one's own; ``catalog`` is used.
+        run: record ``run`` of topic ``ratings.progress``.
+
+    Raises:
+        CatalogueError: the file is missing, or a row is malformed.
+    """
+    return load_catalogue(settings.model_copy(update={"movies": run["settings"]["movies"]}))
 
 
 def published_settings(settings: Settings, run: Mapping[str, Any], catalogue: Catalogue) -> Settings:

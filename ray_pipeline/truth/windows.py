@@ -39,6 +39,10 @@ class Cut:
     batch: int
     read: Mapping[int, int]
 
+    def reaches(self, read: Mapping[int, int]) -> bool:
+        """Whether at least so many ratings of each partition had been read; a query that began anew has read fewer."""
+        return all(n >= read.get(p, 0) for p, n in self.read.items())
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Cut:
         """A record of topic ``metrics.batches``."""

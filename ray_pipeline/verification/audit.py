@@ -14,17 +14,17 @@ from typing import Any
 from confluent_kafka import KafkaError, TopicPartition
 
 from ray_pipeline.config import Settings
-from ray_pipeline.delivery.interface import ShardProgress
+from ray_pipeline.delivery.interface import ShardProgress, progress_key
 from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, UncheckedError
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
-from ray_pipeline.kafka.read import Record, read_compacted, read_topic
+from ray_pipeline.kafka.read import Record, newest_of_key, read_topic
 from ray_pipeline.kafka.topics import partitions_of
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.model.population import build_user_map
 from ray_pipeline.truth.audit import KINDS, Finding, PartitionAudit, PartitionVerdict
-from ray_pipeline.truth.oracle import published_windows
-from ray_pipeline.truth.replay import ShardReplay, build_models, published_settings
+from ray_pipeline.truth.oracle import expected_key, published_windows
+from ray_pipeline.truth.replay import ShardReplay, build_models, published_catalogue, published_settings
 from ray_pipeline.truth.verdict import compare
 from ray_pipeline.truth.windows import Cut, ExpectedWindows
 from ray_pipeline.windows.spec import epoch_ms, iso_ms, window_specs
@@ -114,9 +114,7 @@ def published_run(settings: Settings, bootstrap: str) -> PublishedRun:
             problem=f"topic {settings.progress_topic} at {bootstrap} has no record of a run",
             fix="Check --bootstrap-servers and --progress-topic",
         )
-    # a built-in catalogue of the run's own size; a file must be named
-    catalogue = load_catalogue(settings.model_copy(update={"movies": newest["run"]["settings"]["movies"]}))
-    found = published_settings(settings, newest["run"], catalogue)
+    found = published_settings(settings, newest["run"], published_catalogue(settings, newest["run"]))
     windows = newest.get("windows")
     if windows is not None:
         found = published_windows(found, windows)
@@ -201,7 +199,7 @@ def audit(
         report.findings += run.findings
         verdicts = _audit_records(run, bootstrap, from_ms, to_ms, processes)
         report.records_per_s = sum(v.found for v in verdicts) / max(time.monotonic() - began, 1e-9)
-        _add_records(report, run, verdicts)
+        _add_records(report, verdicts)
         _audit_windows(report, run, bootstrap, catalogue, from_ms, to_ms)
         wrong = any(report.records[kind] for kind in KINDS) or report.windows.get("wrong") or run.findings
         report.verdict = "disagreed" if wrong else "agreed"
@@ -215,7 +213,7 @@ def audit(
 # -- records
 
 
-def _add_records(report: AuditReport, run: PublishedRun, verdicts: list[PartitionVerdict]) -> None:
+def _add_records(report: AuditReport, verdicts: list[PartitionVerdict]) -> None:
     for verdict in verdicts:
         row = {"expected": verdict.expected, "found": verdict.found, **verdict.counts}
         report.partitions[str(verdict.partition)] = row
@@ -292,9 +290,9 @@ def _without_progress(settings: Settings, bootstrap: str, partition: int) -> Par
 
 def _sent_by_now(settings: Settings, bootstrap: str, partition: int, before: ShardProgress) -> int:
     """How far a shard is by now: it may have gone on while its partition was read."""
-    newest = read_compacted(bootstrap, settings.progress_topic).get(f"shard/{partition}", {})
+    newest = newest_of_key(bootstrap, settings.progress_topic, progress_key(partition), _IDLE_DEADLINE_S)
     try:
-        later = ShardProgress.from_record(newest)
+        later = ShardProgress.from_json(newest or b"")
     except ValueError:
         return before.next_index
     same = (later.run, later.config, later.share, later.phase) == (
@@ -427,7 +425,7 @@ def _cuts(records: Iterable[Record], run: PublishedRun) -> list[Cut]:
         read = {p: min(n, run.progress[p].next_index) for p, n in cut.read.items() if p in run.progress}
         cut = Cut(cut.batch, read)
         if cuts and cut.batch <= cuts[-1].batch:
-            if all(n >= cuts[-1].read.get(p, 0) for p, n in read.items()):
+            if cut.reaches(cuts[-1].read):
                 continue  # the same micro-batch, run again after a failure
             cuts.clear()
         cuts.append(cut)
@@ -463,7 +461,7 @@ class _WindowCheck:
 
     def one(self, expected: dict[str, Any], final: bool) -> None:
         """Compare one window."""
-        key = f"{expected['window_type']}|{expected['window_start']}"
+        key = expected_key(expected)
         actual = {kind: json.loads(value) for kind, value in self._actual.pop(key, {}).items()}
         if not self._wanted(epoch_ms(expected["window_start"]), epoch_ms(expected["window_end"])):
             return

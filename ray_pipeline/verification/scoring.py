@@ -19,10 +19,9 @@ from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, UncheckedError
 from ray_pipeline.kafka.publish import Publisher
 from ray_pipeline.kafka.read import Record, follow, read_topic
-from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_user_map
 from ray_pipeline.restart import Decision, RestartPolicy
-from ray_pipeline.truth.replay import build_models, published_settings
+from ray_pipeline.truth.replay import build_models, published_catalogue, published_settings
 from ray_pipeline.truth.scoring import Scoreboard
 
 __all__ = ["ScoreFeed", "open_scoreboard", "score_all"]
@@ -52,7 +51,7 @@ def open_scoreboard(settings: Settings, published: Mapping[str, bytes]) -> Score
             problem=f"topic {settings.progress_topic} does not say which run the ratings are of",
             fix="Start ray-pipeline run or generate first",
         ) from None
-    catalogue = load_catalogue(settings.model_copy(update={"movies": run["settings"]["movies"]}))
+    catalogue = published_catalogue(settings, run)
     found = published_settings(settings, run, catalogue)
     models = build_models(found, catalogue, range(found.partitions))
     user_map = build_user_map(found)
