@@ -8,6 +8,7 @@ from pathlib import Path
 __all__ = ["spark_conf"]
 
 
+_CHECKPOINTING = "org.apache.spark.sql.execution.streaming.checkpointing"
 _QUICK_START = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 # the second compiler only for what is really hot: else it takes the CPUs from the first batches
 _EXECUTOR = (
@@ -41,6 +42,10 @@ def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_parti
         # counting groups would cost a lookup for every write
         "spark.sql.streaming.stateStore.rocksdb.trackTotalNumberOfRows": "false",
         "spark.sql.streaming.minBatchesToRetain": "20",
+        # where Hadoop has no native library, it starts a process for every right that it sets on a file and every link that it looks
+        # for: some 20 a micro-batch. Plain files, written under another name and renamed, need one each
+        "spark.hadoop.fs.file.impl": "org.apache.hadoop.fs.RawLocalFileSystem",
+        "spark.sql.streaming.checkpointFileManagerClass": f"{_CHECKPOINTING}.FileSystemBasedCheckpointFileManager",
         # adaptive plans cost planning time in every micro-batch and can change nothing in one so small
         "spark.sql.adaptive.enabled": "false",
         "spark.ui.enabled": "false",

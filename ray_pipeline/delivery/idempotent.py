@@ -9,11 +9,11 @@ from typing import Any
 from confluent_kafka import KafkaException, Producer
 
 from ray_pipeline.delivery.interface import ShardProgress, progress_key
-from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, delivery_error
-from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
+from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, delivery_error, reading
+from ray_pipeline.errors import DeliveryError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.client import make_producer
-from ray_pipeline.kafka.read import newest_of_key
+from ray_pipeline.kafka.read import newest_of_key, newest_values
 
 __all__ = ["IdempotentDelivery"]
 
@@ -49,13 +49,14 @@ class IdempotentDelivery:
         self._producer = make_producer(self._bootstrap, on_delivery=self._delivered, message_timeout_ms=0)
         self._check.now(self._producer, deadline_s)
         left_s = max(1.0, end - time.monotonic())
-        try:
+        with reading(self._producer, self._partition):
             value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), left_s)
-        except KafkaException as error:
-            raise delivery_error(self._producer, self._partition, "open", error.args[0]) from error
-        except BrokerUnavailableError as error:
-            raise DeliveryError(error.problem, error.fix) from error
         return None if value is None else ShardProgress.from_json(value)
+
+    def newest(self, count: int, deadline_s: float) -> list[bytes | None]:
+        """Values of the newest records of the shard's partition, the last one first."""
+        with reading(self._opened(), self._partition):
+            return newest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
 
     def send(self, batch: EventBatch) -> None:
         """Queue ratings."""

@@ -56,6 +56,10 @@ class MemoryDelivery:
         self._log.owner[self._partition] = self
         return self._log.progress.get(self._partition)
 
+    def newest(self, count: int, deadline_s: float) -> list[bytes | None]:
+        """Values of the last records, the last one first."""
+        return [value for _, value in reversed(self._log.ratings[self._partition][-count:])]
+
     def send(self, batch: EventBatch) -> None:
         """Queue ratings."""
         self._check()

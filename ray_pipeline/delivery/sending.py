@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from typing import Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ray_pipeline.codec import encode_keys, encode_values
-from ray_pipeline.errors import DeliveryError, FencedError, StateMismatchError
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, StateMismatchError
 from ray_pipeline.events import EventBatch
 
-__all__ = ["PartitionCheck", "QueueWait", "RecordSender", "Sender", "delivery_error"]
+__all__ = ["PartitionCheck", "QueueWait", "RecordSender", "Sender", "delivery_error", "reading"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +73,17 @@ class RecordSender:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+@contextlib.contextmanager
+def reading(producer: Producer, partition: int) -> Iterator[None]:
+    """What goes wrong while topics are read is a failure of the shard's delivery."""
+    try:
+        yield
+    except KafkaException as error:
+        raise delivery_error(producer, partition, "open", error.args[0]) from error
+    except BrokerUnavailableError as error:
+        raise DeliveryError(error.problem, error.fix) from error
 
 
 class QueueWait:

@@ -16,11 +16,11 @@ from typing import Any
 from confluent_kafka import KafkaException, Producer
 
 from ray_pipeline.delivery.interface import ShardProgress, progress_key
-from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, Sender, delivery_error
-from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
+from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, Sender, delivery_error, reading
+from ray_pipeline.errors import DeliveryError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.client import make_producer
-from ray_pipeline.kafka.read import newest_of_key, transaction_is_open
+from ray_pipeline.kafka.read import newest_of_key, newest_values, transaction_is_open
 
 _log = logging.getLogger(__name__)
 
@@ -73,14 +73,15 @@ class TransactionalDelivery:
         self._do("init_transactions", lambda p: p.init_transactions(deadline_s))
         self._check.now(self._producer, _left(end))
         self._sender = self._make_sender(self._producer, self._ratings_topic)
-        try:
+        with reading(self._producer, self._partition):
             self._end_left_over(_left(end))
             value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), _left(end))
-        except KafkaException as error:
-            raise delivery_error(self._producer, self._partition, "open", error.args[0]) from error
-        except BrokerUnavailableError as error:
-            raise DeliveryError(error.problem, error.fix) from error
         return None if value is None else ShardProgress.from_json(value)
+
+    def newest(self, count: int, deadline_s: float) -> list[bytes | None]:
+        """Values of the newest committed records of the shard's partition, the last one first."""
+        with reading(self._opened(), self._partition):
+            return newest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
 
     def send(self, batch: EventBatch) -> None:
         """Queue ratings inside the open transaction, or begin one."""

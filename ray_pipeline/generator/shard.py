@@ -78,11 +78,13 @@ class Shard:
         self._schedule = self._schedule.going_on(plan, self.next_index)
         self.end_index = end_index
 
-    def resume(self, progress: ShardProgress | None) -> None:
+    def resume(self, progress: ShardProgress | None, held: int | None = None) -> None:
         """Go to where the last commit was: what was committed stays as it was lived, whoever lived it.
 
         Args:
             progress: the committed progress; None = nothing was committed.
+            held: how many ratings the partition really holds; None = as many as ``progress`` says. Fewer, after the broker lost
+                some: they are sent once more, with the times that they had. More: they are not sent again.
 
         Raises:
             StateMismatchError: the record's plan does not lead to the time that it has for its last rating.
@@ -99,5 +101,7 @@ class Shard:
                 f"{progress.next_index - 1} was sent with time {progress.event_time_ms}, its plan says {last_ms}",
                 fix="It was not written by this pipeline: give another topic, or clear it with: ray-pipeline reset",
             )
-        self._schedule = lived.going_on(self.plan, progress.next_index)
-        self.next_index, self.last_event_ms = progress.next_index, last_ms
+        held = progress.next_index if held is None else held
+        self._schedule = lived.going_on(self.plan, max(held, progress.next_index))
+        self.next_index = held
+        self.last_event_ms = int(lived.due_ms(held - 1, 1)[0]) if held else None

@@ -22,6 +22,7 @@ __all__ = [
     "count_records",
     "follow",
     "newest_of_key",
+    "newest_values",
     "read_compacted",
     "read_topic",
     "read_topic_from",
@@ -133,6 +134,24 @@ def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float, *, com
         if value is not None or first == start:
             return value
         back *= 10
+
+
+def newest_values(bootstrap: str, topic: str, partition: int, count: int, timeout_s: float) -> list[bytes | None]:
+    """Values of the last ``count`` committed records of a partition, the last one first."""
+    consumer = make_consumer(bootstrap)
+    try:
+        start, end = watermark_offsets(consumer, topic, partition)
+    finally:
+        consumer.close()
+    back = 4 * count
+    while True:  # as in tail: markers of transactions take offsets too
+        first = max(start, end - back)
+        found = [
+            m.value() for m in _read_to_end(bootstrap, topic, {partition: first}, timeout_s, ends={partition: end})
+        ]
+        if len(found) >= count or first == start:
+            return found[: -count - 1 : -1]
+        back *= 8
 
 
 def follow(bootstrap: str, topics: list[str], from_beginning: bool, stop: threading.Event) -> Iterator[list[Record]]:
@@ -284,10 +303,15 @@ def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
 
 
 def _read_to_end(
-    bootstrap: str, topic: str, froms: dict[int, int], timeout_s: float, committed: bool = True
+    bootstrap: str,
+    topic: str,
+    froms: dict[int, int],
+    timeout_s: float,
+    committed: bool = True,
+    ends: dict[int, int] | None = None,
 ) -> Iterator[Message]:
-    """Committed records (or all) from some offsets up to where the partitions end now."""
-    ends = _ends(bootstrap, topic, list(froms))
+    """Committed records (or all) from some offsets up to ``ends``, or to where the partitions end now."""
+    ends = ends or _ends(bootstrap, topic, list(froms))
     left = {p for p, first in froms.items() if first < ends[p]}
     isolation = "read_committed" if committed else "read_uncommitted"
     consumer = make_consumer(bootstrap, auto_offset_reset="earliest", isolation_level=isolation)

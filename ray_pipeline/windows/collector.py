@@ -1,6 +1,8 @@
 """From the job's changed groups to the records of topic ``metrics``. Pure: NumPy, no Spark, no Kafka.
 
-Holds every open window as dense counts by movie; the job's groups are absolute, so applying one twice changes nothing.
+Holds the panes, and every open window as a sum of them, as dense counts by movie; the job's groups are absolute, so applying one twice
+changes nothing. Which window a late rating is still counted in is decided here, by Spark's own rule: a micro-batch drops by the
+watermark of the batch before, and evicts by its own.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.model.catalogue import Catalogue
-from ray_pipeline.windows.spec import WindowSpec, iso_ms
+from ray_pipeline.windows.spec import Panes, WindowSpec, iso_ms
 
 __all__ = ["Collector", "Groups", "PartitionTotals"]
 
 _STARS = np.arange(1, 11) / 2.0
+_HALVES = np.arange(1, 11)
 _LOW = np.int64(0xFFFF_FFFF)
 
 
@@ -25,8 +28,7 @@ class Groups:
     """Changed groups of a micro-batch, in columns; see ``job.RESULT_COLUMNS``.
 
     Attributes:
-        kind: shape (n,), position in the window kinds, or -1 for totals of a partition.
-        end_ms: shape (n,), window end, epoch milliseconds (0 for totals).
+        pane_ms: shape (n,), start of the pane, epoch milliseconds; -1 for totals of a partition.
         id: shape (n,), movie id, or partition.
         packed: shape (n, 5), int64: two 32-bit counts each.
         max_offset: shape (n,), last offset read, -1 where there is none.
@@ -34,8 +36,7 @@ class Groups:
         max_event_ms: shape (n,), latest event time, -1 where there is none.
     """
 
-    kind: npt.NDArray[np.int64]
-    end_ms: npt.NDArray[np.int64]
+    pane_ms: npt.NDArray[np.int64]
     id: npt.NDArray[np.int64]
     packed: npt.NDArray[np.int64]
     max_offset: npt.NDArray[np.int64]
@@ -65,16 +66,23 @@ class PartitionTotals:
 
 
 @dataclass
-class _Window:
-    """One open window. Row n of the arrays, behind the catalogue's movies, is for all unknown ids together."""
+class _Pane:
+    """What the job said last of a pane."""
 
     by_star: npt.NDArray[np.int32]  # (movies, 10)
+    unknown: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+
+
+@dataclass
+class _Window:
+    """One open window: sums over its panes."""
+
     count: npt.NDArray[np.int64]  # (movies,)
     half_sum: npt.NDArray[np.int64]  # (movies,)
     histogram: npt.NDArray[np.int64]  # (10,)
     genre_count: npt.NDArray[np.int64]
     genre_half_sum: npt.NDArray[np.int64]
-    unknown: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+    unknown: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)  # movies that the catalogue does not have
 
 
 class Collector:
@@ -82,16 +90,21 @@ class Collector:
 
     Args:
         catalogue: movies and genres.
-        specs: the window kinds, in the order of the job's ``kind``.
+        specs: the window kinds.
         top_n: movies in a ``topn`` record.
+        delay_ms: how long a window waits for late ratings, milliseconds.
     """
 
-    def __init__(self, catalogue: Catalogue, specs: tuple[WindowSpec, ...], top_n: int) -> None:
+    def __init__(self, catalogue: Catalogue, specs: tuple[WindowSpec, ...], top_n: int, delay_ms: int) -> None:
         self.totals: dict[int, PartitionTotals] = {}
+        self.watermark_ms = 0
         self._catalogue = catalogue
         self._genres = catalogue.genre_matrix.astype(np.int64)
         self._specs = specs
+        self._in_panes = Panes(specs)
         self._top_n = top_n
+        self._delay_ms = delay_ms
+        self._panes: dict[int, _Pane] = {}
         self._windows: dict[tuple[int, int], _Window] = {}
 
     def __len__(self) -> int:
@@ -106,13 +119,23 @@ class Collector:
         """Ratings in an open window."""
         return int(self._windows[window].histogram.sum())
 
+    def restore(self, groups: Groups, watermark_ms: int) -> None:
+        """Take in the whole state, as it was after a micro-batch.
+
+        Args:
+            groups: all groups of the state.
+            watermark_ms: the watermark of that micro-batch, epoch milliseconds.
+        """
+        self.watermark_ms = watermark_ms
+        self.apply(groups)
+
     def apply(self, groups: Groups) -> list[tuple[int, int]]:
-        """Take changed groups in.
+        """Take the changed groups of a micro-batch in; :meth:`close` ends it.
 
         Returns:
             The windows they belong to, as (kind, end in epoch milliseconds), in order.
         """
-        for row in np.flatnonzero(groups.kind < 0).tolist():
+        for row in np.flatnonzero(groups.pane_ms < 0).tolist():
             self.totals[int(groups.id[row])] = PartitionTotals(
                 int(groups.packed[row, 0]),
                 int(groups.packed[row, 1]),
@@ -120,19 +143,21 @@ class Collector:
                 int(groups.max_rejected[row]),
                 int(groups.max_event_ms[row]),
             )
-        rows = np.flatnonzero(groups.kind >= 0)
-        if not len(rows):
-            return []
-        rows = rows[np.lexsort((groups.end_ms[rows], groups.kind[rows]))]
-        keys = np.stack([groups.kind[rows], groups.end_ms[rows]], axis=1)
-        changed = np.flatnonzero(np.any(np.diff(keys, axis=0, prepend=-1) != 0, axis=1)).tolist()
-        windows = []
-        for lo, hi in zip(changed, [*changed[1:], len(rows)], strict=True):
-            key = (int(keys[lo, 0]), int(keys[lo, 1]))
-            part = rows[lo:hi]
-            self._merge(self._windows.setdefault(key, self._empty()), groups.id[part], unpack(groups.packed[part]))
-            windows.append(key)
-        return windows
+        rows = np.flatnonzero(groups.pane_ms >= 0)
+        rows = rows[np.argsort(groups.pane_ms[rows], kind="stable")]
+        panes, firsts = np.unique(groups.pane_ms[rows], return_index=True)
+        changed: set[tuple[int, int]] = set()
+        for pane_ms, part in zip(panes.tolist(), np.split(rows, firsts)[1:], strict=True):
+            # too late for a window that the watermark of the batch before has passed
+            windows = [w for w in self._in_panes.windows_of(pane_ms) if w[1] > self.watermark_ms]
+            self._merge(pane_ms, windows, groups.id[part], unpack(groups.packed[part]))
+            changed.update(windows)
+        return sorted(changed)
+
+    def next_watermark_ms(self) -> int:
+        """The watermark of the next micro-batch: the newest event time so far, less the delay; it never goes back."""
+        newest_ms = max((t.max_event_ms for t in self.totals.values()), default=0)
+        return max(self.watermark_ms, newest_ms - self._delay_ms)
 
     def records(self, window: tuple[int, int], batch: int, now_ms: int) -> list[tuple[str, dict[str, Any]]]:
         """The records of one window, each with its key: ``total``, ``topn`` and ``genres``."""
@@ -144,7 +169,7 @@ class Collector:
             "window_end": iso_ms(end_ms),
             "window_type": spec.name,
             "count": count,
-            "avg_rating": _mean(int(state.histogram @ np.arange(1, 11)), count),
+            "avg_rating": _mean(int(state.histogram @ _HALVES), count),
         }
         last = {"batch": batch, "updated_ms": now_ms}
         views: dict[str, dict[str, Any]] = {
@@ -162,10 +187,14 @@ class Collector:
         ]
 
     def close(self, watermark_ms: int) -> int:
-        """Forget windows that ended at or before the watermark; returns how many."""
+        """End a micro-batch: forget the windows that ended at or before its watermark; returns how many."""
+        self.watermark_ms = watermark_ms
         over = [key for key in self._windows if key[1] <= watermark_ms]
         for key in over:
             del self._windows[key]
+        for pane_ms in list(self._panes):
+            if all(end_ms <= watermark_ms for _, end_ms in self._in_panes.windows_of(pane_ms)):
+                del self._panes[pane_ms]
         return len(over)
 
     # -- inside
@@ -173,7 +202,6 @@ class Collector:
     def _empty(self) -> _Window:
         movies, genres = self._genres.shape
         return _Window(
-            np.zeros((movies, 10), np.int32),
             np.zeros(movies, np.int64),
             np.zeros(movies, np.int64),
             np.zeros(10, np.int64),
@@ -181,21 +209,41 @@ class Collector:
             np.zeros(genres, np.int64),
         )
 
-    def _merge(self, state: _Window, ids: npt.NDArray[np.int64], stars: npt.NDArray[np.int64]) -> None:
+    def _merge(
+        self,
+        pane_ms: int,
+        windows: list[tuple[int, int]],
+        ids: npt.NDArray[np.int64],
+        stars: npt.NDArray[np.int64],
+    ) -> None:
+        """What is new in a pane, into each of some windows."""
+        pane = self._panes.get(pane_ms)
+        if pane is None:
+            pane = self._panes[pane_ms] = _Pane(np.zeros((len(self._genres), 10), np.int32))
         position = self._catalogue.index_of(ids)
         known = position >= 0
         at, new = position[known], stars[known]
-        added = new - state.by_star[at]
-        count, half_sum = added.sum(axis=1), added @ np.arange(1, 11)
-        state.by_star[at] = new
-        state.count[at] += count
-        state.half_sum[at] += half_sum
-        state.histogram += added.sum(axis=0)
-        state.genre_count += count @ self._genres[at]
-        state.genre_half_sum += half_sum @ self._genres[at]
+        added = new - pane.by_star[at]
+        pane.by_star[at] = new
+        count, half_sum, histogram = added.sum(axis=1), added @ _HALVES, added.sum(axis=0)
+        genre_count, genre_half_sum = count @ self._genres[at], half_sum @ self._genres[at]
+        nothing = np.zeros(10, np.int64)
+        others: dict[int, npt.NDArray[np.int64]] = {}
         for movie_id, row in zip(ids[~known].tolist(), stars[~known], strict=True):
-            state.histogram += row - state.unknown.get(movie_id, np.zeros(10, np.int64))
-            state.unknown[movie_id] = row
+            others[movie_id] = row - pane.unknown.get(movie_id, nothing)
+            pane.unknown[movie_id] = row
+        for key in windows:
+            window = self._windows.get(key)
+            if window is None:
+                window = self._windows[key] = self._empty()
+            window.count[at] += count
+            window.half_sum[at] += half_sum
+            window.histogram += histogram
+            window.genre_count += genre_count
+            window.genre_half_sum += genre_half_sum
+            for movie_id, row in others.items():
+                window.histogram += row
+                window.unknown[movie_id] = window.unknown.get(movie_id, nothing) + row
 
     def _top(self, state: _Window) -> list[dict[str, Any]]:
         count = state.count
@@ -205,9 +253,7 @@ class Collector:
         rows = list(
             zip(count[at].tolist(), self._catalogue.movie_ids[at].tolist(), state.half_sum[at].tolist(), strict=True)
         )
-        rows += [
-            (int(stars.sum()), movie_id, int(stars @ np.arange(1, 11))) for movie_id, stars in state.unknown.items()
-        ]
+        rows += [(int(stars.sum()), movie_id, int(stars @ _HALVES)) for movie_id, stars in state.unknown.items()]
         rows.sort(key=lambda row: (-row[0], row[1]))
         return [
             {"movieId": movie_id, "count": n, "avg_rating": _mean(half_sum, n)}

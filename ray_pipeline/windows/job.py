@@ -1,8 +1,9 @@
 """The Spark job, as functions ``DataFrame → DataFrame``: one stateful aggregation that every view is derived from.
 
-Groups are of two kinds. ``(window type, window end, movie)`` holds an exact histogram of the movie's half stars in the window.
-``(TOTALS, null, Kafka partition)`` holds what was read of a partition: records, rejects, last offset, latest event time. Both lie
-in the same state and change in the same micro-batch, so totals and windows always belong together.
+Groups are of two kinds. ``(pane, movie)`` holds an exact histogram of the movie's half stars in a pane, the piece of time that all
+windows are made of; it stays in the state until the last window with that pane is over. ``(null, Kafka partition)`` holds what was
+read of a partition: records, rejects, last offset, latest event time. Both lie in the same state and change in the same
+micro-batch, so totals and windows always belong together.
 """
 
 from __future__ import annotations
@@ -10,16 +11,13 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from ray_pipeline.windows.spec import WindowSpec
+from ray_pipeline.windows.spec import Panes, WindowSpec
 
-__all__ = ["RESULT_COLUMNS", "TOTALS", "aggregate", "parse", "rejected"]
+__all__ = ["RESULT_COLUMNS", "aggregate", "parse", "rejected"]
 
-TOTALS = -1
-"""The ``kind`` of groups that hold the totals of a Kafka partition."""
-
-RESULT_COLUMNS = ("kind", "end_ms", "id", "a0", "a1", "a2", "a3", "a4", "max_offset", "max_rejected", "max_event_ms")
-"""Columns of :func:`aggregate`'s result. ``a0 … a4``: two 32-bit counts each, half stars 1 … 10, the odd one low;
-for totals ``a0`` = records and ``a1`` = rejected."""
+RESULT_COLUMNS = ("pane_ms", "id", "a0", "a1", "a2", "a3", "a4", "max_offset", "max_rejected", "max_event_ms")
+"""Columns of :func:`aggregate`'s result. ``pane_ms``: the pane's start, epoch milliseconds, null for totals. ``a0 … a4``: two 32-bit
+counts each, half stars 1 … 10, the odd one low; for totals ``a0`` = records and ``a1`` = rejected."""
 
 _SCHEMA = "userId LONG, movieId LONG, rating DOUBLE, timestamp LONG"
 _LATEST_MS = 253_402_300_799_999  # end of the year 9999, the last that Spark's timestamps print
@@ -75,10 +73,13 @@ def aggregate(parsed: DataFrame, specs: tuple[WindowSpec, ...], watermark_ms: in
     timed = parsed.withColumn("event_time", F.timestamp_millis("event_ms")).withWatermark(
         "event_time", f"{watermark_ms} milliseconds"
     )
-    totals = F.struct(F.lit(TOTALS).alias("kind"), F.lit(None).cast("long").alias("end_ms"))
-    memberships = F.when(
-        F.col("reason").isNull(), F.array(totals, *(w for i, s in enumerate(specs) for w in _windows_of(i, s)))
-    ).otherwise(F.array(totals))
+    nothing = F.lit(None).cast("long")
+    pane_ms = F.col("event_ms") - F.col("event_ms") % Panes(specs).size_ms
+    last_end_ms = [pane_ms - pane_ms % spec.slide_ms + spec.size_ms for spec in specs]
+    pane = F.struct(
+        pane_ms.alias("pane_ms"), (F.greatest(*last_end_ms) if len(specs) > 1 else last_end_ms[0]).alias("end_ms")
+    )
+    totals = F.struct(nothing.alias("pane_ms"), nothing.alias("end_ms"))
     rows = timed.select(
         "partition",
         "offset",
@@ -86,35 +87,27 @@ def aggregate(parsed: DataFrame, specs: tuple[WindowSpec, ...], watermark_ms: in
         "half",
         "event_ms",
         F.isnull("half").alias("bad"),
-        F.explode(memberships).alias("w"),
+        F.explode(F.when(F.col("reason").isNull(), F.array(totals, pane)).otherwise(F.array(totals))).alias("w"),
     )
-    is_total = F.col("w.kind") == TOTALS
-    # a window is late, and leaves the state, when the watermark has passed its end: Spark looks for this metadata
+    is_total = F.isnull("w.pane_ms")
+    # a pane leaves the state when the watermark has passed the last window with it: Spark looks for this metadata
     end = F.timestamp_millis("w.end_ms").alias("window_end", metadata={_WATERMARK_METADATA: watermark_ms})
     keyed = rows.select(
-        F.col("w.kind").alias("kind"),
         end,
+        F.col("w.pane_ms").alias("pane_ms"),
         F.when(is_total, F.col("partition").cast("long")).otherwise(F.col("movieId")).alias("id"),
         *(_count(i, is_total).alias(f"c{i}") for i in range(5)),
         F.when(is_total, F.col("offset")).alias("o"),
         F.when(is_total & F.col("bad"), F.col("offset")).alias("ro"),
         F.when(is_total, F.col("event_ms")).alias("e"),
     )
-    grouped = keyed.groupBy("kind", "window_end", "id").agg(
+    grouped = keyed.groupBy("window_end", "pane_ms", "id").agg(
         *(F.sum(f"c{i}").alias(f"a{i}") for i in range(5)),
         F.max("o").alias("max_offset"),
         F.max("ro").alias("max_rejected"),
         F.max("e").alias("max_event_ms"),
     )
-    return grouped.withColumn("end_ms", F.unix_millis("window_end")).select(*RESULT_COLUMNS)
-
-
-def _windows_of(kind: int, spec: WindowSpec) -> list[Column]:
-    newest_end = F.col("event_ms") - F.col("event_ms") % spec.slide_ms + spec.size_ms
-    return [
-        F.struct(F.lit(kind).alias("kind"), (newest_end - back).alias("end_ms"))
-        for back in range(0, spec.size_ms, spec.slide_ms)
-    ]
+    return grouped.select(*RESULT_COLUMNS)
 
 
 def _count(pair: int, is_total: Column) -> Column:

@@ -21,6 +21,7 @@ def shuffle_partitions(settings: Settings) -> int:
 def marker_for(settings: Settings) -> dict[str, Any]:
     """What the settings make of the state."""
     return {
+        "layout": "panes",
         "ratings_topic": settings.ratings_topic,
         "tumbling_s": settings.tumbling_s,
         "sliding_s": settings.sliding_s,

@@ -32,7 +32,6 @@ class BatchSink:
         collector: keeps the open windows.
         specs: the window kinds.
         clock: tells the time.
-        watermark_ms: tells the watermark in force, epoch milliseconds.
         read_rejects: reads the invalid records among offsets ``first … last`` of a partition.
         job_record: completes the job's record with what only the stage knows.
     """
@@ -44,7 +43,6 @@ class BatchSink:
         collector: Collector,
         specs: tuple[WindowSpec, ...],
         clock: Clock,
-        watermark_ms: Callable[[], int],
         read_rejects: Callable[[int, int, int], list[dict[str, Any]]],
         job_record: Callable[[], dict[str, Any]],
     ) -> None:
@@ -54,20 +52,20 @@ class BatchSink:
         self._collector = collector
         self._specs = specs
         self._clock = clock
-        self._watermark_ms = watermark_ms
         self._read_rejects = read_rejects
         self._job_record = job_record
         self._failed: list[str] = []
         self._producer: Producer = make_producer(bootstrap, on_delivery=self._delivered, message_timeout_ms=55_000)
 
-    def restore(self, groups: Groups, last_record: dict[str, Any] | None) -> None:
+    def restore(self, groups: Groups, watermark_ms: int, last_record: dict[str, Any] | None) -> None:
         """Refill from the checkpoint's state after a restart.
 
         Args:
             groups: all groups of the state.
+            watermark_ms: the watermark of the micro-batch that the state is of, epoch milliseconds.
             last_record: the job's last published record.
         """
-        self._collector.apply(groups)
+        self._collector.restore(groups, watermark_ms)
         counts = {end_ms: self._collector.count_of((0, end_ms)) for kind, end_ms in self._collector.open if kind == 0}
         if last_record is not None and "ledger" in last_record:
             self.batch = int(last_record["batch"])
@@ -80,6 +78,7 @@ class BatchSink:
         """Called by Spark with each micro-batch's changed groups."""
         groups = to_groups(frame.toArrow())
         before = dict(self._collector.totals)
+        watermark_ms = self._collector.next_watermark_ms()
         changed = self._collector.apply(groups)
         now_ms = self._clock.now_ms()
         for window in changed:
@@ -89,7 +88,6 @@ class BatchSink:
                 self._put(self._settings.metrics_topic, key, record)
         self._publish_rejects(before)
         self._flush()
-        watermark_ms = self._watermark_ms()
         # after the windows: who knows what a micro-batch read can be sure that what it made of it is there
         self._put(self._settings.batches_topic, str(batch), self._cut(batch, watermark_ms))
         self._collector.close(watermark_ms)
@@ -184,8 +182,7 @@ def to_groups(table: Any) -> Groups:
 
     packed = [column(f"a{i}", 0) for i in range(5)]
     return Groups(
-        kind=column("kind"),
-        end_ms=column("end_ms", 0),
+        pane_ms=column("pane_ms"),
         id=column("id"),
         packed=np.stack(packed, axis=1) if table.num_rows else np.zeros((0, 5), np.int64),
         max_offset=column("max_offset"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import gcd
 
 from ray_pipeline.config import Settings
 
-__all__ = ["WindowSpec", "epoch_ms", "iso_ms", "window_specs"]
+__all__ = ["Panes", "WindowSpec", "epoch_ms", "iso_ms", "window_specs"]
 
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000))
 
@@ -34,6 +35,36 @@ class WindowSpec:
         """Such as ``tumbling_1min`` or ``sliding_5min_1min``."""
         size = _length(self.size_ms)
         return f"tumbling_{size}" if self.tumbling else f"sliding_{size}_{_length(self.slide_ms)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Panes:
+    """The pieces of time that all windows are made of: each window is a number of whole panes.
+
+    Attributes:
+        specs: the window kinds.
+    """
+
+    specs: tuple[WindowSpec, ...]
+
+    @property
+    def size_ms(self) -> int:
+        """Length of a pane, milliseconds."""
+        return gcd(*(spec.size_ms for spec in self.specs), *(spec.slide_ms for spec in self.specs))
+
+    def windows_of(self, pane_ms: int) -> list[tuple[int, int]]:
+        """The windows that a pane is part of, as (kind, end in epoch milliseconds).
+
+        Args:
+            pane_ms: its start, epoch milliseconds.
+        """
+        return [
+            (kind, end_ms)
+            for kind, spec in enumerate(self.specs)
+            for end_ms in range(
+                pane_ms - pane_ms % spec.slide_ms + spec.slide_ms, pane_ms + spec.size_ms + 1, spec.slide_ms
+            )
+        ]
 
 
 def _length(ms: int) -> str:

@@ -137,10 +137,9 @@ class WindowStage:
         sink = BatchSink(
             settings,
             self._bootstrap,
-            Collector(load_catalogue(settings), self._specs, settings.top_n),
+            Collector(load_catalogue(settings), self._specs, settings.top_n, round(settings.watermark_s * 1000)),
             self._specs,
             self._clock,
-            lambda: self._progress().watermark_ms or 0,
             self._read_rejects,
             self._job_record,
         )
@@ -347,11 +346,8 @@ class WindowStage:
         )  # asking makes the session's state store coordinator, which the reader reports to
         state = spark.read.format("statestore").load(checkpoint)
         rows = state.select(
-            F.col("key.kind").alias("kind"),
-            F.unix_millis("key.window_end").alias("end_ms"),
-            F.col("key.id").alias("id"),
-            F.col("value").cast(shape).alias("v"),
-        ).select("kind", "end_ms", "id", "v.*")
+            F.col("key.pane_ms").alias("pane_ms"), F.col("key.id").alias("id"), F.col("value").cast(shape).alias("v")
+        ).select("pane_ms", "id", "v.*")
         value = newest_of_key(self._bootstrap, self._settings.job_topic, "job", 60.0)
         last = json.loads(value) if value else None
         if last is not None:
@@ -367,7 +363,8 @@ class WindowStage:
                 problem=f"the state of batch {max(committed)} in the checkpoint {checkpoint} is broken: {reason}",
                 fix=broken.way_out,
             ) from error
-        sink.restore(groups, last)
+        said = (read_text(spark, f"{checkpoint.rstrip('/')}/offsets/{max(committed)}") or "").splitlines()
+        sink.restore(groups, int(json.loads(said[1])["batchWatermarkMs"]), last)
 
     def _read_rejects(self, partition: int, first: int, last: int) -> list[dict[str, Any]]:
         assert self._owner is not None

@@ -30,7 +30,7 @@ from ray_pipeline.verification.explain import Explainer
 from ray_pipeline.verification.oracle import OracleStage
 from ray_pipeline.windows import stage as stage_module
 from ray_pipeline.windows.collector import Collector
-from ray_pipeline.windows.spec import WindowSpec
+from ray_pipeline.windows.spec import Panes
 from ray_pipeline.windows.stage import WindowStage
 from tests.conftest import command, wait_for
 
@@ -248,9 +248,10 @@ def first_ids_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def five_minutes_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stage_module.aggregate
-    short = WindowSpec(180_000, 60_000)
-    monkeypatch.setattr(stage_module, "aggregate", lambda rows, specs, delay: real(rows, (specs[0], short), delay))
+    real = Panes.windows_of
+    monkeypatch.setattr(
+        Panes, "windows_of", lambda self, pane_ms: [w for w in real(self, pane_ms) if w[1] <= pane_ms + 180_000]
+    )
 
 
 def sliding_over_tumbling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +270,7 @@ def sliding_over_tumbling(monkeypatch: pytest.MonkeyPatch) -> None:
 def watermark_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     real = stage_module.aggregate
     monkeypatch.setattr(stage_module, "aggregate", lambda rows, specs, delay: real(rows, specs, 0))
+    monkeypatch.setattr(stage_module, "Collector", lambda movies, specs, top, delay: Collector(movies, specs, top, 0))
 
 
 def a_partition_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

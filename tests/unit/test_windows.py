@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,62 +12,107 @@ from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.windows.collector import Collector, Groups
 from ray_pipeline.windows.ledger import CountLedger
 from ray_pipeline.windows.reference import Ratings, reference
-from ray_pipeline.windows.spec import WindowSpec, iso_ms, window_specs
+from ray_pipeline.windows.spec import Panes, WindowSpec, iso_ms, window_specs
 
 CATALOGUE = load_catalogue(load_settings(movies=50))
 SPECS = (WindowSpec(60_000, 60_000), WindowSpec(300_000, 60_000))
 GENRES = {int(m): CATALOGUE.genres[n] for n, m in enumerate(CATALOGUE.movie_ids)}
 
 
-def groups_of(ratings: list[tuple[int, int, int]]) -> Groups:
-    """(movie, half stars, time) → what the Spark job would say, in the plainest way."""
-    cells: dict[tuple[int, int, int], list[int]] = defaultdict(lambda: [0] * 10)
-    for movie, half, at in ratings:
-        for kind, spec in enumerate(SPECS):
-            for end in range(spec.slide_ms, 10_000_000, spec.slide_ms):
-                if end - spec.size_ms <= at < end:
-                    cells[kind, end, movie][half - 1] += 1
-    rows = sorted(cells)
-    stars = np.array([cells[row] for row in rows], np.int64).reshape(-1, 10)
-    nothing = np.full(len(rows), -1, np.int64)
-    columns = np.array(rows, np.int64).reshape(-1, 3)
-    return Groups(columns[:, 0], columns[:, 1], columns[:, 2], stars[:, 0::2] | stars[:, 1::2] << 32, *[nothing] * 3)
+class Job:
+    """What the Spark job would say, in the plainest way: drops by the watermark of the batch before, evicts by its own."""
+
+    def __init__(self, delay_ms: int) -> None:
+        self.state: dict[tuple[int, int], list[int]] = {}
+        self.delay_ms = delay_ms
+        self.records, self.newest_ms, self.watermark_ms = 0, -1, 0
+
+    def batch(self, ratings: list[tuple[int, int, int]]) -> Groups:
+        """(movie, half stars, time) → the groups that changed."""
+        late_ms, self.watermark_ms = self.watermark_ms, max(self.watermark_ms, self.newest_ms - self.delay_ms)
+        changed = set()
+        for movie, half, at in ratings:
+            pane = at - at % 60_000
+            self.records, self.newest_ms = self.records + 1, max(self.newest_ms, at)
+            if self.last_end(pane) > late_ms:
+                self.state.setdefault((pane, movie), [0] * 10)[half - 1] += 1
+                changed.add((pane, movie))
+        groups = self.groups(sorted(changed))
+        self.state = {key: stars for key, stars in self.state.items() if self.last_end(key[0]) > self.watermark_ms}
+        return groups
+
+    def last_end(self, pane: int) -> int:
+        return max(pane - pane % spec.slide_ms + spec.size_ms for spec in SPECS)
+
+    def groups(self, rows: list[tuple[int, int]]) -> Groups:
+        stars = np.array([self.state[row] for row in rows], np.int64).reshape(-1, 10)
+        packed = np.vstack([stars[:, 0::2] | stars[:, 1::2] << 32, [[self.records, 0, 0, 0, 0]]])
+        columns = np.array([*rows, (-1, 0)], np.int64)
+        nothing = np.full(len(columns), -1, np.int64)
+        newest = np.where(columns[:, 0] < 0, self.newest_ms, -1)
+        return Groups(columns[:, 0], columns[:, 1], packed, nothing, nothing, newest)
 
 
 some_ratings = st.lists(
-    st.tuples(st.integers(1, 60), st.integers(1, 10), st.integers(0, 900_000)), min_size=1, max_size=60
+    st.tuples(st.integers(1, 60), st.integers(1, 10), st.integers(0, 900_000)), min_size=1, max_size=20
 )
 
 
-@given(some_ratings, st.integers(0, 60))
-def test_the_collector_agrees_with_the_reference(ratings: list[tuple[int, int, int]], cut: int) -> None:
-    collector = Collector(CATALOGUE, SPECS, top_n=5)
-    collector.apply(groups_of(ratings[:cut]))
-    changed = collector.apply(groups_of(ratings))
-    assert collector.apply(groups_of(ratings)) == changed  # absolute: again changes nothing
-    batch = Ratings(*(np.array(column) for column in zip(*[(m, h / 2, t) for m, h, t in ratings], strict=True)))
-    for kind, spec in enumerate(SPECS):
-        truth = reference([batch], spec.size_ms, spec.slide_ms, 0).windows
-        assert sorted(end - spec.size_ms for k, end in changed if k == kind) == sorted(truth)
-        for start, window in truth.items():
-            records = dict(collector.records((kind, start + spec.size_ms), 3, 4))
+@given(st.lists(some_ratings, min_size=1, max_size=6), st.integers(0, 6), st.sampled_from([0, 60_000, 10_000_000]))
+def test_the_collector_agrees_with_the_reference_late_ratings_and_a_restart_included(
+    batches: list[list[tuple[int, int, int]]], restart_before: int, delay_ms: int
+) -> None:
+    collector, job = Collector(CATALOGUE, SPECS, 5, delay_ms), Job(delay_ms)
+    published: dict[str, dict[str, object]] = {}
+    for number, ratings in enumerate(batches):
+        if number == restart_before:
+            collector = Collector(CATALOGUE, SPECS, 5, delay_ms)
+            collector.restore(job.groups(sorted(job.state)), job.watermark_ms)
+        watermark_ms, groups = collector.next_watermark_ms(), job.batch(ratings)
+        changed = collector.apply(groups)
+        assert collector.apply(groups) == changed  # absolute: again changes nothing
+        for window in changed:
+            published.update(collector.records(window, number, 4))
+        collector.close(watermark_ms)
+        assert watermark_ms == job.watermark_ms
+    columns = [Ratings(*(np.array(c) for c in zip(*[(m, h / 2, t) for m, h, t in b], strict=True))) for b in batches]
+    keys = set()
+    for spec in SPECS:
+        for start, window in reference(columns, spec.size_ms, spec.slide_ms, delay_ms).windows.items():
             key = f"{spec.name}|{iso_ms(start)}"
-            total = records[f"{key}|total"]
+            keys |= {f"{key}|total", f"{key}|topn", f"{key}|genres"}
+            total = published[f"{key}|total"]
             assert list(total)[:5] == ["window_start", "window_end", "window_type", "count", "avg_rating"]
             assert (total["count"], total["avg_rating"]) == (window.count, window.avg_rating)
             assert (total["p50"], total["p95"]) == (window.percentile(0.5), window.percentile(0.95))
             assert total["histogram"] == window.histogram()
-            top = [(m["movieId"], m["count"], m["avg_rating"]) for m in records[f"{key}|topn"]["movies"]]
+            top = [(m["movieId"], m["count"], m["avg_rating"]) for m in published[f"{key}|topn"]["movies"]]
             assert top == window.top(5)
-            by_genre = [(g["genre"], g["count"], g["avg_rating"]) for g in records[f"{key}|genres"]["genres"]]
+            by_genre = [(g["genre"], g["count"], g["avg_rating"]) for g in published[f"{key}|genres"]["genres"]]
             assert by_genre == window.by_genre(GENRES)
+    assert set(published) == keys
 
 
 def test_closed_windows_are_forgotten() -> None:
-    collector = Collector(CATALOGUE, SPECS, top_n=5)
-    collector.apply(groups_of([(1, 5, 30_000), (1, 5, 200_000)]))
+    collector = Collector(CATALOGUE, SPECS, 5, 0)
+    collector.apply(Job(0).batch([(1, 5, 30_000), (1, 5, 200_000)]))
     assert collector.close(60_000) == 2  # the tumbling one and the oldest sliding one, both ending at 60 s
     assert (0, 60_000) not in collector.open and (0, 240_000) in collector.open
+
+
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 20), st.integers(0, 5000))
+def test_panes_make_up_every_window_exactly(size_s: int, slide_s: int, times: int, at_s: int) -> None:
+    specs = (WindowSpec(size_s * 1000, size_s * 1000), WindowSpec(times * slide_s * 1000, slide_s * 1000))
+    panes, at_ms = Panes(specs), at_s * 1000
+    pane_ms = at_ms - at_ms % panes.size_ms
+    inside = {
+        (kind, start + spec.size_ms)
+        for kind, spec in enumerate(specs)
+        for start in range(at_ms - at_ms % spec.slide_ms, at_ms - spec.size_ms, -spec.slide_ms)
+    }
+    for probe in (pane_ms, pane_ms + panes.size_ms - 1):  # the same for every moment of the pane
+        assert all(end - specs[kind].size_ms <= probe < end for kind, end in panes.windows_of(pane_ms))
+    assert set(panes.windows_of(pane_ms)) == inside
 
 
 def test_names_and_alignment_of_windows() -> None:
