@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 from spark_compat.errors import SparkCompatError
 from spark_compat.jvm import export_java, find_java
@@ -11,6 +13,8 @@ from spark_compat.jvm import export_java, find_java
 __all__ = ["SparkSessionOwner"]
 
 _log = logging.getLogger(__name__)
+
+_CONNECT_S = 1.0
 
 
 class SparkSessionOwner:
@@ -69,6 +73,21 @@ class SparkSessionOwner:
         """How many executors are registered, the driver not counted."""
         infos = self.session.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
         return len(infos) - (1 if self._master is None else 0)
+
+    def master_is_gone(self) -> bool:
+        """Whether nobody listens any more where RayDP's master, which hands out executors, must be."""
+        if self._session is None or self._master is not None:
+            return False
+        place = urlsplit(self.session.sparkContext.master)
+        if place.hostname is None or place.port is None:
+            return False
+        try:
+            socket.create_connection((place.hostname, place.port), _CONNECT_S).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError as error:  # it may be slow, or its node far away: that is for others to judge
+            _log.debug("RayDP's master: %s", error)
+        return False
 
     def jvm_ended(self) -> bool:
         """Whether the driver's JVM, a child of this process, has ended, or the session has."""

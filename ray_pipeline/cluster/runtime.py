@@ -119,6 +119,8 @@ class RayRuntime:
         if ray.is_initialized():
             self.local = False
         elif self.local:
+            # Ray would have its workers step back behind all else, and so the Spark driver behind its own executors
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(
                 num_cpus=max(os.cpu_count() or 1, math.ceil(self._budget.total + self._room_to_scale())),
                 include_dashboard=False,

@@ -113,6 +113,8 @@ class ShardDelivery(Protocol):
     def newest(self, count: int, deadline_s: float) -> list[bytes | None]:
         """Values of the newest committed records of the shard's partition, the last one first; fewer when there are fewer.
 
+        None where a record has no value, and for a partition of which all records were deleted.
+
         Raises:
             DeliveryError: the broker did not answer within ``deadline_s`` seconds.
         """

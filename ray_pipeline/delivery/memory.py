@@ -18,8 +18,9 @@ class MemoryLog:
     Attributes:
         ratings: committed records by partition, (key, value).
         progress: the committed progress record of each partition.
-        failures: names of operations that fail next, in order: ``open``, ``send``, ``commit`` (nothing is visible) or
-            ``commit, done`` (it is visible, but the sender does not hear of it).
+        failures: names of operations that fail next, in order: ``open``, ``send``, ``commit`` (nothing is visible),
+            ``commit, done`` (it is visible, but the sender does not hear of it), ``commit, ratings alone`` or
+            ``commit, progress alone`` (as a single broker may leave it that is killed in a commit).
     """
 
     def __init__(self) -> None:
@@ -73,10 +74,13 @@ class MemoryDelivery:
         if self._log.fails("commit"):
             self._pending.clear()
             raise DeliveryError(problem="the commit failed")
-        self._log.ratings[self._partition] += self._pending
-        self._log.progress[self._partition] = progress
+        alone = next((half for half in ("ratings", "progress") if self._log.fails(f"commit, {half} alone")), "")
+        if alone != "progress":
+            self._log.ratings[self._partition] += self._pending
+        if alone != "ratings":
+            self._log.progress[self._partition] = progress
         self._pending.clear()
-        if self._log.fails("commit, done"):
+        if alone or self._log.fails("commit, done"):
             raise DeliveryError(problem="no answer to the commit")
 
     def close(self) -> None:

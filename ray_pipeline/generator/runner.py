@@ -12,7 +12,6 @@ from ray_pipeline.clock import Clock
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
 from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, RayPipelineError
 from ray_pipeline.generator.plan import RatePlan
-from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.generator.shard import Shard
 from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.restart import Decision, RestartPolicy
@@ -122,7 +121,7 @@ class ShardRunner:
         self._model: ShardModel | None = None
         self._delivery: ShardDelivery | None = None
         self._uncommitted = 0
-        self._held: int | None = None
+        self._newest: list[bytes | None] = []
         self._last_commit_ms = 0
         # of all threads, guarded by the lock
         self._lock = threading.Lock()
@@ -236,26 +235,24 @@ class ShardRunner:
         self._close()
         self._delivery = self._open_delivery()
         progress = self._delivery.open(_OPEN_DEADLINE_S)
-        self._held = self._find_held(self._model, self._delivery, progress)
+        self._newest = self._delivery.newest(_LOOK_AT, _OPEN_DEADLINE_S)
         self._uncommitted = 0
         with self._lock:
             self._committed = progress
             if self._shard is not None:
-                self._shard.resume(progress, self._held)
+                self._resume(self._shard)
             self._state = RunnerState.READY
         return 0.0
 
-    def _find_held(self, model: ShardModel, delivery: ShardDelivery, progress: ShardProgress | None) -> int | None:
-        """How many ratings the partition holds: a broker that lost its disk may have kept the progress record and not them."""
-        if progress is None or progress.next_index == 0:
-            return None
-        held = ShardSequence.of(model, progress).held(delivery.newest(_LOOK_AT, _OPEN_DEADLINE_S))
-        if held != progress.next_index:
+    def _resume(self, shard: Shard) -> None:
+        """Have a shard begin where its partition ends; the lock is held."""
+        held = shard.resume(self._committed, self._newest)
+        said = self._committed.next_index if self._committed else 0
+        if held != said:
             _log.warning(
                 "shard %d: its partition holds %d ratings, its progress record says %d: it goes on with rating %d",
-                *(self.partition, held, progress.next_index, held),
+                *(self.partition, held, said, held),
             )
-        return held
 
     def _wait_to_be_told(self) -> float | None:
         with self._lock:
@@ -277,7 +274,7 @@ class ShardRunner:
             assert self._model is not None
             plan = RatePlan(assignment.epochs)
             shard = Shard(self._model, assignment.share, assignment.phase, plan, assignment.end_index)
-            shard.resume(self._committed, self._held)
+            self._resume(shard)
             self._shard = shard
         self._plan_changed = True  # the plan is on record from the first commit on
         self._last_commit_ms = self._clock.now_ms()

@@ -84,18 +84,30 @@ class ShardSequence:
         found = [indexes.start + n for n in np.flatnonzero(same).tolist()]
         return next((i for i in found if i >= at_least), found[-1] if found else None)
 
-    def held(self, newest: Sequence[bytes | None]) -> int:
+    def held(self, newest: Sequence[bytes | None]) -> tuple[int, int]:
         """How many ratings a partition holds, by its newest records: those that the shard says it has sent, as a rule.
 
-        What else lies there, put there by somebody, is passed over.
+        What else lies there, put there by somebody, is passed over; one rating may look like another of the same
+        millisecond, so it is the number that explains the most of the records.
 
         Args:
-            newest: values of the newest committed records of the partition, the last one first.
+            newest: values of the newest committed records of the partition, the last one first; none when it never had any.
+
+        Returns:
+            The number, and how many of the records it explains.
         """
-        if newest and self.sent and newest[0] == encode_values(self.events(self.sent - 1, 1))[0]:
-            return self.sent
-        found = [index for value in newest if (index := self.index_of(value)) is not None]
-        return max(found) + 1 if found else self.sent
+        if not newest:
+            return 0, 0
+        there = {value for value in newest if value is not None}
+        if self.sent and newest[0] == encode_values(self.events(self.sent - 1, 1))[0]:
+            return self.sent, len(there)
+        ends = {index + 1 for value in newest if (index := self.index_of(value)) is not None}
+        explained = {}
+        for end in ends:
+            first = max(0, end - len(newest))
+            explained[end] = len(there.intersection(encode_values(self.events(first, end - first))))
+        best = max(explained, key=lambda end: (explained[end], end), default=self.sent)
+        return best, explained.get(best, 0)
 
 
 def _rating(value: bytes | None) -> dict[str, Any] | None:

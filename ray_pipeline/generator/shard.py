@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import StateMismatchError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule
+from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.model.ratings import ShardModel
 
 __all__ = ["Shard"]
@@ -78,30 +81,39 @@ class Shard:
         self._schedule = self._schedule.going_on(plan, self.next_index)
         self.end_index = end_index
 
-    def resume(self, progress: ShardProgress | None, held: int | None = None) -> None:
+    def resume(self, progress: ShardProgress | None, newest: Sequence[bytes | None] = (None,)) -> int:
         """Go to where the last commit was: what was committed stays as it was lived, whoever lived it.
+
+        As a rule the partition holds as many ratings as the progress record says. After a broker lost its disk, or was killed in
+        a commit, it may hold fewer: they are sent once more, with the times that they had. Or more: those are not sent again.
 
         Args:
             progress: the committed progress; None = nothing was committed.
-            held: how many ratings the partition really holds; None = as many as ``progress`` says. Fewer, after the broker lost
-                some: they are sent once more, with the times that they had. More: they are not sent again.
+            newest: values of the newest records of the partition, the last one first; none when it never had any. As a
+                default, nothing is known of them.
+
+        Returns:
+            How many ratings the partition holds.
 
         Raises:
             StateMismatchError: the record's plan does not lead to the time that it has for its last rating.
         """
-        if progress is None or progress.next_index == 0:
-            self.next_index, self.last_event_ms = 0, None
-            return
-        share, phase = self._schedule.share, self._schedule.phase
-        lived = ShardSchedule(RatePlan(progress.epochs), share, phase)
-        last_ms = int(lived.due_ms(progress.next_index - 1, 1)[0])
-        if last_ms != progress.event_time_ms:
-            raise StateMismatchError(
-                problem=f"the progress record of shard {self.partition} contradicts itself: rating "
-                f"{progress.next_index - 1} was sent with time {progress.event_time_ms}, its plan says {last_ms}",
-                fix="It was not written by this pipeline: give another topic, or clear it with: ray-pipeline reset",
-            )
-        held = progress.next_index if held is None else held
-        self._schedule = lived.going_on(self.plan, max(held, progress.next_index))
+        said = 0 if progress is None else progress.next_index
+        lived = self._schedule
+        if progress is not None and said:
+            lived = ShardSequence.of(self._model, progress).schedule
+            last_ms = int(lived.due_ms(said - 1, 1)[0])
+            if last_ms != progress.event_time_ms:
+                raise StateMismatchError(
+                    problem=f"the progress record of shard {self.partition} contradicts itself: rating "
+                    f"{said - 1} was sent with time {progress.event_time_ms}, its plan says {last_ms}",
+                    fix="It was not written by this pipeline: give another topic, or clear it with: ray-pipeline reset",
+                )
+        # ratings that are on no record were sent as this plan says, or as the former owner's would have gone on
+        ways = (lived.going_on(self.plan, said), lived)
+        found = [(ShardSequence(self._model, way, said).held(newest), way) for way in ways]
+        (held, _), way = max(found, key=lambda one: one[0][1])
+        self._schedule = way.going_on(self.plan, max(held, said))
         self.next_index = held
-        self.last_event_ms = int(lived.due_ms(held - 1, 1)[0]) if held else None
+        self.last_event_ms = int(way.due_ms(held - 1, 1)[0]) if held else None
+        return held

@@ -137,7 +137,10 @@ def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float, *, com
 
 
 def newest_values(bootstrap: str, topic: str, partition: int, count: int, timeout_s: float) -> list[bytes | None]:
-    """Values of the last ``count`` committed records of a partition, the last one first."""
+    """Values of the last ``count`` committed records of a partition, the last one first.
+
+    A partition of which all records were deleted gives one None, one that never had any gives nothing.
+    """
     consumer = make_consumer(bootstrap)
     try:
         start, end = watermark_offsets(consumer, topic, partition)
@@ -150,7 +153,7 @@ def newest_values(bootstrap: str, topic: str, partition: int, count: int, timeou
             m.value() for m in _read_to_end(bootstrap, topic, {partition: first}, timeout_s, ends={partition: end})
         ]
         if len(found) >= count or first == start:
-            return found[: -count - 1 : -1]
+            return found[: -count - 1 : -1] or [None] * (start > 0)
         back *= 8
 
 

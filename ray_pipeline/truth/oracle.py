@@ -9,7 +9,7 @@ from typing import Any
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.model.catalogue import Catalogue
-from ray_pipeline.truth.replay import ShardReplay, build_models, published_settings
+from ray_pipeline.truth.replay import ShardReplay, build_models, published_catalogue, published_settings
 from ray_pipeline.truth.windows import Cut, ExpectedWindows, WindowId
 from ray_pipeline.windows.spec import WindowSpec, window_specs
 
@@ -39,14 +39,13 @@ class Oracle:
     """Turns what shards and job publish into what each window must hold. Pure: a shell feeds it and publishes what it says.
 
     Args:
-        settings: one's own; events and windows are taken from what the run published.
-        catalogue: the movies.
+        settings: one's own; events, movies and windows are taken from what the run published.
         from_ms: windows that end here or before are settled already.
     """
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, from_ms: int = 0) -> None:
+    def __init__(self, settings: Settings, from_ms: int = 0) -> None:
         self.settings = settings
-        self._catalogue = catalogue
+        self._catalogue: Catalogue | None = None
         self._from_ms = from_ms
         self._run: dict[str, Any] | None = None
         self._windows: dict[str, Any] | None = None
@@ -66,8 +65,10 @@ class Oracle:
 
         Raises:
             StateMismatchError: the run's catalogue is not the one at hand.
+            CatalogueError: the catalogue at hand cannot be read.
         """
         if key == "run":
+            self._catalogue = published_catalogue(self.settings, record)
             self.settings = published_settings(self.settings, record, self._catalogue)
             self._run = record
         elif key == "windows":
@@ -160,10 +161,12 @@ class Oracle:
         """Have the shards of some partitions at hand; all that are missing are made at once, for they share users and movies."""
         missing = [p for p in partitions if p not in self._replays]
         if missing:
+            assert self._catalogue is not None
             for partition, model in build_models(self.settings, self._catalogue, missing).items():
                 self._replays[partition] = ShardReplay(model, self._progress[partition])
 
     def _begin(self) -> ExpectedWindows:
+        assert self._catalogue is not None
         settings = self.settings
         self._engine = ExpectedWindows(
             self._catalogue,

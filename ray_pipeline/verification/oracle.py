@@ -112,7 +112,7 @@ class OracleStage:
     def _session(self) -> None:
         settings = self._settings
         settled_ms = self._settled_ms()
-        oracle = self._oracle = Oracle(settings, load_catalogue(settings), settled_ms)
+        oracle = self._oracle = Oracle(settings, settled_ms)
         producer = make_producer(self._bootstrap, on_delivery=self._delivered)
         self._state, self._reason = "running", ""
         for records in follow(self._bootstrap, [settings.progress_topic, settings.batches_topic], True, self._end):

@@ -20,11 +20,11 @@ class ExecutorWatchdog:
     patience_ms: int = 30_000
     _short_since_ms: int | None = field(default=None, repr=False)
 
-    def observe(self, now_ms: int, alive: int) -> bool:
-        """Take a count of executors; whether there have been too few for too long."""
+    def observe(self, now_ms: int, alive: int, master_is_gone: bool = False) -> bool:
+        """Take a count of executors; whether there have been too few for too long, or nobody is there to replace them."""
         if alive >= self.wanted:
             self._short_since_ms = None
             return False
         if self._short_since_ms is None:
             self._short_since_ms = now_ms
-        return now_ms - self._short_since_ms >= self.patience_ms
+        return master_is_gone or now_ms - self._short_since_ms >= self.patience_ms

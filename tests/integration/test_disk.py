@@ -176,7 +176,7 @@ def generate(state_dir: Path, **settings: object) -> subprocess.Popen[str]:
     )
 
 
-def test_a_full_disk_of_the_broker_ends_the_run_with_the_cause_and_the_audit_tells_what_it_cost(
+def test_a_full_disk_of_the_broker_ends_the_run_with_the_cause_and_the_next_run_sends_what_it_lost(
     small_disk: Callable[[int], Path],
 ) -> None:
     state_dir = small_disk(400)
@@ -200,10 +200,6 @@ def test_a_full_disk_of_the_broker_ends_the_run_with_the_cause_and_the_audit_tel
     audited = command("audit", "--json", "--state-dir", state_dir)
     found = json.loads(audited.stdout)
     records = found["records"]
-    # a broker whose disk is full may lose what it had acknowledged, of one partition and not of another: it is named
-    assert audited.returncode == (1 if records["missing"] else 0), audited.stdout
-    assert records["found"] + records["missing"] == records["expected"] > 6000
-    assert not any(records[kind] for kind in ("repeated", "altered", "out_of_order", "foreign", "beyond")), (
-        audited.stdout
-    )
-    assert all(finding["kind"] == "missing" for finding in found["findings"])
+    # a broker whose disk is full may lose what it had acknowledged, of one partition and not of another: shards find out
+    assert audited.returncode == 0, audited.stdout
+    assert records["found"] == records["expected"] > 6000

@@ -305,3 +305,9 @@ def test_without_executors_of_its_own_nothing_is_watched() -> None:
     watchdog.observe(clock.now_ms(), 0)
     clock.advance(1000)
     assert not watchdog.observe(clock.now_ms(), 0)
+
+
+def test_without_a_master_nobody_waits_for_executors_to_come_back() -> None:
+    clock, watchdog = FakeClock(), ExecutorWatchdog(2)
+    assert not watchdog.observe(clock.now_ms(), 2, master_is_gone=True)
+    assert watchdog.observe(clock.now_ms(), 0, master_is_gone=True)

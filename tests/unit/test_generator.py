@@ -236,6 +236,8 @@ def take_steps(runner: ShardRunner, clock: FakeClock, until: RunnerState, most: 
         ["commit"],
         ["commit, done"],
         ["open", "send", "commit", "commit, done", "open", "commit, done"],
+        ["commit, ratings alone"],
+        ["commit, done", "commit, progress alone", "commit, ratings alone", "commit, ratings alone"],
     ],
     ids=", ".join,
 )
@@ -254,6 +256,46 @@ def test_every_rating_is_delivered_once_whatever_fails(
     assert [r["userId"] for r in sent] == drawn.user_ids.tolist()
     assert [r["rating"] * 2 for r in sent] == drawn.half_stars.tolist()
     assert log.progress[1].next_index == total
+
+
+@pytest.mark.parametrize("foreign", [b"not a rating", None, "an old one again"], ids=str)
+@pytest.mark.parametrize("lost", [1, 203, 3_000])
+def test_what_a_broker_lost_is_sent_again_with_the_times_it_had(
+    small: tuple[Settings, list[ShardModel]], lost: int, foreign: bytes | str | None
+) -> None:
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][1]
+    runner = runner_of(model, log, clock)
+    runner.tell(assignment(rate=1000.0, end=3_000))
+    take_steps(runner, clock, RunnerState.DONE)
+    before = list(log.ratings[1])
+    del log.ratings[1][-lost:]
+    if foreign is not None and log.ratings[1]:
+        log.ratings[1].append((b"1", before[7][1] if isinstance(foreign, str) else foreign))
+    after = runner_of(model, log, clock)
+    after.tell(assignment(rate=5000.0, end=4_000))  # another rate from here on does not change what was lived
+    assert take_steps(after, clock, RunnerState.DONE).next_index == 4_000
+    kept = len(before) - lost
+    if kept:
+        del log.ratings[1][kept : kept + (foreign is not None)]
+    assert log.ratings[1][: len(before)] == before and len(log.ratings[1]) == 4_000
+
+
+def test_what_arrived_without_its_progress_is_not_sent_again(small: tuple[Settings, list[ShardModel]]) -> None:
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][1]
+    runner = runner_of(model, log, clock)
+    runner.tell(assignment(rate=1000.0, end=2_000))
+    take_steps(runner, clock, RunnerState.DONE)
+    early = log.progress[1]
+    runner.tell(assignment(revision=2, rate=1000.0, end=3_000))
+    take_steps(runner, clock, RunnerState.RUNNING)
+    take_steps(runner, clock, RunnerState.DONE)
+    log.progress[1] = early
+    after = runner_of(model, log, clock)
+    after.tell(assignment(rate=5000.0, end=4_000))
+    take_steps(after, clock, RunnerState.DONE)
+    sent = [decode_value(value) for _, value in log.ratings[1]]
+    assert [r["userId"] for r in sent] == model.draw(0, 4_000).user_ids.tolist()
+    assert [r["timestamp"] - START_MS for r in sent[:3_000]] == pytest.approx(np.arange(3_000) + 0.5, abs=1)
 
 
 def test_a_delivery_that_cannot_even_be_closed_is_replaced(small: tuple[Settings, list[ShardModel]]) -> None:

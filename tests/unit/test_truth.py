@@ -174,7 +174,7 @@ def windows_record(watermark_s: float = 5.0) -> dict[str, Any]:
 
 
 def oracle_with(sent: tuple[int, int, int], watermark_s: float = 5.0) -> Oracle:
-    oracle = Oracle(load_settings(), CATALOGUE)
+    oracle = Oracle(load_settings())
     oracle.progress("run", run_record())
     oracle.progress("windows", windows_record(watermark_s))
     for p, n in enumerate(sent):
