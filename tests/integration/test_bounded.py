@@ -114,28 +114,42 @@ def test_reset_clears_the_state_and_nothing_else(state_dir: Path) -> None:
     assert done.returncode == 2 and "nothing has run" in done.stderr
 
 
-@pytest.mark.timeout(600)
+GENERATE_EACH = """
+import json, ray, sys
+from pathlib import Path
+from ray_pipeline import Pipeline
+ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+for number, way in enumerate(json.loads(sys.argv[2])):
+    topics = {f"{kind}_topic": f"actors-{number}.{kind}" for kind in ("ratings", "progress", "control")}
+    with Pipeline(stages=("generate",), bootstrap_servers=sys.argv[1], ratings=20_000, rate=20_000,
+                  start_time_ms=1_700_000_000_000, state_dir=Path(sys.argv[3]) / str(number), **topics, **way) as pipeline:
+        assert pipeline.wait()
+        print(pipeline.stop().delivered, flush=True)
+"""
+
+
 def test_the_same_bytes_from_1_2_and_4_actors_however_they_are_delivered(broker: str, tmp_path: Path) -> None:
-    contents = {}
-    for number, (actors, *way) in enumerate([(1,), (2,), (4,), (2, "--fast"), (2, "--delivery", "at-least-once")]):
-        topic = f"actors-{number}"
-        done = command(
-            "generate",
-            *("--bootstrap-servers", broker, "--ratings", "20000", "--rate", "20000", "--actors", str(actors)),
-            *("--start-time", "1700000000000", "--ratings-topic", topic, "--progress-topic", f"{topic}.progress"),
-            *("--control-topic", f"{topic}.control", *way, "--state-dir", tmp_path),
-            *("--summary-json", tmp_path / "s.json"),
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert json.loads((tmp_path / "s.json").read_text())["delivered"] == 20_000
+    ways = [{"actors": 1}, {"actors": 2}, {"actors": 4}, {"actors": 2, "fast": True}]
+    ways += [{"actors": 2, "delivery": "at-least-once"}]
+    done = subprocess.run(
+        [sys.executable, "-c", GENERATE_EACH, broker, json.dumps(ways), tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=clean_environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["20000"] * len(ways)
+    contents = []
+    for number in range(len(ways)):
         partitions: dict[int, list[tuple[str | None, bytes | None]]] = defaultdict(list)
-        for record in read_topic(broker, topic):
+        for record in read_topic(broker, f"actors-{number}.ratings"):
             partitions[record.partition].append((record.key, record.value))
-        contents[number] = dict(partitions)
-        assert count_records(broker, topic).total == 20_000
-    first = next(iter(contents.values()))
-    assert sorted(first) == [0, 1, 2, 3]
-    assert all(content == first for content in contents.values())
+        contents.append(dict(partitions))
+        assert count_records(broker, f"actors-{number}.ratings").total == 20_000
+    assert sorted(contents[0]) == [0, 1, 2, 3]
+    assert all(content == contents[0] for content in contents)
 
 
 def test_three_terminals_make_one_pipeline(starter: Callable[..., Running], tmp_path: Path) -> None:
