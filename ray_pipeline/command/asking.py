@@ -270,7 +270,7 @@ def _print_verdicts(windows: dict[str, Any]) -> None:
             row["window_type"],
             row["window_start"],
             f"{expected['count']:,}" if expected else "–",
-            f"{row['difference']:+,}" if row["difference"] else "0",
+            "–" if row["difference"] is None else f"{row['difference']:+,}" if row["difference"] else "0",
             row["verdict"],
             row["reason"],
         )

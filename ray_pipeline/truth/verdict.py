@@ -29,12 +29,12 @@ class Judgement:
     Attributes:
         verdict: what is known.
         reason: one line; empty when verified.
-        difference: actual count less the expected one.
+        difference: actual count less the expected one; None of an open window while the two are not of the same micro-batch.
     """
 
     verdict: Verdict
     reason: str
-    difference: int
+    difference: int | None
 
 
 def judge(expected: Mapping[str, Any], actual: Mapping[str, Mapping[str, Any]], now_ms: int) -> Judgement:
@@ -57,7 +57,8 @@ def judge(expected: Mapping[str, Any], actual: Mapping[str, Mapping[str, Any]], 
     elif wrong and _same_batch(expected, actual) and now_ms - int(expected["updated_ms"]) > _GRACE_MS:
         return Judgement(Verdict.WRONG, wrong, difference)
     if not final:
-        return Judgement(Verdict.PENDING, "still open" + ("" if wrong else ", agrees so far"), difference)
+        same = difference if not wrong or _same_batch(expected, actual) else None
+        return Judgement(Verdict.PENDING, "still open" + ("" if wrong else ", agrees so far"), same)
     if wrong or unread:
         return Judgement(Verdict.PENDING, "just final", difference)
     if late:

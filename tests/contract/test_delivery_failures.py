@@ -276,7 +276,7 @@ def test_sigkill_of_the_broker_loses_and_repeats_nothing(shard: Shard, tmp_path:
             seen = shard.seen()
             assert {len(seen), next_index or 0} <= {at, at + ratings}
             at = len(seen)
-            assert seen == expected(batch(0, at)) and newest == [value for _, value in seen[: -4 : -1]]
+            assert seen == expected(batch(0, at)) and newest == [value for _, value in seen[:-4:-1]]
         delivery = shard.opened(next_index)
         delivery.send(batch(at, 10))
         delivery.commit(progress(at + 10))

@@ -306,7 +306,8 @@ def test_an_open_window_is_pending_and_wrong_when_it_differs_at_the_same_micro_b
     assert judge(still_open, actual_of(EXPECTED), LATER_MS).reason == "still open, agrees so far"
     actual = actual_of(EXPECTED)
     actual["total"].update(count=4, batch=6)  # one micro-batch behind
-    assert judge(still_open, actual, LATER_MS).verdict is Verdict.PENDING
+    found = judge(still_open, actual, LATER_MS)
+    assert (found.verdict, found.difference) == (Verdict.PENDING, None)  # nothing that can be told yet
     actual["total"].update(batch=7)
     assert judge(still_open, actual, LATER_MS).verdict is Verdict.WRONG
 
