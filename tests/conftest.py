@@ -36,8 +36,19 @@ def clean_environment() -> dict[str, str]:
 
 def command(*arguments: str | Path, timeout_s: float = 120.0, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``ray-pipeline`` as a user does."""
+    return _finished(_BIN / "ray-pipeline", *arguments, timeout_s=timeout_s, **environment)
+
+
+def python(*arguments: str | Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a Python program that uses the package, and have it end well."""
+    done = _finished(sys.executable, *arguments, timeout_s=timeout_s)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def _finished(*arguments: str | Path, timeout_s: float, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [_BIN / "ray-pipeline", *map(str, arguments)],
+        [*map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout_s,

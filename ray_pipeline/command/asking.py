@@ -34,7 +34,7 @@ from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.control import send_command
 from ray_pipeline.kafka.read import count_records, newest_of_key, read_compacted, tail
 from ray_pipeline.kafka.topics import delete_topics, partitions_of
-from ray_pipeline.metrics.verdicts import Verdicts
+from ray_pipeline.metrics.verdicts import Verdicts, difference_text
 from ray_pipeline.state import active_run, broker_for_reading
 from ray_pipeline.verification.scoring import score_all
 from ray_pipeline.windows.spec import epoch_ms
@@ -270,7 +270,7 @@ def _print_verdicts(windows: dict[str, Any]) -> None:
             row["window_type"],
             row["window_start"],
             f"{expected['count']:,}" if expected else "–",
-            "–" if row["difference"] is None else f"{row['difference']:+,}" if row["difference"] else "0",
+            difference_text(row["difference"]),
             row["verdict"],
             row["reason"],
         )

@@ -65,12 +65,10 @@ class Shard:
 
     def take(self, count: int) -> EventBatch:
         """The next ``count`` ratings, which must be due; the shard moves past them."""
-        times = self._schedule.due_ms(self.next_index, count)
-        drawn = self._model.draw(self.next_index, count)
-        batch = EventBatch(self.partition, self.next_index, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times)
+        batch = ShardSequence(self._model, self._schedule, self.next_index).events(self.next_index, count)
         self.next_index = batch.next_index
         if count:
-            self.last_event_ms = int(times[-1])
+            self.last_event_ms = int(batch.timestamps_ms[-1])
         return batch
 
     def follow(self, plan: RatePlan, end_index: int | None) -> None:

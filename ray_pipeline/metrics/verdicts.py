@@ -11,7 +11,7 @@ from typing import Any
 from ray_pipeline.truth.verdict import Judgement, Verdict, diagnose, judge
 from ray_pipeline.windows.spec import epoch_ms, iso_ms
 
-__all__ = ["Tally", "Verdicts"]
+__all__ = ["Tally", "Verdicts", "difference_text"]
 
 _DETAILS_KEPT = 200
 _WINDOWS_KEPT = 20_000
@@ -208,6 +208,13 @@ class Verdicts:
     def _expected_at(self, window_type: str, start_ms: int) -> Mapping[str, Any] | None:
         pair = self._pairs.get((window_type, start_ms))
         return pair.expected if pair else None
+
+
+def difference_text(difference: int | None) -> str:
+    """Actual count less the expected one, with its sign; a dash where nothing can be said yet."""
+    if difference is None:
+        return "–"
+    return f"{difference:+,}" if difference else "0"
 
 
 def _digest(total: Mapping[str, Any], topn: Mapping[str, Any], genres: Mapping[str, Any]) -> str:

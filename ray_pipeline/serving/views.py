@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ray_pipeline.metrics.health import Health
+from ray_pipeline.metrics.verdicts import difference_text
 from ray_pipeline.windows.spec import iso_ms
 
 __all__ = [
@@ -138,13 +139,13 @@ def windows(rows: Sequence[dict[str, Any]]) -> str:
         return _section(title, _NOTHING)
     cells = []
     for row in reversed(rows):
-        expected, difference = row["expected"], row["difference"]
+        expected = row["expected"]
         word = row["verdict"].split()[0].lower()
         note = f"<small> {escape(row['reason'])}</small>" if row["reason"] else ""
         cells.append(
             f"<tr><td>{escape(_clock(row['window_start']))}</td>"
             f"<td>{_number(expected['count'] if expected else None)}</td><td>{row['count']:,}</td>"
-            f"<td>{'–' if difference is None else f'{difference:+,}' if difference else '0'}</td>"
+            f"<td>{difference_text(row['difference'])}</td>"
             f'<td><b class="rp-verdict rp-{escape(word)}">{escape(row["verdict"])}</b>{note}</td></tr>'
         )
     return _section(title, _table(("from", "expected", "actual", "difference", "verdict"), "".join(cells)))

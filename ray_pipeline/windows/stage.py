@@ -290,8 +290,12 @@ class WindowStage:
         self._executors = self._owner.executors_alive()
         gone = self._executors < self._watchdog.wanted and self._owner.master_is_gone()
         if self._watchdog.observe(self._clock.now_ms(), self._executors, gone):
-            few = f"{self._executors} of {self._watchdog.wanted} Spark executors have been alive for "
-            self._give_spark_up("RayDP's master has ended" if gone else f"{few}{self._watchdog.patience_ms // 1000} s")
+            self._give_spark_up(
+                "RayDP's master has ended"
+                if gone
+                else f"{self._executors} of {self._watchdog.wanted} Spark executors have been alive for "
+                f"{self._watchdog.patience_ms // 1000} s"
+            )
         elif self._state == "running" and not self._query.isActive:
             self._query_ended()
 

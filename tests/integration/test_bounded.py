@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ray_pipeline.kafka.read import count_records, read_compacted, read_topic
-from tests.conftest import Running, clean_environment, command, wait_for
+from tests.conftest import Running, clean_environment, command, python, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -131,15 +131,7 @@ for number, way in enumerate(json.loads(sys.argv[2])):
 def test_the_same_bytes_from_1_2_and_4_actors_however_they_are_delivered(broker: str, tmp_path: Path) -> None:
     ways = [{"actors": 1}, {"actors": 2}, {"actors": 4}, {"actors": 2, "fast": True}]
     ways += [{"actors": 2, "delivery": "at-least-once"}]
-    done = subprocess.run(
-        [sys.executable, "-c", GENERATE_EACH, broker, json.dumps(ways), tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=clean_environment(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = python("-c", GENERATE_EACH, broker, json.dumps(ways), tmp_path, timeout_s=300)
     assert done.stdout.split() == ["20000"] * len(ways)
     contents = []
     for number in range(len(ways)):

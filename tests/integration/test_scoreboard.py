@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from ray_pipeline.serving.predictions import PredictionQueue, QueueFull
 from ray_pipeline.truth.law import RatingLaw
 from ray_pipeline.truth.replay import build_models
 from ray_pipeline.verification.scoring import ScoreFeed, score_all
-from tests.conftest import clean_environment, command, wait_for
+from tests.conftest import command, python, wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -82,16 +80,7 @@ def feed(run: Settings, broker: str) -> Iterator[ScoreFeed]:
 
 def example(name: str, run: Settings, broker: str, *arguments: str) -> str:
     topics = ["--ratings-topic", run.ratings_topic, "--predictions-topic", run.predictions_topic]
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name, "--bootstrap-servers", broker, *topics, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=clean_environment(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return python(EXAMPLES / name, "--bootstrap-servers", broker, *topics, *arguments, timeout_s=200).stdout
 
 
 def published(run: Settings, broker: str, model: str) -> dict[str, Any]:
