@@ -1,4 +1,4 @@
-"""The one settings model: flag > environment (``RAY_PIPELINE_…``) > file (TOML) > default.
+"""The one settings model: flag > environment (``RAY_PIPELINE_…``) > file (TOML) > preset > default.
 
 Every setting is declared once, here, with its unit, range and help text; the command line, the error messages and
 the documentation read it from here. Unknown keys are refused.
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import platformdirs
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +23,7 @@ from pydantic_settings import (
 )
 
 from ray_pipeline.errors import ConfigurationError
+from ray_pipeline.presets import load_preset
 
 __all__ = ["ENVIRONMENT_PREFIX", "EVENT_FIELDS", "Settings", "flag_of", "load_settings"]
 
@@ -54,6 +56,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True)
 
     # -- load: how much, how long
+    preset: str | None = Field(
+        None,
+        description="settings that belong together, by name (see ray-pipeline presets); any other source beats them",
+    )
     rate: float = Field(100.0, gt=0, le=1e9, description="target rate, ratings per second; fractions allowed")
     duration_s: float | None = Field(None, gt=0, description="stop after this many seconds of event time")
     ratings: int | None = Field(None, gt=0, description="stop after exactly this many ratings")
@@ -221,15 +227,28 @@ def _explain(error: ValidationError) -> ConfigurationError:
     )
 
 
+class _Preset(PydanticBaseSettingsSource):
+    """The settings of the preset that a source before this one names."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: all values come at once."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """The values."""
+        name = self.current_state.get("preset")
+        return load_preset(str(name)) if name is not None else {}
+
+
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:
-    """Settings from flags, environment, file and defaults, in this order of precedence.
+    """Settings from flags, environment, file, preset and defaults, in this order of precedence.
 
     Args:
         file: TOML file; None = none.
         flags: values that were given on the command line; those that are None count as not given.
 
     Raises:
-        ConfigurationError: a value is out of range, a key is unknown, or the file cannot be read.
+        ConfigurationError: a value is out of range, a key or the preset is unknown, or the file cannot be read.
     """
     if file is not None and not file.is_file():
         raise ConfigurationError(f"settings file {file} does not exist", "Name an existing TOML file")
@@ -249,7 +268,9 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
-            return (*sources, TomlConfigSettingsSource(settings_cls, file)) if file else sources
+            if file:
+                sources = (*sources, TomlConfigSettingsSource(settings_cls, file))
+            return (*sources, _Preset(settings_cls))
 
     given = {name: value for name, value in flags.items() if value is not None}
     try:

@@ -35,6 +35,7 @@ __all__ = [
 STATE = ("state_dir",)
 BROKER = ("bootstrap_servers", "broker_port", *STATE)
 EVENTS = (
+    "preset",
     "seed",
     "partitions",
     "users",
@@ -77,6 +78,7 @@ GENERATOR = (
     *TOPICS,
 )
 PROCESSOR = (
+    "preset",
     "tumbling_s",
     "sliding_s",
     "slide_s",
@@ -97,6 +99,7 @@ PROCESSOR = (
     *TOPICS,
 )
 SERVING = (
+    "preset",
     "api_host",
     "api_port",
     "ui_host",
@@ -113,7 +116,7 @@ SERVING = (
     *TOPICS,
 )
 
-VERIFIER = ("partitions", "movies", "catalog", *TOPICS)
+VERIFIER = ("preset", "partitions", "movies", "catalog", *TOPICS)
 
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 

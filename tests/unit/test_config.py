@@ -19,6 +19,22 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path, monkeyp
     assert (settings.rate, settings.seed, settings.actors, settings.users) == (9.0, 8, 3, 138_493)
 
 
+def test_a_preset_beats_defaults_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('preset = "quiet"\nmovies = 300\n')
+    monkeypatch.setenv("RAY_PIPELINE_USERS", "400")
+    settings = load_settings(file, rate="9")
+    assert (settings.rate, settings.users, settings.movies, settings.partitions) == (9.0, 400, 300, 1)
+    monkeypatch.setenv("RAY_PIPELINE_PRESET", "movielens")
+    assert load_settings(file).factor_share == 0.1
+    assert load_settings(file, preset="quiet").factor_share == Settings.model_fields["factor_share"].default
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match=r"'loud' does not exist\. The presets are: movielens, quiet"):
+        load_settings(preset="loud")
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
