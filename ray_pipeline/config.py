@@ -67,6 +67,13 @@ class Settings(BaseSettings):
         None, ge=0, description="event time of the first instant, epoch ms UTC; default: now"
     )
 
+    # -- where the ratings go
+    sink: Literal["kafka", "stdout", "ndjson", "parquet"] = Field(
+        "kafka",
+        description="where ratings go; all but kafka are written by one process, without Ray, Spark and a broker",
+    )
+    output: Path | None = Field(None, description="file of sink ndjson or parquet; it must not exist")
+
     # -- the events: what an event is a function of
     seed: int = Field(42, ge=0, lt=2**63, description="seed of everything that is drawn")
     users: int = Field(138_493, ge=1, le=2**31 - 1, description="number of users; ids are 1 … users")
@@ -180,6 +187,22 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         if self.sliding_s % self.slide_s:
             msg = f"sliding_s={self.sliding_s} is not a multiple of slide_s={self.slide_s}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _sink_fits(self) -> Settings:
+        to_file = self.sink in ("ndjson", "parquet")
+        if to_file and self.output is None:
+            msg = f"sink={self.sink} needs a file: give output"
+            raise ValueError(msg)
+        if self.output is not None and not to_file:
+            msg = (
+                f"output={self.output} does not go with sink={self.sink}: set sink to ndjson or parquet, or drop output"
+            )
+            raise ValueError(msg)
+        if to_file and self.ratings is None and self.duration_s is None:
+            msg = f"sink={self.sink} makes a file that must end: give ratings or duration_s"
             raise ValueError(msg)
         return self
 

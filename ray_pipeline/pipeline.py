@@ -126,6 +126,11 @@ class Pipeline:
             msg = "give settings, or flags, not both"
             raise TypeError(msg)
         settings = settings or load_settings(**flags)
+        if settings.sink != "kafka":
+            raise ConfigurationError(
+                problem=f"sink={settings.sink}: a pipeline delivers to Kafka",
+                fix="Leave sink as it is, or call ray_pipeline.sinks.writing.write_ratings",
+            )
         if settings.control_token is None:
             settings = settings.model_copy(update={"control_token": secrets.token_urlsafe(16)})
         self.settings = settings

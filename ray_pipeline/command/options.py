@@ -25,6 +25,7 @@ __all__ = [
     "JSON",
     "PROCESSOR",
     "SERVING",
+    "SINK",
     "STATE",
     "TOPICS",
     "VERIFIER",
@@ -77,6 +78,7 @@ GENERATOR = (
     *EVENTS,
     *TOPICS,
 )
+SINK = ("sink", "output")
 PROCESSOR = (
     "preset",
     "tumbling_s",

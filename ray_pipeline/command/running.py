@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, VERIFIER, with_settings
+from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, SINK, VERIFIER, with_settings
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, StageFailedError
 from ray_pipeline.kafka.broker import EmbeddedBroker
@@ -24,6 +24,7 @@ from ray_pipeline.kafka.read import follow
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
 from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status, Summary
+from ray_pipeline.sinks.writing import write_ratings
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
 from ray_pipeline.windows.spec import window_specs
 
@@ -36,10 +37,15 @@ SUMMARY_FILE = Annotated[Path | None, typer.Option("--summary-json", help="write
 
 
 class StopSignal:
-    """Set by Ctrl-C or SIGTERM; the second one ends the process at once."""
+    """Set by Ctrl-C or SIGTERM; the second one ends the process at once.
 
-    def __init__(self) -> None:
+    Args:
+        to_stderr: whether to say so on standard error, as the standard output is for data.
+    """
+
+    def __init__(self, to_stderr: bool = False) -> None:
         self.event = threading.Event()
+        self._to_stderr = to_stderr
         self._count = 0
 
     def install(self) -> None:
@@ -51,7 +57,7 @@ class StopSignal:
         self._count += 1
         if self._count > 1:
             os._exit(_FORCED_EXIT)
-        say(f"{signal.Signals(number).name}: stopping in order (again: at once)")
+        say(f"{signal.Signals(number).name}: stopping in order (again: at once)", self._to_stderr)
         self.event.set()
         raise_in_start = self._starting
         if raise_in_start:
@@ -64,25 +70,26 @@ class StopSignal:
         self._starting = False
 
 
-def say(line: str) -> None:
+def say(line: str, to_stderr: bool = False) -> None:
     """One line on the terminal, at once."""
-    typer.echo(f"{time.strftime('%H:%M:%S')}  {line}")
+    typer.echo(f"{time.strftime('%H:%M:%S')}  {line}", err=to_stderr)
     sys.stdout.flush()
 
 
-@with_settings(*BROKER, *GENERATOR, *PROCESSOR, *SERVING)
+@with_settings(*BROKER, *GENERATOR, *PROCESSOR, *SERVING, *SINK)
 def run(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
     """Run the whole pipeline: broker, generator, windows, API and dashboard.
 
     Without --duration or --ratings until Ctrl-C. A second run on the same state directory goes on where the first stopped.
+    With another --sink than kafka: write the same ratings to a file or a pipe, and nothing else.
     """
     _run(settings, ALL_STAGES, summary_json)
 
 
-@with_settings(*BROKER, *GENERATOR)
+@with_settings(*BROKER, *GENERATOR, *SINK)
 def generate(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
-    """Run the generator alone, against any broker."""
-    _run(_with_broker(settings), ("generate",), summary_json)
+    """Run the generator alone, against any broker; or, with another --sink, into a file or a pipe."""
+    _run(_with_broker(settings) if settings.sink == "kafka" else settings, ("generate",), summary_json)
 
 
 @with_settings(*BROKER, *PROCESSOR)
@@ -191,6 +198,9 @@ def _run(
     summary_json: Path | None,
     beside: Callable[[Settings, str, threading.Event], None] | None = None,
 ) -> None:
+    if settings.sink != "kafka":
+        _write(settings, summary_json)
+        return
     faulthandler.enable()
     stop = StopSignal()
     stop.install()
@@ -216,9 +226,21 @@ def _run(
         if summary is None:
             pipeline.stop(drain=False)
     if summary is not None and "generate" in stages:
-        _print_summary(summary)
-        if summary_json is not None:
-            summary_json.write_text(json.dumps(summary.as_dict(), indent=2) + "\n")
+        _report(summary.as_dict(), summary_json)
+
+
+def _write(settings: Settings, summary_json: Path | None) -> None:
+    """Ratings to a file or a pipe, by this process alone."""
+    piped = settings.sink == "stdout"
+    stop = StopSignal(to_stderr=piped)
+    stop.install()
+    stop.started()
+    try:
+        summary = write_ratings(settings, sys.stdout.buffer, stop.event)
+    finally:
+        if piped:  # what Python held back for a pipe without a reader would fail once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _report(summary.as_dict(), summary_json, to_stderr=piped)
 
 
 def _announce(pipeline: Pipeline, stages: tuple[str, ...]) -> None:
@@ -273,15 +295,21 @@ def _print_windows(settings: Settings, bootstrap: str, stop: threading.Event) ->
             )
 
 
-def _print_summary(summary: Summary) -> None:
+def _report(summary: dict[str, Any], file: Path | None, to_stderr: bool = False) -> None:
+    _print_summary(summary, to_stderr)
+    if file is not None:
+        file.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _print_summary(summary: dict[str, Any], to_stderr: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Summary", show_header=False)
-    for name, value in summary.as_dict().items():
+    for name, value in summary.items():
         if isinstance(value, dict):
             value = ", ".join(f"{part} {seconds:g} s" for part, seconds in value.items())
         elif isinstance(value, int):
             value = f"{value:,}"
         table.add_row(name, "–" if value is None else str(value))
-    Console().print(table)
+    Console(stderr=to_stderr).print(table)

@@ -142,6 +142,29 @@ def test_the_same_bytes_from_1_2_and_4_actors_however_they_are_delivered(broker:
         assert count_records(broker, f"actors-{number}.ratings").total == 20_000
     assert sorted(contents[0]) == [0, 1, 2, 3]
     assert all(content == contents[0] for content in contents)
+    # and the same from no actor at all, in one order over all partitions
+    flags = ("--ratings", "20000", "--rate", "20000", "--start-time", "1700000000000", "--state-dir", tmp_path / "s")
+    done = command("run", "--sink", "stdout", *flags, "--summary-json", tmp_path / "summary.json")
+    assert done.returncode == 0 and json.loads((tmp_path / "summary.json").read_text())["delivered"] == 20_000
+    by_value = {value: p for p, records in contents[0].items() for _, value in records}
+    piped: dict[int, list[bytes | None]] = defaultdict(list)
+    for line in done.stdout.encode().splitlines():
+        piped[by_value[line]].append(line)
+    assert piped == {p: [value for _, value in records] for p, records in contents[0].items()}
+
+
+def test_a_reader_that_has_enough_ends_a_stream_without_end(tmp_path: Path) -> None:
+    program = f"{Path(sys.executable).parent}/ray-pipeline run --sink stdout --rate 200 --state-dir {tmp_path}"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{program} | head -n 5"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean_environment(),
+        check=False,
+    )
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 5, done.stderr
+    assert "delivered" in done.stderr and "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
 def test_three_terminals_make_one_pipeline(starter: Callable[..., Running], tmp_path: Path) -> None:
