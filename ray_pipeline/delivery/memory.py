@@ -11,6 +11,13 @@ from ray_pipeline.events import EventBatch
 
 __all__ = ["MemoryDelivery", "MemoryLog"]
 
+_HALVES = {
+    "commit, ratings alone": ("ratings", False),
+    "commit, progress alone": ("progress", False),
+    "commit, ratings first": ("ratings", True),
+    "commit, progress first": ("progress", True),
+}
+
 
 class MemoryLog:
     """What a broker would hold.
@@ -19,8 +26,11 @@ class MemoryLog:
         ratings: committed records by partition, (key, value).
         progress: the committed progress record of each partition.
         failures: names of operations that fail next, in order: ``open``, ``send``, ``commit`` (nothing is visible),
-            ``commit, done`` (it is visible, but the sender does not hear of it), ``commit, ratings alone`` or
-            ``commit, progress alone`` (as a single broker may leave it that is killed in a commit).
+            ``commit, done`` (it is visible, but the sender does not hear of it); and as a single broker may leave it that is
+            killed in a commit: ``commit, ratings alone`` or ``commit, progress alone`` (the rest is lost, the sender does not
+            hear), ``commit, ratings first`` or ``commit, progress first`` (the sender hears that all is well; the rest is
+            visible with its next commit, or lost when the shard is opened again).
+        halves: partitions whose last commit was kept by halves.
     """
 
     def __init__(self) -> None:
@@ -28,6 +38,7 @@ class MemoryLog:
         self.progress: dict[int, ShardProgress] = {}
         self.failures: list[str] = []
         self.owner: dict[int, MemoryDelivery] = {}
+        self.halves: set[int] = set()
 
     def fails(self, operation: str) -> bool:
         """Whether this operation fails now."""
@@ -49,6 +60,7 @@ class MemoryDelivery:
         self._log = log
         self._partition = partition
         self._pending: list[tuple[bytes, bytes]] = []
+        self._unmarked: list[tuple[bytes, bytes]] = []
 
     def open(self, deadline_s: float) -> ShardProgress | None:
         """Fence predecessors and read the last committed progress."""
@@ -74,18 +86,31 @@ class MemoryDelivery:
         if self._log.fails("commit"):
             self._pending.clear()
             raise DeliveryError(problem="the commit failed")
-        alone = next((half for half in ("ratings", "progress") if self._log.fails(f"commit, {half} alone")), "")
-        if alone != "progress":
-            self._log.ratings[self._partition] += self._pending
-        if alone != "ratings":
+        half, heard = self._half_kept()
+        if half != "progress":
+            self._log.ratings[self._partition] += self._unmarked + self._pending
+            self._unmarked.clear()
+        elif heard:
+            self._unmarked += self._pending
+        if half != "ratings":
             self._log.progress[self._partition] = progress
         self._pending.clear()
-        if alone or self._log.fails("commit, done"):
+        if not heard or self._log.fails("commit, done"):
             raise DeliveryError(problem="no answer to the commit")
 
     def close(self) -> None:
-        """Drop what was not committed."""
+        """Drop what was not committed, or not in every partition."""
         self._pending.clear()
+        self._unmarked.clear()
+
+    def _half_kept(self) -> tuple[str, bool]:
+        """Which half of a commit is kept alone, if not both; and whether its sender hears that all is well."""
+        name = next((name for name in _HALVES if self._log.fails(name)), None)
+        half, heard = _HALVES[name] if name else ("", True)
+        if heard and not self._pending:  # a commit that has but one half
+            half = ""
+        (self._log.halves.add if half else self._log.halves.discard)(self._partition)
+        return half, heard
 
     def _check(self) -> None:
         if self._log.owner.get(self._partition) is not self:

@@ -13,6 +13,7 @@ from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
 from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, RayPipelineError
 from ray_pipeline.generator.plan import RatePlan
 from ray_pipeline.generator.shard import Shard
+from ray_pipeline.generator.standing import Standing
 from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.restart import Decision, RestartPolicy
 
@@ -121,7 +122,7 @@ class ShardRunner:
         self._model: ShardModel | None = None
         self._delivery: ShardDelivery | None = None
         self._uncommitted = 0
-        self._newest: list[bytes | None] = []
+        self._standing = Standing(None, None)
         self._last_commit_ms = 0
         # of all threads, guarded by the lock
         self._lock = threading.Lock()
@@ -234,25 +235,20 @@ class ShardRunner:
             self._model = self._make_model()
         self._close()
         self._delivery = self._open_delivery()
-        progress = self._delivery.open(_OPEN_DEADLINE_S)
-        self._newest = self._delivery.newest(_LOOK_AT, _OPEN_DEADLINE_S)
-        self._uncommitted = 0
-        with self._lock:
-            self._committed = progress
-            if self._shard is not None:
-                self._resume(self._shard)
-            self._state = RunnerState.READY
-        return 0.0
-
-    def _resume(self, shard: Shard) -> None:
-        """Have a shard begin where its partition ends; the lock is held."""
-        held = shard.resume(self._committed, self._newest)
-        said = self._committed.next_index if self._committed else 0
-        if held != said:
+        recorded = self._delivery.open(_OPEN_DEADLINE_S)
+        standing = Standing.of(self._model, recorded, self._delivery.newest(_LOOK_AT, _OPEN_DEADLINE_S))
+        if standing.held != standing.said:
             _log.warning(
                 "shard %d: its partition holds %d ratings, its progress record says %d: it goes on with rating %d",
-                *(self.partition, held, said, held),
+                *(self.partition, standing.held, standing.said, standing.held),
             )
+        self._uncommitted = 0
+        with self._lock:
+            self._standing, self._committed = standing, standing.progress
+            if self._shard is not None:
+                self._shard.resume(standing)
+            self._state = RunnerState.READY
+        return 0.0
 
     def _wait_to_be_told(self) -> float | None:
         with self._lock:
@@ -274,9 +270,9 @@ class ShardRunner:
             assert self._model is not None
             plan = RatePlan(assignment.epochs)
             shard = Shard(self._model, assignment.share, assignment.phase, plan, assignment.end_index)
-            self._resume(shard)
+            shard.resume(self._standing)
             self._shard = shard
-        self._plan_changed = True  # the plan is on record from the first commit on
+        self._plan_changed = True
         self._last_commit_ms = self._clock.now_ms()
         self._state = RunnerState.RUNNING
 
@@ -287,10 +283,11 @@ class ShardRunner:
         assert delivery is not None
         now_ms = self._clock.now_ms()
         with self._lock:
-            stopping = self._stop
-            due = 0 if stopping else shard.due_now(now_ms + assignment.clock_offset_ms)
+            stopping, changed = self._stop, self._plan_changed
+            # the plan goes on record first: whatever half of a commit is kept, it has the time of each rating that was sent
+            due = 0 if stopping or changed else shard.due_now(now_ms + assignment.clock_offset_ms)
             batch = shard.take(min(due, MOST_RATINGS_AT_ONCE)) if due else None
-            changed, ending = self._plan_changed, stopping or shard.done
+            ending = stopping or shard.done
         if not self._uncommitted and batch is None:
             self._last_commit_ms = now_ms
         if batch is not None:
@@ -302,7 +299,7 @@ class ShardRunner:
             self._last_commit_ms = now_ms
         if ending:
             return self._over(shard)
-        return 0.0 if due > MOST_RATINGS_AT_ONCE else self._next_wait_s(shard, assignment)
+        return 0.0 if changed or due > MOST_RATINGS_AT_ONCE else self._next_wait_s(shard, assignment)
 
     def _next_wait_s(self, shard: Shard, assignment: Assignment) -> float:
         """Until there is something worth doing.

@@ -48,6 +48,10 @@ class ShardSequence:
         times = self.schedule.due_ms(first, count)
         return EventBatch(self.model.partition, first, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times)
 
+    def due_ms(self, index: int) -> int:
+        """Event time of one rating, epoch milliseconds; ``plan.NEVER_MS`` where the plan does not reach it."""
+        return int(self.schedule.due_ms(index, 1)[0])
+
     def first_at(self, times_ms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Index of the first rating that is due at each event time or later, not beyond those that may have been sent.
 
@@ -84,7 +88,7 @@ class ShardSequence:
         found = [indexes.start + n for n in np.flatnonzero(same).tolist()]
         return next((i for i in found if i >= at_least), found[-1] if found else None)
 
-    def held(self, newest: Sequence[bytes | None]) -> tuple[int, int]:
+    def held(self, newest: Sequence[bytes | None]) -> int:
         """How many ratings a partition holds, by its newest records: those that the shard says it has sent, as a rule.
 
         What else lies there, put there by somebody, is passed over; one rating may look like another of the same
@@ -92,22 +96,18 @@ class ShardSequence:
 
         Args:
             newest: values of the newest committed records of the partition, the last one first; none when it never had any.
-
-        Returns:
-            The number, and how many of the records it explains.
         """
         if not newest:
-            return 0, 0
-        there = {value for value in newest if value is not None}
+            return 0
         if self.sent and newest[0] == encode_values(self.events(self.sent - 1, 1))[0]:
-            return self.sent, len(there)
+            return self.sent
         ends = {index + 1 for value in newest if (index := self.index_of(value)) is not None}
+        there = {value for value in newest if value is not None}
         explained = {}
         for end in ends:
             first = max(0, end - len(newest))
             explained[end] = len(there.intersection(encode_values(self.events(first, end - first))))
-        best = max(explained, key=lambda end: (explained[end], end), default=self.sent)
-        return best, explained.get(best, 0)
+        return max(explained, key=lambda end: (explained[end], end), default=self.sent)
 
 
 def _rating(value: bytes | None) -> dict[str, Any] | None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ray_pipeline.delivery.interface import ShardProgress
-from ray_pipeline.errors import StateMismatchError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule
 from ray_pipeline.generator.sequence import ShardSequence
+from ray_pipeline.generator.standing import Standing
 from ray_pipeline.model.ratings import ShardModel
 
 __all__ = ["Shard"]
@@ -79,39 +76,13 @@ class Shard:
         self._schedule = self._schedule.going_on(plan, self.next_index)
         self.end_index = end_index
 
-    def resume(self, progress: ShardProgress | None, newest: Sequence[bytes | None] = (None,)) -> int:
-        """Go to where the last commit was: what was committed stays as it was lived, whoever lived it.
+    def resume(self, standing: Standing) -> None:
+        """Go to where the partition ends: what was sent stays as it was lived, whoever lived it.
 
-        As a rule the partition holds as many ratings as the progress record says. After a broker lost its disk, or was killed in
-        a commit, it may hold fewer: they are sent once more, with the times that they had. Or more: those are not sent again.
-
-        Args:
-            progress: the committed progress; None = nothing was committed.
-            newest: values of the newest records of the partition, the last one first; none when it never had any. As a
-                default, nothing is known of them.
-
-        Returns:
-            How many ratings the partition holds.
-
-        Raises:
-            StateMismatchError: the record's plan does not lead to the time that it has for its last rating.
+        What the record says was sent and the partition does not hold is sent once more, with the times that it had.
         """
-        said = 0 if progress is None else progress.next_index
-        lived = self._schedule
-        if progress is not None and said:
-            lived = ShardSequence.of(self._model, progress).schedule
-            last_ms = int(lived.due_ms(said - 1, 1)[0])
-            if last_ms != progress.event_time_ms:
-                raise StateMismatchError(
-                    problem=f"the progress record of shard {self.partition} contradicts itself: rating "
-                    f"{said - 1} was sent with time {progress.event_time_ms}, its plan says {last_ms}",
-                    fix="It was not written by this pipeline: give another topic, or clear it with: ray-pipeline reset",
-                )
-        # ratings that are on no record were sent as this plan says, or as the former owner's would have gone on
-        ways = (lived.going_on(self.plan, said), lived)
-        found = [(ShardSequence(self._model, way, said).held(newest), way) for way in ways]
-        (held, _), way = max(found, key=lambda one: one[0][1])
-        self._schedule = way.going_on(self.plan, max(held, said))
-        self.next_index = held
-        self.last_event_ms = int(way.due_ms(held - 1, 1)[0]) if held else None
-        return held
+        if standing.recorded is not None:
+            lived = ShardSequence.of(self._model, standing.recorded).schedule
+            self._schedule = lived.going_on(self.plan, max(standing.held, standing.said))
+        self.next_index = standing.held
+        self.last_event_ms = standing.progress.event_time_ms if standing.progress else None

@@ -98,8 +98,8 @@ class ShardReplay:
         return self._sequence.events(first, count)
 
     def due_ms(self, index: int) -> int:
-        """Event time of one rating, epoch milliseconds; ``plan.NEVER_MS`` where the plan does not reach it."""
-        return int(self._sequence.schedule.due_ms(index, 1)[0])
+        """See :meth:`ShardSequence.due_ms`."""
+        return self._sequence.due_ms(index)
 
     def rate_at(self, event_ms: int) -> float:
         """Rate in force at an event time, ratings per second over all shards."""

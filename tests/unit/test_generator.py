@@ -22,10 +22,12 @@ from ray_pipeline.generator.placement import HAND_OVER_MS, Placement
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule, allocate
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport, ShardRunner
 from ray_pipeline.generator.shard import Shard
+from ray_pipeline.generator.standing import Standing
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_movies, build_user_map, build_users
 from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.restart import Decision, RestartPolicy
+from ray_pipeline.truth.replay import ShardReplay
 
 START_MS = 1_700_000_000_000
 rates = st.floats(0.1, 100_000.0)
@@ -179,7 +181,7 @@ def test_a_change_that_comes_late_takes_effect_after_what_was_taken(small: tuple
     # and stays there when it hears of a later change, or of the same again
     shard.follow(wanted.with_epoch(Epoch(START_MS + 9000, 500.0)), None)
     assert [e.rate for e in shard.plan.epochs] == [100.0, 10.0, 500.0]
-    shard.resume(None)
+    shard.resume(Standing(None, None))
     assert (shard.take(200).timestamps_ms == taken.timestamps_ms).all()
 
 
@@ -190,7 +192,7 @@ def test_a_new_shard_keeps_what_another_lived_and_committed(small: tuple[Setting
     late.follow(wanted, None)
     committed = ShardProgress("r", "c", 0, 200, late.last_event_ms, START_MS, late.plan.epochs, 1.0, 0.5)
     successor = Shard(small[1][0], 1.0, 0.5, wanted, None)
-    successor.resume(committed)
+    successor.resume(Standing(committed, committed))
     assert successor.plan.epochs == late.plan.epochs
     assert (successor.take(50).timestamps_ms == late.take(50).timestamps_ms).all()
 
@@ -198,7 +200,7 @@ def test_a_new_shard_keeps_what_another_lived_and_committed(small: tuple[Setting
 def test_a_progress_record_that_contradicts_itself_is_refused(small: tuple[Settings, list[ShardModel]]) -> None:
     forged = ShardProgress("r", "c", 0, 200, START_MS + 5, START_MS, (Epoch(START_MS, 100.0),), 1.0, 0.5)
     with pytest.raises(StateMismatchError, match="contradicts itself"):
-        shard_of(small[1][0], share=1.0).resume(forged)
+        Standing.of(small[1][0], forged, [])
 
 
 # -- runner
@@ -296,6 +298,40 @@ def test_what_arrived_without_its_progress_is_not_sent_again(small: tuple[Settin
     sent = [decode_value(value) for _, value in log.ratings[1]]
     assert [r["userId"] for r in sent] == model.draw(0, 4_000).user_ids.tolist()
     assert [r["timestamp"] - START_MS for r in sent[:3_000]] == pytest.approx(np.arange(3_000) + 0.5, abs=1)
+
+
+@pytest.mark.parametrize("change", [False, True], ids=["same rate", "in the commit of a change of rate"])
+@pytest.mark.parametrize("half", ["ratings alone", "progress alone", "ratings first", "progress first"])
+def test_ratings_whose_commit_was_kept_by_halves_have_the_times_of_their_own_run_in_the_next_one(
+    small: tuple[Settings, list[ShardModel]], half: str, change: bool
+) -> None:
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][1]
+    runner = runner_of(model, log, clock)
+    runner.tell(assignment(rate=1000.0))
+    take_steps(runner, clock, RunnerState.RUNNING)
+    runner.step()
+    assert log.progress[1].next_index == len(log.ratings[1]) == 0  # the plan is on record before the first rating
+    clock.advance(0.005)
+    runner.step()
+    clock.advance(0.005)
+    if change:
+        runner.tell(dataclasses.replace(assignment(2), epochs=(Epoch(START_MS, 1000.0), Epoch(START_MS + 9, 5.0))))
+    log.failures = [f"commit, {half}"]
+    runner.step()
+    first = max(log.progress[1].next_index, len(log.ratings[1]))
+    assert first == (5 if change else 10) and {log.progress[1].next_index, len(log.ratings[1])} == {0, first}
+    after = runner_of(model, log, clock)  # the next run, which begins an hour later, at another rate
+    clock.advance(3600)
+    plan = (Epoch(START_MS, 1000.0), Epoch(START_MS + 10, 0.0), Epoch(clock.now_ms(), 250.0))
+    after.tell(dataclasses.replace(assignment(end=1_000), epochs=plan))
+    after.step()
+    found = after.report()
+    assert found.progress is not None and found.next_index == found.progress.next_index == len(log.ratings[1])
+    take_steps(after, clock, RunnerState.DONE)
+    replayed = ShardReplay(model, log.progress[1]).events(0, 1_000)
+    assert [value for _, value in log.ratings[1]] == encode_values(replayed)
+    assert (replayed.timestamps_ms[:first] - START_MS).tolist() == list(range(first))
+    assert replayed.timestamps_ms[10] >= plan[-1].from_ms
 
 
 def test_a_delivery_that_cannot_even_be_closed_is_replaced(small: tuple[Settings, list[ShardModel]]) -> None:
@@ -462,7 +498,7 @@ def test_a_shard_that_missed_a_whole_run_has_nothing_due_in_the_pause_before_it(
     found.observe([ready(0, missed), ready(1, went_on)])
     told = found.assignments(START_MS + 2 * hour_ms)[0]
     shard = Shard(small[1][0], told.share, told.phase, RatePlan(told.epochs), None)
-    shard.resume(missed)
+    shard.resume(Standing(missed, missed))
     times = shard.take(501).timestamps_ms - START_MS
     assert hour_ms <= times[0] and times[498] < hour_ms + 10_001 and times[500] >= 2 * hour_ms
 

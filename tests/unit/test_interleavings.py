@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ray_pipeline.clock import FakeClock
 from ray_pipeline.codec import encode_keys, encode_values
 from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
 from ray_pipeline.generator.coordination import Coordinator
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
@@ -28,6 +29,11 @@ from ray_pipeline.truth.replay import ShardReplay, build_models
 PARTITIONS = 2
 SHARES = [0.7, 0.3]
 COMMIT_MS = 100
+
+FAILURES = [
+    *("open", "send", "commit", "commit, done"),
+    *(f"commit, {half}" for half in ("ratings alone", "progress alone", "ratings first", "progress first")),
+]
 
 partitions = st.integers(0, PARTITIONS - 1)
 rates = st.sampled_from([0.5, 7.0, 60.0, 300.0])
@@ -64,7 +70,7 @@ class Generator(RuleBasedStateMachine):
             start_time_ms=1_500_000_000_000 if fixed else None,
         )
         self.zombies: list[ShardRunner] = []
-        self.checked: dict[int, object] = {}
+        self.checked: dict[int, tuple[ShardProgress, int]] = {}
         self.begin_run()
 
     def begin_run(self) -> None:
@@ -112,9 +118,10 @@ class Generator(RuleBasedStateMachine):
         if self.now[partition].answers:
             self.coordinator.observe([self.now[partition].answers.pop()])
 
-    @rule(partition=partitions)
-    def all_goes_well(self, partition: int) -> None:
+    @rule(partition=partitions, seconds=spans_s)
+    def all_goes_well(self, partition: int, seconds: float = 0.0) -> None:
         self.exchange(partition)
+        self.clock.advance(seconds)
         self.a_shard_works(partition, 3)
         self.exchange(partition)
 
@@ -137,7 +144,7 @@ class Generator(RuleBasedStateMachine):
 
     # -- what goes wrong
 
-    @rule(what=st.sampled_from(["open", "send", "commit", "commit, done"]))
+    @rule(what=st.sampled_from(FAILURES))
     def something_will_fail(self, what: str) -> None:
         self.log.failures.append(what)
 
@@ -169,14 +176,19 @@ class Generator(RuleBasedStateMachine):
 
     @invariant()
     def what_is_committed_is_what_is_regenerated(self) -> None:
-        for partition, progress in self.log.progress.items():
-            if self.checked.get(partition) is progress:
+        for partition, records in self.log.ratings.items():
+            progress = self.log.progress.get(partition)
+            if self.checked.get(partition) == (progress, len(records)):
                 continue
-            events = ShardReplay(models()[partition], progress).events(0, progress.next_index)
-            expected = list(zip(encode_keys(events), encode_values(events), strict=True))
-            assert self.log.ratings[partition] == expected
-            assert progress.event_time_ms == (int(events.timestamps_ms[-1]) if len(events) else None)
-            self.checked[partition] = progress
+            if progress is None:
+                assert not records  # no rating is there before the plan that it was sent by
+                continue
+            replay = ShardReplay(models()[partition], progress)
+            events = replay.events(0, len(records))
+            assert records == list(zip(encode_keys(events), encode_values(events), strict=True))
+            assert partition in self.log.halves or progress.next_index == len(records)
+            assert progress.event_time_ms == (replay.due_ms(progress.next_index - 1) if progress.next_index else None)
+            self.checked[partition] = (progress, len(records))
 
     def teardown(self) -> None:
         """When nothing goes wrong any more, it ends up where it was told to."""
@@ -189,6 +201,7 @@ class Generator(RuleBasedStateMachine):
                 self.all_goes_well(partition)
             self.clock.advance(0.15)
         self.what_is_committed_is_what_is_regenerated()
+        assert not self.log.halves
         totals = self.coordinator.totals()
         sent = sum(len(records) for records in self.log.ratings.values())
         assert sent == totals.base + totals.delivered
