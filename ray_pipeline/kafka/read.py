@@ -85,17 +85,14 @@ def tail(bootstrap: str, topic: str, count: int, timeout_s: float = 30.0) -> lis
         return []
     starts = _partitions(bootstrap, topic)
     ends = _ends(bootstrap, topic, list(starts))
-    back = max(100, 4 * count)
-    while True:  # markers of transactions take offsets too: step back until enough data is found
-        froms = {p: max(starts[p], ends[p] - back) for p in starts}
+    for froms in _further_back(starts, ends, max(100, 4 * count)):
         found: dict[int, list[Record]] = {p: [] for p in starts}
         for message in _read_to_end(bootstrap, topic, froms, timeout_s):
             record = _record(message)
             found[record.partition] = [*found[record.partition][-count + 1 :], record]
         if all(len(found[p]) >= count or froms[p] == starts[p] for p in starts):
-            merged = sorted((r for records in found.values() for r in records), key=lambda r: r.timestamp_ms)
-            return merged[-count:]
-        back *= 8
+            break
+    return sorted((r for records in found.values() for r in records), key=lambda r: r.timestamp_ms)[-count:]
 
 
 def read_compacted(bootstrap: str, topic: str, timeout_s: float = 60.0) -> dict[str, dict[str, Any]]:
@@ -122,18 +119,14 @@ def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float, *, com
         timeout_s: how long to wait for the broker, seconds.
         committed: whether to wait for open transactions; needless for a key that is never written in one.
     """
-    start = _partitions(bootstrap, topic)[0]
-    end = _ends(bootstrap, topic, [0])[0]
-    back = 1000
-    while True:
-        first = max(start, end - back)
-        value = None
-        for message in _read_to_end(bootstrap, topic, {0: first}, timeout_s, committed):
+    value = None
+    for froms in _further_back(_partitions(bootstrap, topic), _ends(bootstrap, topic, [0]), 1000):
+        for message in _read_to_end(bootstrap, topic, froms, timeout_s, committed):
             if message.key() == key.encode():
                 value = message.value()
-        if value is not None or first == start:
-            return value
-        back *= 10
+        if value is not None:
+            break
+    return value
 
 
 def newest_values(bootstrap: str, topic: str, partition: int, count: int, timeout_s: float) -> list[bytes | None]:
@@ -146,15 +139,12 @@ def newest_values(bootstrap: str, topic: str, partition: int, count: int, timeou
         start, end = watermark_offsets(consumer, topic, partition)
     finally:
         consumer.close()
-    back = 4 * count
-    while True:  # as in tail: markers of transactions take offsets too
-        first = max(start, end - back)
-        found = [
-            m.value() for m in _read_to_end(bootstrap, topic, {partition: first}, timeout_s, ends={partition: end})
-        ]
-        if len(found) >= count or first == start:
-            return found[: -count - 1 : -1] or [None] * (start > 0)
-        back *= 8
+    ends, found = {partition: end}, []
+    for froms in _further_back({partition: start}, ends, 4 * count):
+        found = [message.value() for message in _read_to_end(bootstrap, topic, froms, timeout_s, ends=ends)]
+        if len(found) >= count:
+            break
+    return found[: -count - 1 : -1] or [None] * (start > 0)
 
 
 def follow(bootstrap: str, topics: list[str], from_beginning: bool, stop: threading.Event) -> Iterator[list[Record]]:
@@ -303,6 +293,19 @@ def _ends(bootstrap: str, topic: str, partitions: list[int]) -> dict[int, int]:
         raise _unreadable(bootstrap, topic, error) from None
     finally:
         consumer.close()
+
+
+def _further_back(starts: dict[int, int], ends: dict[int, int], offsets: int) -> Iterator[dict[int, int]]:
+    """Offsets to read from until enough is found: so many before the ends, then more and more, at last the starts.
+
+    How many records lie behind an offset is not known before: markers of transactions and what was aborted take offsets too.
+    """
+    while True:
+        froms = {p: max(start, ends[p] - offsets) for p, start in starts.items()}
+        yield froms
+        if froms == starts:
+            return
+        offsets *= 8
 
 
 def _read_to_end(
