@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import confluent_kafka
 import numpy as np
 import pytest
 from confluent_kafka import Producer
 
+from ray_pipeline.clock import FakeClock
+from ray_pipeline.cluster import fleet
 from ray_pipeline.codec import TextColumn
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery import columns, factory, librdkafka
@@ -17,6 +21,7 @@ from ray_pipeline.delivery.factory import fallback, open_delivery
 from ray_pipeline.delivery.librdkafka import MESSAGE, obstacle
 from ray_pipeline.errors import DeliveryError
 from ray_pipeline.events import EventBatch
+from ray_pipeline.generator.placement import Placement
 from ray_pipeline.kafka.read import read_topic
 from ray_pipeline.kafka.topics import ensure_topics
 from tests.contract.test_delivery import batch, expected, progress
@@ -99,6 +104,48 @@ def test_what_is_impossible_is_said_once_and_delivered_plainly(
     assert said[0].startswith("fast delivery is not possible here: confluent-kafka ")
     assert said[0].endswith("was not tried; plain delivery is used")
     assert [(r.key or "").encode() for r in read_topic(broker, name)] == [key for key, _ in expected(batch(0, 10))]
+
+
+class RayHere:
+    """Actors that are made in this process and answer at once."""
+
+    @staticmethod
+    def remote(**_: Any) -> Callable[[type], Any]:
+        def make(kind: type) -> Callable[..., Any]:
+            return lambda *arguments: _Handle(kind(*arguments))
+
+        return lambda kind: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=make(kind)))
+
+    @staticmethod
+    def wait(references: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return references, []
+
+    @staticmethod
+    def get(reference: Any) -> Any:
+        return reference
+
+    @staticmethod
+    def get_runtime_context() -> Any:
+        return SimpleNamespace(get_node_id=lambda: "here")
+
+
+class _Handle:
+    def __init__(self, actor: Any) -> None:
+        self.exchange = SimpleNamespace(remote=actor.exchange)
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_the_generator_tells_once_that_its_actors_cannot_do_it(monkeypatch: pytest.MonkeyPatch, possible: bool) -> None:
+    if not possible:
+        monkeypatch.setattr(librdkafka, "TRIED", frozenset())
+    monkeypatch.setattr(fleet, "ray", RayHere)
+    settings = load_settings(users=100, movies=50, fast=True)
+    events: list[str] = []
+    actors = fleet.Fleet(settings, "", None, Placement(partitions=0, actors=1), FakeClock(), events.append)
+    actors.grow(2)
+    for _ in range(2):
+        actors.exchange({}, stop=False)
+    assert actors.all_heard and events == ([] if possible else [fallback(settings)])
 
 
 def test_a_record_that_the_producer_refuses_is_an_error_and_nothing_is_seen(
