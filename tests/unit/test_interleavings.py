@@ -195,7 +195,9 @@ class Generator(RuleBasedStateMachine):
         if not hasattr(self, "log"):
             return
         self.log.failures.clear()
-        self.coordinator.change(self.clock.now_ms(), rate=300.0, paused=False)
+        # a change, whatever the rate was: a half commit that nobody heard of lasts until the next commit
+        for rate in (299.0, 300.0):
+            self.coordinator.change(self.clock.now_ms(), rate=rate, paused=False)
         for _ in range(60):
             for partition in range(PARTITIONS):
                 self.all_goes_well(partition)
