@@ -6,7 +6,7 @@ ARGS    ?=
 TESTS   ?= tests
 STAMP   := $(VENV)/.installed
 
-.PHONY: install run test lint types bench chaos browser clean help
+.PHONY: install run test lint types bench chaos settings browser clean help
 
 help:            ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,6 +47,9 @@ bench: install    ## Run every benchmark, or one: make bench ARGS=delivery
 
 chaos: install    ## Break a pipeline on purpose and check every record: make chaos ARGS="--minutes 60 --seed 1"
 	@exec $(BIN)/ray-pipeline chaos --start $(ARGS)
+
+settings: install ## Write docs/settings.md from the settings model
+	$(BIN)/python -m ray_pipeline.command.documenting docs/settings.md
 
 clean:            ## Remove what was built here
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_movies, build_user_map, build_users
 from ray_pipeline.model.ratings import ShardModel
 
-__all__ = ["MergedStream", "Piece"]
+__all__ = ["MergedStream", "Piece", "untouched"]
 
 _AT_ONCE = 1 << 17
 
@@ -89,7 +89,7 @@ class MergedStream:
             for p in range(settings.partitions)
         ]
         coordinator = Coordinator(settings, settings.digest(catalogue.digest), shares)
-        coordinator.observe([_ready(p) for p in range(settings.partitions)])
+        coordinator.observe([untouched(p) for p in range(settings.partitions)])
         told = coordinator.assignments(clock.now_ms())  # the run begins here: all that takes time is done
         self.requested = coordinator.requested
         self.clock_offset_ms = coordinator.clock_offset_ms
@@ -131,6 +131,6 @@ class MergedStream:
         return Piece(tuple(batches), order)
 
 
-def _ready(partition: int) -> ShardReport:
+def untouched(partition: int) -> ShardReport:
     """What a shard reports whose partition is empty."""
     return ShardReport(partition, RunnerState.READY, 0, 0, None, 0.0, 0, "")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_pipeline.command.documenting import settings_page
 from ray_pipeline.config import Settings, flag_of, load_settings
 from ray_pipeline.errors import ConfigurationError
 
@@ -83,3 +84,8 @@ def test_every_setting_says_what_it_means_and_has_a_flag_of_its_own() -> None:
     assert all(field.description for field in Settings.model_fields.values())
     flags = [flag_of(name) for name in Settings.model_fields]
     assert len(set(flags)) == len(flags)
+
+
+def test_the_page_of_settings_is_what_the_settings_model_says() -> None:
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8") == settings_page(), "write it anew with: make settings"

@@ -1,0 +1,1 @@
+"""The stream proves its settings: what was emitted, judged against every declared knob. Pure."""

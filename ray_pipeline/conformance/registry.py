@@ -1,0 +1,138 @@
+"""Every check, and every setting that needs none. A new setting must be named here, or a test fails.
+
+A check is a function from evidence to a measure, and one line below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ray_pipeline.conformance import choices, identity, learning, timing, values
+from ray_pipeline.conformance.evidence import Evidence
+from ray_pipeline.conformance.measure import Measure
+
+__all__ = ["CHECKS", "NOT_OF_THE_DATA", "Check", "checks_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One property of the data.
+
+    Attributes:
+        name: short and unique.
+        settings: the settings that it judges: turning one of them makes it deviate.
+        statistic: what is measured, for the report.
+        unit: of the numbers; empty for a pure number.
+        measure: measures it.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    statistic: str
+    unit: str
+    measure: Callable[[Evidence], Measure]
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("seed", ("seed",), "share of ratings with the user and movie that the seed draws", "", identity.same_draws),
+    Check("start", ("start_time_ms",), "event time of the first rating", "ms", timing.start),
+    Check("rate", ("rate",), "ratings a second of event time", "1/s", timing.rate),
+    Check("arrivals", ("rate",), "variance over mean of counts in stretches of the plan", "", timing.arrivals),
+    Check("amount", ("ratings", "duration_s"), "ratings of the whole run", "", timing.amount),
+    Check("placement", ("partitions",), "ratings in a partition that is not their key's", "", choices.placement),
+    Check("partition shares", ("partitions",), "distance from the shares of activity", "", choices.partition_shares),
+    Check("user ids", ("users",), "ratings by no declared user", "", choices.user_ids),
+    Check("distinct users", ("users",), "different users", "", choices.distinct_users),
+    Check("activity", ("activity_sigma",), "sigma of lognormal activity", "", choices.activity),
+    Check("movie ids", ("movies", "catalog"), "ratings of no movie in the catalogue", "", choices.movie_ids),
+    Check("distinct movies", ("movies",), "different movies", "", choices.distinct_movies),
+    Check("popularity", ("popularity_exponent",), "Zipf exponent", "", choices.popularity),
+    Check("genres", ("popularity_exponent",), "distance from the catalogue's genres by popularity", "", choices.genres),
+    Check("mean", ("mean_rating",), "mean of the raw score", "stars", values.mean),
+    Check("spread", ("rating_sd",), "standard deviation of the raw score", "stars", values.spread),
+    Check("user bias", ("user_bias_share",), "share of variance", "", values.user_bias_share),
+    Check("movie bias", ("movie_bias_share",), "share of variance", "", values.movie_bias_share),
+    Check("factors", ("factor_share",), "share of variance", "", values.factor_share),
+    Check(
+        "noise",
+        ("user_bias_share", "movie_bias_share", "factor_share"),
+        "share of variance that is left",
+        "",
+        values.noise_share,
+    ),
+    Check("rank", ("rank",), "factors that ratings depend on", "", values.rank),
+    Check(
+        "identifiability",
+        ("factor_share",),
+        "squared error that learned factors save beyond biases, at least half of what is possible",
+        "stars²",
+        learning.learnable,
+    ),
+    Check(
+        "histogram",
+        ("mean_rating", "rating_sd"),
+        "distance from the exact law of the ten ratings",
+        "",
+        values.histogram,
+    ),
+)
+
+NOT_OF_THE_DATA: Mapping[str, tuple[str, ...]] = {
+    "who sends, and when it is sent, not what": (
+        "actors",
+        "delivery",
+        "fast",
+        "commit_interval_ms",
+        "ray_address",
+        "stop_timeout_s",
+    ),
+    "where records are kept, not what they say": (
+        "bootstrap_servers",
+        "broker_port",
+        "replication_factor",
+        "ratings_topic",
+        "metrics_topic",
+        "rejected_topic",
+        "progress_topic",
+        "control_topic",
+        "job_topic",
+        "batches_topic",
+        "expected_topic",
+        "predictions_topic",
+        "scores_topic",
+        "state_dir",
+        "sink",
+        "output",
+    ),
+    "a name for other settings, which are judged": ("preset",),
+    "a setting of the windows; the audit proves those": (
+        "tumbling_s",
+        "sliding_s",
+        "slide_s",
+        "watermark_s",
+        "top_n",
+        "checkpoint",
+        "trigger_interval_ms",
+        "max_offsets_per_trigger",
+        "fair_scheduler_file",
+        "executors",
+        "executor_cores",
+        "executor_memory",
+    ),
+    "a setting of API and dashboard": (
+        "api_host",
+        "api_port",
+        "ui_host",
+        "ui_port",
+        "ui",
+        "refresh_s",
+        "control_token",
+    ),
+}
+"""Settings that are no property of the data, by the reason."""
+
+
+def checks_of(setting: str) -> tuple[Check, ...]:
+    """The checks that judge a setting."""
+    return tuple(check for check in CHECKS if setting in check.settings)

@@ -1,0 +1,246 @@
+"""Conformance: a stream that is as declared passes, one that is not fails, and no setting is left out."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ray_pipeline.__main__ import app
+from ray_pipeline.config import EVENT_FIELDS, Settings, load_settings
+from ray_pipeline.conformance.evidence import Evidence
+from ray_pipeline.conformance.judge import ConformanceReport, holm, judge
+from ray_pipeline.conformance.measure import Estimate, quadratic
+from ray_pipeline.conformance.page import render_page
+from ray_pipeline.conformance.registry import CHECKS, NOT_OF_THE_DATA, checks_of
+from ray_pipeline.conformance.sample import Sample, regenerate
+from ray_pipeline.conformance.world import START_MS, World
+
+SMALL: dict[str, Any] = {"users": 2_000, "movies": 400, "ratings": 40_000, "start_time_ms": START_MS}
+
+MOVIES_CSV = "movieId,title,genres\n" + "".join(
+    f"{n},Film {n},{('Drama', 'War|Western', 'Comedy')[n % 3]}\n" for n in range(1, 421)
+)
+
+TURNED: dict[str, Any] = {
+    "seed": 43,
+    "start_time_ms": START_MS + 1_000,
+    "factor_share": 0.6,
+}
+"""Other values of settings for which a generic change does not do."""
+
+
+def sample_of(**changes: Any) -> Sample:
+    return regenerate(World(load_settings(**{**SMALL, **changes})), None, 1_000_000)
+
+
+@functools.cache
+def declared(**changes: Any) -> World:
+    return World(load_settings(**{**SMALL, **changes}))
+
+
+def verdicts(report: ConformanceReport) -> dict[str, str]:
+    return {row.name: row.verdict for row in report.checks}
+
+
+def turned(name: str, base: Settings) -> Any:
+    """Another valid value of a setting, half as much again where nothing better is known."""
+    if name in TURNED:
+        return TURNED[name]
+    field, value = Settings.model_fields[name], getattr(base, name)
+    if isinstance(value, bool):
+        return not value
+    annotation = field.annotation
+    options = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return next(option for option in options if option != value)
+    if isinstance(annotation, types.UnionType):
+        annotation = next(a for a in options if a is not types.NoneType)
+    most = next((m.le for m in field.metadata if hasattr(m, "le")), None)
+    other = value * 1.5 if value else (most / 2 if most is not None else 1)
+    if most is not None and other > most:
+        other = value / 2
+    return annotation(other) if annotation in (int, float) else other
+
+
+def with_turned(name: str, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Changes to the small world: as it is declared, and as the stream really is."""
+    if name == "catalog":
+        (tmp_path / "movies.csv").write_text(MOVIES_CSV)
+        return {}, {"catalog": tmp_path / "movies.csv"}
+    if name == "duration_s":
+        return {"ratings": None, "duration_s": 400.0}, {"ratings": None, "duration_s": 500.0}
+    return {}, {name: turned(name, declared().settings)}
+
+
+COVERED = sorted({name for check in CHECKS for name in check.settings})
+EXPENSIVE = "identifiability"
+
+
+def test_every_setting_has_a_check_or_a_reason_why_it_has_none() -> None:
+    without = {name for names in NOT_OF_THE_DATA.values() for name in names}
+    assert not without & set(COVERED), "a setting is both checked and said to need no check"
+    forgotten = set(Settings.model_fields) - without - set(COVERED)
+    assert not forgotten, f"add a check to conformance/registry.py for {sorted(forgotten)}, or say why there is none"
+    gone = (without | set(COVERED)) - set(Settings.model_fields)
+    assert not gone, f"conformance/registry.py names settings that are gone: {sorted(gone)}"
+    assert set(EVENT_FIELDS) <= set(COVERED), "what an event is a function of shows in the data"
+
+
+def test_every_check_judges_a_setting_and_has_a_name_of_its_own() -> None:
+    assert all(check.settings for check in CHECKS)
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_a_turned_setting_deviates_in_every_check_that_names_it(name: str, tmp_path: Path) -> None:
+    said, real = with_turned(name, tmp_path)
+    named = checks_of(name)
+    checks = tuple(c for c in CHECKS if c.name != EXPENSIVE or c in named)
+    world = declared(**said)
+    other = judge(Evidence(sample_of(**real), world), "turned", checks)
+    right = judge(Evidence(sample_of(**said), world), "right", checks)
+    assert right.verdict == "conforms", [row for row in right.checks if row.verdict == "deviates"]
+    assert other.verdict == "deviates"
+    before = {row.name: row.estimate for row in right.checks}
+    for row in other.checks:
+        if row.name in {check.name for check in named}:
+            assert row.verdict == "deviates", f"{row.name} does not notice {name}: {row}"
+            assert row.estimate != before[row.name]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 2**62])
+def test_a_stream_that_is_as_declared_conforms(seed: int) -> None:
+    world = World(load_settings(**{**SMALL, "seed": seed}))
+    report = judge(Evidence(regenerate(world, None, 1_000_000), world), "right")
+    assert report.verdict == "conforms", [row for row in report.checks if row.verdict == "deviates"]
+    assert set(verdicts(report).values()) == {"conforms"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"user_bias_share": 0.0, "movie_bias_share": 0.0, "factor_share": 0.0},
+        {"factor_share": 0.65},
+        {"popularity_exponent": 0.0, "activity_sigma": 0.0},
+        {"popularity_exponent": 2.5, "activity_sigma": 2.5},
+        {"users": 1, "movies": 1, "partitions": 1, "actors": 1},
+        {"mean_rating": 0.5, "rating_sd": 0.1},
+        {"mean_rating": 5.0, "rating_sd": 5.0},
+        {"rate": 1e9},
+        {"rate": 0.01},
+        {"ratings": 1},
+        {"rank": 1},
+        {"rank": 100},
+    ],
+)
+def test_no_setting_is_too_extreme_to_be_judged(changes: dict[str, Any]) -> None:
+    world = World(load_settings(**{**SMALL, "ratings": 20_000, **changes}))
+    report = judge(Evidence(regenerate(world, None, 1_000_000), world), "right")
+    assert report.verdict == "conforms", [row for row in report.checks if row.verdict == "deviates"]
+    assert all(row.reason for row in report.checks if row.verdict == "unchecked")
+
+
+def test_many_checks_do_not_make_a_false_alarm_likely() -> None:
+    assert holm({"a": 0.0004, "b": 0.0006, "c": 0.5}, 0.001) == set()
+    assert holm({"a": 0.0003, "b": 0.0004, "c": 0.5}, 0.001) == {"a", "b"}
+    assert holm({}, 0.001) == set()
+
+
+def test_estimates_are_as_far_off_as_they_say() -> None:
+    """Over many seeds, (estimate - truth) / error has variance 1."""
+    checks = [c for c in CHECKS if c.name in ("activity", "popularity", "mean", "spread", "factors", "movie bias")]
+    found: dict[str, list[float]] = {check.name: [] for check in checks}
+    for seed in range(60):
+        world = World(load_settings(**{**SMALL, "users": 300, "movies": 100, "ratings": 5_000, "seed": seed}))
+        evidence = Evidence(regenerate(world, None, 5_000), world)
+        for check in checks:
+            measure = check.measure(evidence)
+            assert isinstance(measure, Estimate)
+            found[check.name].append((measure.value - measure.declared) / measure.error)
+    for name, z in found.items():
+        assert 0.6 < np.std(z) < 1.4, name
+        assert abs(np.mean(z)) < 0.5, name
+
+
+def test_a_difference_that_a_law_does_not_allow_is_infinitely_unlikely() -> None:
+    law = np.array([0.5, 0.5, 0.0])
+    covariance = 100 * (np.diag(law) - np.outer(law, law))
+    fair, degrees = quadratic(np.array([5.0, -5.0, 0.0]), covariance)
+    assert (fair, degrees) == (pytest.approx(1.0), 1)
+    assert quadratic(np.array([5.0, -6.0, 1.0]), covariance)[0] == np.inf
+
+
+def test_a_seed_that_is_another_shows_whatever_else_is_right() -> None:
+    report = judge(Evidence(sample_of(seed=43), declared()), "other")
+    row = next(row for row in report.checks if row.name == "seed")
+    assert row.verdict == "deviates" and row.estimate is not None and row.estimate < 0.01
+
+
+def test_the_page_is_one_file_that_needs_nothing_else() -> None:
+    evidence = Evidence(sample_of(), declared())
+    page = render_page(evidence, judge(evidence, "made anew"))
+    assert page.count("<svg") == 6
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!\#)""", page), "nothing is fetched"
+    assert "@import" not in page and "url(http" not in page
+    assert "prefers-color-scheme: dark" in page and "#040506" not in page
+    for check in CHECKS:
+        assert f"<td>{check.name}</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--events", "3000"], 0, "3,000 ratings, made anew: conforms"),
+        (["--events", "0"], 2, "--events"),
+        (["--events", "10", "--topic", "ratings"], 2, "exclude each other"),
+        (["--events", "10", "--report", "/nowhere/report.html"], 3, "cannot be written"),
+        (["--topic", "ratings"], 2, "nothing has run"),
+    ],
+)
+def test_the_command_ends_with_what_it_found(
+    arguments: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_pipeline.command.options.configure_logging", lambda _: None)
+    size = ["--users", "500", "--movies", "100", "--state-dir", str(tmp_path / "state")]
+    done = CliRunner().invoke(app, ["conformance", *size, *arguments])
+    assert done.exit_code == code, done.output
+    assert said in done.output
+
+
+def test_json_has_a_row_for_each_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_pipeline.command.options.configure_logging", lambda _: None)
+    done = CliRunner().invoke(app, ["conformance", "--events", "2000", "--json", "--state-dir", str(tmp_path)])
+    found = json.loads(done.output)
+    assert [row["name"] for row in found["checks"]] == [check.name for check in CHECKS]
+    assert {"verdict", "events", "unreadable", "source", "config", "family_wise_error", "duration_s"} < set(found)
+
+
+@pytest.mark.parametrize(
+    ("check", "setting"),
+    [
+        ("popularity", "popularity_exponent"),
+        ("activity", "activity_sigma"),
+        ("mean", "mean_rating"),
+        ("spread", "rating_sd"),
+        ("user bias", "user_bias_share"),
+        ("movie bias", "movie_bias_share"),
+        ("factors", "factor_share"),
+    ],
+)
+def test_a_difference_that_is_called_detectable_is_detected(check: str, setting: str) -> None:
+    checks = tuple(c for c in CHECKS if c.name != EXPENSIVE)
+    row = next(r for r in judge(Evidence(sample_of(), declared()), "right", checks).checks if r.name == check)
+    assert row.detectable is not None and row.estimate is not None and row.declared is not None
+    # beside what is detectable, half of the distance that chance has put between this sample and its own setting
+    other = row.declared + row.detectable + abs(row.estimate - row.declared) / 2
+    report = judge(Evidence(sample_of(**{setting: other}), declared()), "a little off", checks)
+    assert verdicts(report)[check] == "deviates"
