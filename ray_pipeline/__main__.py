@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ray_pipeline.command import asking, checking, conforming, modelling, running, storming
+from ray_pipeline.command import asking, backfilling, checking, conforming, modelling, running, storming
 
 __all__ = ["app", "main"]
 
@@ -18,7 +18,7 @@ app = typer.Typer(
 
 for _command in (running.run, running.broker, running.generate, running.process, running.serve, running.verify):
     app.command(rich_help_panel="Run")(_command)
-for _command in (asking.rate, asking.pause, asking.resume, asking.scale):
+for _command in (asking.rate, asking.pause, asking.resume, asking.scale, backfilling.backfill):
     app.command(rich_help_panel="Control a running pipeline")(_command)
 for _command in (asking.status, asking.scoreboard, asking.batch, asking.doctor_command, asking.reset):
     app.command(name=_command.__name__.removesuffix("_command"), rich_help_panel="Look and tidy")(_command)

@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     rate: float = Field(100.0, gt=0, le=1e9, description="target rate, ratings per second; fractions allowed")
     duration_s: float | None = Field(None, gt=0, description="stop after this many seconds of event time")
     ratings: int | None = Field(None, gt=0, description="stop after exactly this many ratings")
+    backfill: int | None = Field(
+        None,
+        gt=0,
+        description="ratings of history that a Spark job sends before the first live one; into an empty topic only",
+    )
     start_time_ms: int | None = Field(
         None, ge=0, description="event time of the first instant, epoch ms UTC; default: now"
     )
@@ -134,6 +139,12 @@ class Settings(BaseSettings):
         0, ge=0, le=600_000, description="least time between micro-batches, ms; 0 = at once"
     )
     max_offsets_per_trigger: int = Field(1_000_000, ge=1_000, description="most records in one micro-batch")
+    archive: str | None = Field(
+        None, min_length=1, description="Hadoop URI where ratings and windows are kept as Parquet by date and hour"
+    )
+    archive_interval_s: float = Field(
+        30.0, ge=1, le=3_600, description="time between additions to the archive, seconds"
+    )
     fair_scheduler_file: Path | None = Field(None, description="fairscheduler.xml in place of the shipped one")
 
     # -- Ray and Spark
@@ -157,7 +168,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=_default_state_dir, description="where state is kept between runs")
     stop_timeout_s: float = Field(120.0, gt=0, description="longest orderly shutdown, seconds")
 
-    @field_validator("rate", "duration_s", "watermark_s")
+    @field_validator("rate", "duration_s", "watermark_s", "archive_interval_s")
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
         if value is not None and value in (float("inf"), float("-inf")):
@@ -210,6 +221,11 @@ class Settings(BaseSettings):
     def checkpoint_uri(self) -> str:
         """Where Spark keeps its checkpoint, as a Hadoop URI."""
         return self.checkpoint or (self.state_dir.absolute() / "checkpoint").as_uri()
+
+    @property
+    def archive_checkpoint_uri(self) -> str:
+        """Where Spark keeps how far the archive is, as a Hadoop URI."""
+        return f"{self.checkpoint_uri.rstrip('/')}-archive"
 
     def event_settings(self) -> dict[str, Any]:
         """The settings an event is a function of, ready for JSON."""

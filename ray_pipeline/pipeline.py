@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 ALL_STAGES = ("generate", "process", "serve", "verify")
 _START_DEADLINE_S = 180.0
 _WATCH_S = 0.2
+_ANSWER_S = 60.0
+_TELL_EVERY_S = 3.0
 _PUBLISH_S = 2.0
 _VERIFY_DEADLINE_S = 15.0
 
@@ -334,6 +336,11 @@ class Pipeline:
 
     def _start(self) -> None:
         settings = self.settings
+        if settings.backfill is not None and not {"generate", "process"} <= set(self.stages):
+            raise ConfigurationError(
+                problem=f"backfill={settings.backfill} needs generator and Spark job in one pipeline",
+                fix="Run both, or tell them later with: ray-pipeline backfill --to ratings",
+            )
         require_writable(settings.state_dir)
         other = active_run(settings.state_dir)
         if other is not None and other.pid != os.getpid() and "generate" in other.stages and "generate" in self.stages:
@@ -419,8 +426,28 @@ class Pipeline:
         if (
             self._generator is not None
         ):  # not before Spark is up: a start has no backlog then, and no rival for the CPUs
+            if settings.backfill is not None:
+                self._timed("backfill", self._backfill)
             self._generator.begin()
             self._generator.wait_until_sending(_START_DEADLINE_S)
+
+    def _backfill(self) -> None:
+        """Have Spark send the history that the settings ask for, unless the topic has ratings already."""
+        events = self.settings.backfill
+        if self._generator.coordinator.begun:
+            self._tell("no backfill: the topic has ratings already")
+            return
+        self._processing.call("start_history", events, timeout_s=_ANSWER_S)
+        told_s = time.monotonic()
+        while (status := self._processing.call("history_status", timeout_s=_ANSWER_S))["state"] == "running":
+            self.check()
+            if time.monotonic() - told_s > _TELL_EVERY_S:
+                told_s = time.monotonic()
+                self._tell(f"backfill: {status['done']:,} of {status['total']:,} ratings")
+            time.sleep(_WATCH_S)
+        if status["state"] != "done":
+            raise status["error"] or StageFailedError(problem=f"the backfill {status['state']}: {status['reason']}")
+        self._tell(f"backfill: {status['total']:,} ratings sent")
 
     def _timed(self, name: str, call: Callable[[], object]) -> None:
         began = time.monotonic()
@@ -511,7 +538,8 @@ class Pipeline:
     def _drain(self) -> None:
         """Until Spark has read all; gives up when it makes no progress for the stop timeout."""
         deadline_s = self.settings.stop_timeout_s
-        seen, since = -1, time.monotonic()
+        seen: tuple[Any, ...] = ()
+        since = time.monotonic()
         while True:
             try:
                 if self._processing.call("drain", 5.0, timeout_s=30.0):
@@ -521,9 +549,10 @@ class Pipeline:
             except StageFailedError:
                 _log.debug("the Spark job is away; it comes back")
             self._processing.check()
-            counted = int(self._processing.status.get("counted", -1))
-            if counted != seen:
-                seen, since = counted, time.monotonic()
+            status = self._processing.status
+            reached = status.get("counted"), (status.get("archive") or {}).get("batch")
+            if reached != seen:
+                seen, since = reached, time.monotonic()
             if time.monotonic() - since > deadline_s:
                 raise ProcessingError(
                     problem=f"the last windows did not come out within {deadline_s:.0f} s",

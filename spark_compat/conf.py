@@ -27,6 +27,8 @@ def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_parti
     """
     return {
         "spark.jars": ",".join(str(jar) for jar in jars),
+        # where executors find the packages of a Python function, also when they were not installed but sent along with a Ray job
+        "spark.executorEnv.PYTHONPATH": str(Path(__file__).parents[1]),
         "spark.scheduler.mode": "FAIR",
         "spark.scheduler.allocation.file": fair_scheduler_file.absolute().as_uri(),
         "spark.sql.shuffle.partitions": str(shuffle_partitions),

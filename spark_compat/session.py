@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -63,6 +65,8 @@ class SparkSessionOwner:
             SparkCompatError: Java is missing, or the Ray cluster has too few CPUs.
         """
         export_java(find_java())
+        # what executors run Python functions with
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         if self._master is None:
             self._session = self._on_ray()
         else:

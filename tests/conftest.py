@@ -139,9 +139,11 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
 
 @pytest.fixture(scope="session")
-def pipeline(starter: Callable[..., Running]) -> Iterator[Running]:
-    """A whole pipeline, as ``ray-pipeline run`` starts it, with windows short enough to see some close."""
-    yield starter("run", *PIPELINE_FLAGS)
+def pipeline(starter: Callable[..., Running], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A whole pipeline, as ``ray-pipeline run`` starts it, with an archive, and with windows short enough to see some close."""
+    state_dir = tmp_path_factory.mktemp("state")
+    archive = ("--archive", (state_dir / "archive").as_uri(), "--archive-interval", "5")
+    yield starter("run", *PIPELINE_FLAGS, *archive, state_dir=state_dir)
 
 
 PIPELINE_FLAGS: Sequence[str] = (

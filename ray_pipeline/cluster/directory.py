@@ -16,7 +16,7 @@ from ray_pipeline.cluster.runtime import NAMESPACE
 from ray_pipeline.cluster.stages import PROCESSING_ACTOR
 from ray_pipeline.errors import EnvironmentProblem, RayPipelineError, StageFailedError
 
-__all__ = ["joined_cluster", "processing_jobs", "run_batch"]
+__all__ = ["ask_job", "joined_cluster", "processing_jobs"]
 
 _ANSWER_S = 30.0
 
@@ -68,12 +68,19 @@ def processing_jobs() -> list[dict[str, Any]]:
     return rows
 
 
-def run_batch(name: str | None, timeout_s: float) -> dict[str, Any]:
-    """The batch report of a pipeline's Spark application.
+def ask_job(name: str | None, method: str, *args: Any, timeout_s: float) -> Any:
+    """Call a method of the actor that holds a pipeline's Spark application, such as ``run_batch``.
 
     Args:
-        name: its name; None = the only one there is.
+        name: the pipeline's name; None = the only one there is.
+        method: the method.
+        args: its arguments.
         timeout_s: longest time, seconds.
+
+    Raises:
+        EnvironmentProblem: there is no such pipeline.
+        StageFailedError: it does not answer.
+        RayPipelineError: what the method raised.
     """
     names = _names()
     if name is None and len(names) == 1:
@@ -83,16 +90,15 @@ def run_batch(name: str | None, timeout_s: float) -> dict[str, Any]:
             problem=f"no running Spark job {name or ''} was found on this cluster", fix="See ray-pipeline jobs list"
         )
     try:
-        report: dict[str, Any] = ray.get(_actor(name).run_batch.remote(), timeout=timeout_s)
+        return ray.get(getattr(_actor(name), method).remote(*args), timeout=timeout_s)
     except RayTaskError as error:
         if isinstance(error.cause, RayPipelineError):
             raise error.cause from error
-        raise StageFailedError(problem=f"the batch job failed: {error.cause}", fix="") from error
+        raise StageFailedError(problem=f"the Spark job failed: {error.cause}", fix="") from error
     except (RayError, GetTimeoutError) as error:
         raise StageFailedError(
             problem=f"the Spark job does not answer ({type(error).__name__})", fix="Try again"
         ) from error
-    return report
 
 
 def _names() -> list[str]:

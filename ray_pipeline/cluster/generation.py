@@ -17,6 +17,7 @@ import ray
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.cluster.fleet import ACTOR_CPUS, Fleet
+from ray_pipeline.cluster.lending import Lending
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StageFailedError
 from ray_pipeline.generator.coordination import Coordinator, Totals
@@ -93,6 +94,7 @@ class GeneratorStage:
         self._fleet: Fleet | None = None
         self._coordinator: Coordinator | None = None
         self._scaling: _Scaling | None = None
+        self._lending: Lending | None = None
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self._answers: dict[str, RayPipelineError | None] = {}
         self._state = "starting"
@@ -114,6 +116,16 @@ class GeneratorStage:
         user_map = build_user_map(settings)
         shares = [user_map.share(p) for p in range(settings.partitions)]
         self._coordinator = Coordinator(settings, settings.digest(catalogue.digest), shares)
+        self._lending = Lending(
+            settings,
+            self._bootstrap,
+            self._coordinator,
+            self._placement,
+            self._lock,
+            self._clock,
+            self._note,
+            self._answer,
+        )
         self._catalogue_digest = catalogue.digest
         movies = build_shared_movies(settings, catalogue)
         self._fleet = Fleet(settings, self._bootstrap, movies, self._placement, self._clock, self._note)
@@ -210,6 +222,14 @@ class GeneratorStage:
             raise RuntimeError(msg)
         return self._fleet
 
+    @property
+    def lending(self) -> Lending:
+        """The shards in other hands; exists from :meth:`start` on."""
+        if self._lending is None:
+            msg = "the stage was not started"
+            raise RuntimeError(msg)
+        return self._lending
+
     def totals(self) -> Totals:
         """The run so far."""
         with self._lock:
@@ -269,6 +289,7 @@ class GeneratorStage:
                 "restarts": self.fleet.restarts + totals.failures,
                 "last_control": next(reversed(answers), ""),
                 "answers": answers,
+                "lent": self.lending.record,
                 "actors": self.fleet.status(),
                 "events": list(self._events),
             }
@@ -297,8 +318,11 @@ class GeneratorStage:
                 self._wake.clear()
                 for command in control.poll():
                     self._obey(command)
+                if self._stopping and self.lending.active:
+                    self.lending.take_back("backfill cut short: the generator stops")
                 self._exchange()
                 self._go_on_scaling()
+                self.lending.step()
                 if self.coordinator.started and not run_published:
                     publisher.put(self._settings.progress_topic, "run", self._run_record())
                     run_published = True
@@ -356,6 +380,14 @@ class GeneratorStage:
             elif what == "scale":
                 self._begin_to_scale(command["actors"], identity)
                 return  # answered when it is done
+            elif what == "lend":
+                self._begin_to_lend(command["events"], identity)
+                return  # answered when it is done
+            elif what == "keep":
+                self.lending.keep(str(command["loan"]))
+                return  # said every few seconds: not answered
+            elif what == "return":
+                self.lending.end(str(command["loan"]))
             elif what == "stop":
                 self._note("stop was asked for")
                 self._begin_to_stop()
@@ -378,7 +410,16 @@ class GeneratorStage:
                 del self._answers[old]
         self._published_ms = 0
 
+    def _begin_to_lend(self, events: Any, identity: str) -> None:
+        if self._scaling is not None or self._stopping:
+            doing = "the actors change in number" if self._scaling else "the generator stops"
+            raise ConfigurationError(problem=f"not now: {doing}", fix="Wait for its end")
+        self.lending.begin(identity, events)
+        self._wake.set()
+
     def _change(self, what: str, *, rate: float | None = None, paused: bool | None = None) -> None:
+        if self.lending.active:
+            raise ConfigurationError(problem="not now: a backfill is under way", fix="Wait for its end")
         with self._lock:
             self.coordinator.change(self._clock.now_ms(), rate=rate, paused=paused)
         self._note(what)
@@ -394,8 +435,9 @@ class GeneratorStage:
                 fix=f"Give a number from 1 to {partitions}",
             )
         with self._lock:
-            if self._scaling is not None or self._stopping:
+            if self._scaling is not None or self._stopping or self.lending.active:
                 doing = f"{self._scaling.actors} actors are being made" if self._scaling else "the generator stops"
+                doing = "a backfill is under way" if self.lending.active else doing
                 raise ConfigurationError(problem=f"not now: {doing}", fix="Wait for its end")
             self._scaling = _Scaling(identity, actors, len(self.fleet), self._clock.now_ms())
         self._note(f"scale from {len(self.fleet)} to {actors} actors")

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_pipeline.cluster.runtime import SERVING_CPUS, SPARK_DRIVER_CPUS, VERIFY_CPUS
 from ray_pipeline.config import Settings
+from ray_pipeline.history.parquet import ParquetOrder
 
 ray: Any = _untyped_ray  # its types know fewer options than it does
 
@@ -50,8 +51,17 @@ class _ProcessingActor:
     def stop(self) -> None:
         self._stage.stop()
 
-    def run_batch(self) -> dict[str, Any]:
-        return self._stage.run_batch()
+    def run_batch(self, archive: str | None = None) -> dict[str, Any]:
+        return self._stage.run_batch(archive)
+
+    def start_history(self, order: ParquetOrder | int) -> None:
+        self._stage.start_history(order)
+
+    def history_status(self) -> dict[str, Any]:
+        return self._stage.history_status()
+
+    def cancel_history(self) -> None:
+        self._stage.cancel_history()
 
 
 class _ServingActor:

@@ -28,6 +28,7 @@ from ray_pipeline.command.options import (
     emit_json,
     with_settings,
 )
+from ray_pipeline.command.sparkjob import ray_address, spark_job
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
 from ray_pipeline.kafka.client import check_broker
@@ -296,6 +297,11 @@ def _print_job(job: dict[str, Any]) -> None:
         f"{job['rejected']:,}",
     )
     _console.print(table)
+    if job.get("archive"):
+        archive = job["archive"]
+        typer.echo(
+            f"Archive {archive['uri']}: {archive['ratings']:,} ratings since Spark's start {archive['reason']}".rstrip()
+        )
 
 
 @jobs.command("list")
@@ -339,15 +345,8 @@ def _cluster(settings: Settings) -> Iterator[list[dict[str, Any]]]:
     present_token()
     from ray_pipeline.cluster.directory import joined_cluster, processing_jobs
 
-    with joined_cluster(_ray_address(settings)):
+    with joined_cluster(ray_address(settings)):
         yield processing_jobs()
-
-
-def _ray_address(settings: Settings) -> str | None:
-    if settings.ray_address is not None:
-        return settings.ray_address
-    run = active_run(settings.state_dir)
-    return run.ray_address if run is not None and run.ray_address else None
 
 
 # -- scoreboard
@@ -386,19 +385,24 @@ def _errors(score: dict[str, Any]) -> list[str]:
 # -- batch
 
 
-@with_settings(*BROKER, *EVENTS, "ray_address", "ratings_topic", "fair_scheduler_file")
+@with_settings(*BROKER, *EVENTS, "ray_address", "ratings_topic", "fair_scheduler_file", "archive")
 def batch(
     settings: Settings,
     as_json: JSON = False,
+    from_archive: Annotated[
+        bool, typer.Option("--from-archive", help="read the archive (--archive) in place of the topic")
+    ] = False,
     parquet: Annotated[
         Path | None, typer.Option("--parquet", metavar="DIR", help="write each table there as Parquet")
     ] = None,
 ) -> None:
-    """Report on everything in the ratings topic: histogram, top movies by hour, genres.
+    """Report on everything in the ratings topic, or in the archive: histogram, top movies by hour, genres.
 
     While a pipeline runs, as a job in its Spark application, in the FAIR pool batch; else in a Spark of its own.
     """
-    report = _report(settings)
+    if from_archive and settings.archive is None:
+        raise ConfigurationError(problem="--from-archive needs to know which", fix="Name it with --archive URI")
+    report = _report(settings, settings.archive if from_archive else None)
     if parquet is not None:
         _write_parquet(report, parquet)
     if as_json:
@@ -416,25 +420,10 @@ def batch(
         _console.print(table)
 
 
-def _report(settings: Settings) -> dict[str, Any]:
-    present_token()
-    from ray_pipeline.cluster.directory import joined_cluster, run_batch
-
-    run = active_run(settings.state_dir)
-    address = _ray_address(settings)
-    if address is not None and (run is None or "process" in run.stages):
-        with joined_cluster(address):
-            return run_batch(run.name if run is not None else None, _BATCH_S)
-    from ray_pipeline.windows.stage import WindowStage
-
-    doctor.export_java_or_fail()
-    with broker_for_reading(settings) as bootstrap:
-        stage = WindowStage(settings, bootstrap, master="local[*]")
-        stage.start_session()
-        try:
-            return stage.run_batch()
-        finally:
-            stage.stop()
+def _report(settings: Settings, archive: str | None) -> dict[str, Any]:
+    with spark_job(settings) as ask:
+        report: dict[str, Any] = ask("run_batch", archive, timeout_s=_BATCH_S)
+    return report
 
 
 def _write_parquet(report: dict[str, Any], folder: Path) -> None:
@@ -466,7 +455,7 @@ def doctor_command(settings: Settings, as_json: JSON = False) -> None:
         raise typer.Exit(1)
 
 
-@with_settings(*BROKER, *GENERATOR, "checkpoint")
+@with_settings(*BROKER, *GENERATOR, "checkpoint", "archive")
 def reset(
     settings: Settings,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
@@ -477,7 +466,7 @@ def reset(
         raise EnvironmentProblem(
             problem=f"process {run.pid} runs in the state directory {settings.state_dir}", fix="Stop it first"
         )
-    state = [settings.state_dir / name for name in ("broker", "checkpoint", "logs", "run.json")]
+    state = [settings.state_dir / name for name in ("broker", "checkpoint", "checkpoint-archive", "logs", "run.json")]
     there = [path for path in state if path.exists()]
     names = []
     if settings.bootstrap_servers:
@@ -487,8 +476,10 @@ def reset(
         typer.echo("nothing to clear")
         return
     typer.echo("will be removed: " + ", ".join([*map(str, there), *(f"topic {name}" for name in names)]))
-    if settings.checkpoint:
-        typer.echo(f"stays, because it is not in the state directory: checkpoint {settings.checkpoint}")
+    stays = [f"checkpoint {at}" for at in (settings.checkpoint, settings.archive_checkpoint_uri) if settings.checkpoint]
+    stays += [f"archive {settings.archive}"] if settings.archive else []
+    if stays:
+        typer.echo("stays, because it is not in the state directory: " + ", ".join(stays))
     if not yes and not typer.confirm("Go on?"):
         raise typer.Exit(1)
     if settings.bootstrap_servers:

@@ -89,6 +89,8 @@ PROCESSOR = (
     "checkpoint",
     "trigger_interval_ms",
     "max_offsets_per_trigger",
+    "archive",
+    "archive_interval_s",
     "fair_scheduler_file",
     "executors",
     "executor_cores",

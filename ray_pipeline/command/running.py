@@ -76,7 +76,7 @@ def say(line: str, to_stderr: bool = False) -> None:
     sys.stdout.flush()
 
 
-@with_settings(*BROKER, *GENERATOR, *PROCESSOR, *SERVING, *SINK)
+@with_settings(*BROKER, *GENERATOR, "backfill", *PROCESSOR, *SERVING, *SINK)
 def run(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
     """Run the whole pipeline: broker, generator, windows, API and dashboard.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
@@ -98,6 +98,7 @@ class Coordinator:
         self._committed: dict[int, int] = {}
         self._start_ms = 0
         self._offset_ms = 0
+        self._seam_ms: int | None = None
 
     @property
     def ready(self) -> bool:
@@ -105,6 +106,11 @@ class Coordinator:
         reports = self._reports.values()
         unknown = (RunnerState.OPENING, RunnerState.FENCED)
         return len(reports) == len(self._shares) and all(r.state not in unknown for r in reports)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a rating is in the topic already; known when :attr:`ready`."""
+        return any(report.next_index for report in self._reports.values())
 
     @property
     def started(self) -> bool:
@@ -205,6 +211,83 @@ class Coordinator:
         self._wanted = self._wanted.with_epoch(epoch)
         self._revision += 1
         self._set_ends()
+
+    # -- history: ratings that somebody else sends in place of the shards, as fast as he can
+
+    def lend(self, now_ms: int, count: int, progress: list[ShardProgress | None]) -> dict[int, Assignment]:
+        """Move the stream on by so many ratings. What is not sent of them until :meth:`give_back` is due then.
+
+        On a fixed event clock they follow the last ones, at the target rate. Else they come before now, in time of which no rating
+        was sent: before the first one, or in a pause.
+
+        Args:
+            now_ms: wall-clock time.
+            count: how many ratings, over all shards.
+            progress: of each shard, as it is committed, when no shard is being sent.
+
+        Returns:
+            What to send, by partition; its end is where history ends.
+
+        Raises:
+            ConfigurationError: there was no such time, or the run ends before.
+            StateMismatchError: a shard's progress is of another configuration.
+        """
+        if not self.started:
+            self._make_plan(progress, now_ms)
+        assert self._wanted is not None
+        starts = [p.next_index if p else 0 for p in progress]
+        last_ms = max((p.event_time_ms for p in progress if p and p.event_time_ms is not None), default=None)
+        before = (self._wanted, self._start_ms)
+        event_now_ms = self.event_now_ms(now_ms)
+        self._wanted = self._plan_of_history(event_now_ms, count, last_ms)
+        schedules = [ShardSchedule(self._wanted, share, self._phase(p)) for p, share in enumerate(self._shares)]
+        ends = list(allocate(schedules, starts, count))
+        if last_ms is None:
+            self._start_ms = self._wanted.epochs[0].from_ms
+        self._set_ends()
+        if any(limit is not None and end > limit for end, limit in zip(ends, self._ends, strict=True)):
+            self._wanted, self._start_ms = before
+            self._set_ends()
+            raise ConfigurationError(
+                problem=f"the run ends after {self.requested} ratings: {count} more are too many",
+                fix="Give a lower number, or run without --ratings and --duration",
+            )
+        times = [
+            int(s.due_ms(end - 1, 1)[0]) for s, end, start in zip(schedules, ends, starts, strict=True) if end > start
+        ]
+        self._seam_ms = max(event_now_ms, 1 + max(times))  # what was overdue already may be all of it
+        if self.paused:
+            self._wanted = self._wanted.with_epoch(Epoch(self._seam_ms, 0.0))
+        self._revision += 1
+        self._set_ends()
+        return {p: replace(self._assignment(p), end_index=end) for p, end in enumerate(ends)}
+
+    def give_back(self, now_ms: int) -> None:
+        """The shards go on behind history; a fixed event clock goes on there too. Changes nothing where nothing was lent."""
+        seam_ms, self._seam_ms = self._seam_ms, None
+        if seam_ms is None:
+            return
+        if self._settings.start_time_ms is not None:
+            self._offset_ms = seam_ms - now_ms
+        self._revision += 1
+
+    def _plan_of_history(self, now_ms: int, count: int, last_ms: int | None) -> RatePlan:
+        """The plan with room for so many ratings more; ``now_ms`` is event time."""
+        assert self._wanted is not None
+        if self._settings.start_time_ms is not None:
+            if not self.paused:
+                return self._wanted
+            return self._wanted.with_epoch(Epoch(max(now_ms, (last_ms or 0) + 1), self.rate))
+        from_ms = now_ms - math.ceil(count / self.rate * 1000)
+        if last_ms is None:
+            return self._wanted.with_epoch(Epoch(from_ms, self.rate))
+        if from_ms <= last_ms:
+            fit = max(0, math.floor((now_ms - last_ms - 1) / 1000 * self.rate))
+            raise ConfigurationError(
+                problem=f"{count} ratings at {self.rate:g}/s do not fit between the last rating and now: {fit} do",
+                fix="History comes before the live stream: begin with run --backfill, give --start-time, or pause for longer",
+            )
+        return self._wanted.with_epoch(Epoch(last_ms + 1, 0.0)).with_epoch(Epoch(from_ms, self.rate))
 
     # -- inside
 

@@ -31,6 +31,13 @@ class Placement:
     def __init__(self, partitions: int, actors: int) -> None:
         self._owner = {p: p % actors for p in range(partitions)}
         self._passing: dict[int, _Passing] = {}
+        self._lent_ms: int | None = None
+        self._held: set[int] = set()
+
+    @property
+    def lent(self) -> bool:
+        """Whether no actor has anything, because somebody else is to have it all; not before all have let go."""
+        return self._lent_ms is not None and not self._held
 
     @property
     def settled(self) -> bool:
@@ -39,6 +46,8 @@ class Placement:
 
     def of(self, actor: int) -> list[int]:
         """The partitions that an actor has, ascending; one that passes on is nobody's."""
+        if self._lent_ms is not None:
+            return []
         return [p for p, owner in self._owner.items() if owner == actor and p not in self._passing]
 
     def spread(self, actors: int, now_ms: int) -> None:
@@ -47,8 +56,18 @@ class Placement:
             if owner != partition % actors:
                 self._passing[partition] = _Passing(owner, partition % actors, now_ms + HAND_OVER_MS)
 
+    def lend(self, now_ms: int) -> None:
+        """Have all actors let go of all partitions; only when settled."""
+        self._lent_ms, self._held = now_ms, set(self._owner)
+
+    def take_back(self) -> None:
+        """Give the actors their partitions again."""
+        self._lent_ms = None
+        self._held.clear()
+
     def heard(self, actor: int, having: Collection[int]) -> None:
         """Note which partitions an actor still has: those that it has let go of are passed on."""
+        self._held -= {p for p in self._held if self._owner[p] == actor and p not in having}
         gone = [p for p, passing in self._passing.items() if passing.old == actor and p not in having]
         for partition in gone:
             self._owner[partition] = self._passing.pop(partition).new
@@ -62,4 +81,7 @@ class Placement:
         late = {p: passing.old for p, passing in self._passing.items() if now_ms >= passing.until_ms}
         for partition in late:
             self._owner[partition] = self._passing.pop(partition).new
+        if self._lent_ms is not None and now_ms - self._lent_ms >= HAND_OVER_MS:
+            late |= {p: self._owner[p] for p in self._held}
+            self._held.clear()
         return late

@@ -17,7 +17,7 @@ __all__ = ["COMMANDS", "ControlFeed", "send_command"]
 
 _log = logging.getLogger(__name__)
 
-COMMANDS = ("rate", "pause", "resume", "scale", "stop")
+COMMANDS = ("rate", "pause", "resume", "scale", "lend", "keep", "return", "stop")
 _KEY = b"control"
 
 
@@ -28,6 +28,7 @@ def send_command(
     rate: float | None = None,
     timeout_s: float = 15.0,
     actors: int | None = None,
+    **more: Any,
 ) -> str:
     """Send a command.
 
@@ -38,6 +39,7 @@ def send_command(
         rate: ratings per second, for ``rate``.
         timeout_s: how long to wait for the broker, seconds.
         actors: how many generator actors, for ``scale``.
+        more: ``events``, how many ratings, for ``lend``; ``loan``, the id of that command, for ``keep`` and ``return``.
 
     Returns:
         The command's id: the generator's status has it in ``answers`` when it was obeyed, or refused.
@@ -49,7 +51,7 @@ def send_command(
         msg = f"unknown command {command!r}"
         raise ValueError(msg)
     identity = uuid.uuid4().hex[:12]
-    record: dict[str, Any] = {"id": identity, "command": command, "at_ms": time.time_ns() // 1_000_000}
+    record: dict[str, Any] = {"id": identity, "command": command, "at_ms": time.time_ns() // 1_000_000, **more}
     if rate is not None:
         record["rate"] = rate
     if actors is not None:

@@ -90,6 +90,8 @@ def assess(evidence: Evidence) -> Health:
         rate = max(evidence.delivered_rate, 1.0)
         if int(job.get("lag", 0)) / rate > _LAG_S:
             degraded.append(f"the Spark job is {int(job['lag']):,} ratings behind")
+        if job.get("state") == "waiting":
+            degraded.append(f"the windows wait: {job.get('reason')}")
         degraded.extend(_oracle(evidence.oracle, job, now_ms))
     if generator and generator.get("state") not in ("stopped", "failed"):
         age_ms = now_ms - int(generator["updated_ms"])

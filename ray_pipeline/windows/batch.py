@@ -1,4 +1,4 @@
-"""The batch report: everything in the ratings topic, as a Spark job beside the streaming query."""
+"""The batch report: everything in the ratings topic, or in the archive, as a Spark job beside the streaming query."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from ray_pipeline.config import Settings
+from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.windows.archive import RATINGS
 from ray_pipeline.windows.job import parse
+from spark_compat.hadoop import exists
 
 __all__ = ["POOL", "report"]
 
@@ -17,16 +20,20 @@ POOL = "batch"
 _TOP = 10
 
 
-def report(spark: Any, settings: Settings, bootstrap: str) -> dict[str, Any]:
+def report(spark: Any, settings: Settings, bootstrap: str, archive: str | None = None) -> dict[str, Any]:
     """Rating histogram, top movies by hour, ratings by genre.
 
     Args:
         spark: the session; the job runs in its pool ``batch``.
         settings: all settings.
         bootstrap: brokers, HOST:PORT[,…].
+        archive: read this archive, a Hadoop URI, in place of the topic; it has no rejected records.
+
+    Raises:
+        ConfigurationError: the archive has no ratings.
 
     Returns:
-        ``pool``, ``started_ms`` and ``ended_ms`` (epoch milliseconds), ``total``, ``rejected``,
+        ``source``, ``pool``, ``started_ms`` and ``ended_ms`` (epoch milliseconds), ``total``, ``rejected``,
         ``histogram`` [{rating, count}], ``top_movies`` [{period_start_ms, rank, movieId, title, count, avg_rating}],
         ``genres`` [{genre, count, avg_rating}].
     """
@@ -34,14 +41,22 @@ def report(spark: Any, settings: Settings, bootstrap: str) -> dict[str, Any]:
     try:
         pool = spark.sparkContext.getLocalProperty("spark.scheduler.pool")
         started_ms = time.time_ns() // 1_000_000
-        found = _report(spark, settings, bootstrap)
-        return {"pool": pool, "started_ms": started_ms, "ended_ms": time.time_ns() // 1_000_000, **found}
+        rows = _of_topic(spark, settings, bootstrap) if archive is None else _of_archive(spark, archive)
+        found = _report(rows, settings)
+        source = settings.ratings_topic if archive is None else archive
+        return {
+            "source": source,
+            "pool": pool,
+            "started_ms": started_ms,
+            "ended_ms": time.time_ns() // 1_000_000,
+            **found,
+        }
     finally:
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", None)
 
 
-def _report(spark: Any, settings: Settings, bootstrap: str) -> dict[str, Any]:
-    raw = (
+def _of_topic(spark: Any, settings: Settings, bootstrap: str) -> Any:
+    return parse(
         spark.read.format("kafka")
         .option("kafka.bootstrap.servers", bootstrap)
         .option("subscribe", settings.ratings_topic)
@@ -50,11 +65,23 @@ def _report(spark: Any, settings: Settings, bootstrap: str) -> dict[str, Any]:
         .option("kafka.isolation.level", "read_committed")
         .load()
     )
+
+
+def _of_archive(spark: Any, archive: str) -> Any:
+    folder = f"{archive.rstrip('/')}/{RATINGS}"
+    if not exists(spark, folder):
+        raise ConfigurationError(
+            problem=f"there is no archive of ratings at {archive}", fix="Name the URI that run was given with --archive"
+        )
+    half = (F.col("rating") * 2).cast("int").alias("half")
+    return spark.read.parquet(folder).select("movieId", half, F.col("timestamp").alias("event_ms"))
+
+
+def _report(rows: Any, settings: Settings) -> dict[str, Any]:
     hour_ms = 3_600_000
-    # one pass over the topic; what is left is small enough for the driver
+    # one pass; what is left is small enough for the driver
     cells = (
-        parse(raw)
-        .groupBy((F.col("event_ms") - F.col("event_ms") % hour_ms).alias("period_ms"), "movieId", "half")
+        rows.groupBy((F.col("event_ms") - F.col("event_ms") % hour_ms).alias("period_ms"), "movieId", "half")
         .count()
         .toArrow()
         .to_pandas()

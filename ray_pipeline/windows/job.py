@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from ray_pipeline.windows.spec import Panes, WindowSpec
 
-__all__ = ["RESULT_COLUMNS", "aggregate", "parse", "rejected"]
+__all__ = ["RESULT_COLUMNS", "aggregate", "parse", "rejected", "valid"]
 
 RESULT_COLUMNS = ("pane_ms", "id", "a0", "a1", "a2", "a3", "a4", "max_offset", "max_rejected", "max_event_ms")
 """Columns of :func:`aggregate`'s result. ``pane_ms``: the pane's start, epoch milliseconds, null for totals. ``a0 … a4``: two 32-bit
@@ -40,6 +40,12 @@ def parse(raw: DataFrame) -> DataFrame:
         F.when(valid, (F.col("r.rating") * 2).cast("int")).alias("half"),
         F.when(valid, F.col("r.timestamp")).alias("event_ms"),
     )
+
+
+def valid(raw: DataFrame) -> DataFrame:
+    """Kafka records → those that are a valid rating: partition, offset, and the four fields of a rating."""
+    fields = [F.col(f"r.{name}").alias(name) for name in ("userId", "movieId", "rating", "timestamp")]
+    return _checked(raw).where(F.col("reason").isNull()).select("partition", "offset", *fields)
 
 
 def rejected(raw: DataFrame) -> DataFrame:

@@ -57,6 +57,11 @@ class BatchSink:
         self._failed: list[str] = []
         self._producer: Producer = make_producer(bootstrap, on_delivery=self._delivered, message_timeout_ms=55_000)
 
+    @property
+    def watermark_ms(self) -> int:
+        """Up to which end windows are final, and published; epoch milliseconds of event time."""
+        return self._collector.watermark_ms
+
     def restore(self, groups: Groups, watermark_ms: int, last_record: dict[str, Any] | None) -> None:
         """Refill from the checkpoint's state after a restart.
 

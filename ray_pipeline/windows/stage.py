@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,16 @@ from ray_pipeline.errors import (
     ProcessingError,
     StateMismatchError,
 )
+from ray_pipeline.history.jobs import SparkJob
+from ray_pipeline.history.loan import Loan
+from ray_pipeline.history.making import ModelSource
+from ray_pipeline.history.parquet import ParquetOrder
+from ray_pipeline.history.parquet import write as write_parquet
+from ray_pipeline.history.sending import send
 from ray_pipeline.kafka.read import newest_of_key
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.restart import Decision, RestartPolicy
+from ray_pipeline.windows.archiving import ArchiveQuery
 from ray_pipeline.windows.checkpoint import BrokenFile, find_broken, state_problem
 from ray_pipeline.windows.collector import Collector
 from ray_pipeline.windows.job import aggregate, parse, rejected
@@ -81,12 +90,15 @@ class WindowStage:
         self._reason = ""
         self._executors = 0
         self._query_restarts = 0
+        self._archive: ArchiveQuery | None = None
+        self._history: SparkJob | None = None
         self._restored: dict[str, Any] = {}
         self._spark_rebuilds = 0
         self._progress_seen = BatchProgress()
         self._policy = RestartPolicy(most=10)
         self._watchdog = ExecutorWatchdog(settings.executors if master is None else 0)
         self._publishing = threading.Lock()
+        self._looking = threading.RLock()  # whoever starts or ends the query
         self._end = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="job-heartbeat", daemon=True)
 
@@ -103,6 +115,11 @@ class WindowStage:
         """
         self._check_marker(self.start_session(), self._settings.checkpoint_uri)
         self.start_query()
+        if self._settings.archive is not None:
+            self._archive = ArchiveQuery(
+                *(self._settings, self._bootstrap, self.spark, self._specs, self._final_through_ms, self._clock)
+            )
+            self._archive.start()
         assert self._sink is not None
         totals = self._sink.totals()
         self._restored = {f"restored_{name}": totals[name] for name in ("batch", "counted", "late_dropped", "rejected")}
@@ -178,7 +195,7 @@ class WindowStage:
         self._state, self._reason = "running", ""
 
     def drain(self, deadline_s: float) -> bool:
-        """Wait until all that is in the ratings topic now has been worked off.
+        """Wait until all that is in the ratings topic now has been worked off, and is in the archive.
 
         Returns:
             Whether that happened within ``deadline_s`` seconds.
@@ -198,13 +215,15 @@ class WindowStage:
             waiting.join(max(0.0, deadline - time.monotonic()))
             if waiting.is_alive() or not query.isActive:
                 return False
-        return True
+        return self._archive is None or self._archive.flush(deadline - time.monotonic())
 
     def stop(self) -> None:
         """End the query and Spark; the state is in the checkpoint."""
         self._end.set()
         if self._heart.is_alive():
             self._heart.join(30)
+        if self._archive is not None:
+            self._archive.stop()
         if self._query is not None and self._query.isActive:
             self._query.stop()
         if self._sink is not None:
@@ -226,16 +245,78 @@ class WindowStage:
         """State, reason, and the record of topic ``metrics.progress``; returns at once."""
         return {**(self._sink.totals() if self._sink is not None else {}), **self._job_record(), **self._restored}
 
-    def run_batch(self) -> dict[str, Any]:
-        """The batch report over everything in the ratings topic, in pool ``batch`` of this Spark application."""
+    def run_batch(self, archive: str | None = None) -> dict[str, Any]:
+        """The batch report over everything in the ratings topic, or an archive, in pool ``batch`` of this Spark application."""
         from ray_pipeline.windows.batch import report
 
         if self._owner is None:
             msg = "Spark is not up yet"
             raise ProcessingError(msg, "Try again in a moment")
-        return report(self._owner.session, self._settings, self._bootstrap)
+        return report(self._owner.session, self._settings, self._bootstrap, archive)
+
+    def start_history(self, order: ParquetOrder | int) -> None:
+        """Begin to make history, in pool ``generator`` of this Spark application; see :meth:`history_status`.
+
+        Args:
+            order: what to write as Parquet; a number = so many ratings into the topic, in place of the generator's actors.
+
+        Raises:
+            ConfigurationError: some is being made already.
+            ProcessingError: Spark is not up yet.
+        """
+        if self._owner is None:
+            msg = "Spark is not up yet"
+            raise ProcessingError(msg, "Try again in a moment")
+        if self._history is not None and self._history.running:
+            raise ConfigurationError(problem="a backfill runs already", fix="Wait for its end")
+        spark = self._owner.session
+        if isinstance(order, ParquetOrder):
+            self._history = SparkJob(spark, order.total, lambda _: write_parquet(spark, order))
+        else:
+            self._history = SparkJob(spark, order, lambda job: self._send_history(spark, order, job))
+        self._history.start()
+
+    def history_status(self) -> dict[str, Any]:
+        """How the last backfill stands, see :meth:`SparkJob.status`; returns at once."""
+        if self._history is None:
+            msg = "the Spark job was started anew, and the backfill ended with it"
+            raise ProcessingError(msg, "Start it again")
+        return self._history.status()
+
+    def cancel_history(self) -> None:
+        """End the backfill; does not wait."""
+        if self._history is not None:
+            self._history.cancel()
 
     # -- inside
+
+    def _send_history(self, spark: Any, events: int, job: SparkJob) -> None:
+        """Send ratings in place of the actors; the windows wait until all partitions have theirs.
+
+        Partitions come one after another where there are fewer cores than partitions: a query that read the first ones meanwhile
+        would take the others' ratings for late.
+        """
+        with Loan(self._settings, self._bootstrap, events, job.reached) as loan, self._windows_wait():
+            settings = loan.settings
+            send(spark, settings, self._bootstrap, ModelSource(settings, load_catalogue(settings)), loan.shards)
+
+    @contextlib.contextmanager
+    def _windows_wait(self) -> Iterator[None]:
+        if self._query is not None and self._query.isActive:
+            # nobody sends now: the query is stopped when it is idle, so that no micro-batch is left half published
+            self._query.processAllAvailable()
+        with self._looking:
+            waits = self._state == "running"
+            if waits:
+                self._state, self._reason = "waiting", "a backfill is being sent"
+                self._query.stop()
+        try:
+            yield
+        finally:
+            with self._looking:
+                if waits and self._state == "waiting" and not self._end.is_set():
+                    self._state = "running"  # should it not start now, the heartbeat finds it ended, and tries again
+                    self.start_query()
 
     def _progress(self) -> BatchProgress:
         """The last micro-batch; the last one seen when the driver's JVM has ended."""
@@ -267,12 +348,18 @@ class WindowStage:
             "pool": POOL,
             "pools": ["streaming", "batch", "generator"],
             "window_types": [spec.name for spec in self._specs],
+            "archive": None if self._archive is None else self._archive.record(),
         }
+
+    def _final_through_ms(self) -> int:
+        """Windows that end by this event time are final, and published."""
+        return self._sink.watermark_ms if self._sink is not None else 0
 
     def _beat(self) -> None:
         while not self._end.wait(_HEARTBEAT_S):
             try:
-                self._look_at_spark()
+                with self._looking:
+                    self._look_at_spark()
                 if self._sink is not None:
                     with self._publishing:
                         self._sink.publish_job()
@@ -281,7 +368,7 @@ class WindowStage:
 
     def _look_at_spark(self) -> None:
         assert self._owner is not None
-        if self._state not in ("running", "stuck"):
+        if self._state not in ("running", "stuck", "waiting"):
             return
         if self._owner.jvm_ended():
             self._executors = 0
@@ -298,6 +385,8 @@ class WindowStage:
             )
         elif self._state == "running" and not self._query.isActive:
             self._query_ended()
+        elif self._archive is not None and (given_up := self._archive.look()) is not None:
+            self._state, self._reason = "failed", given_up
 
     def _give_spark_up(self, reason: str) -> None:
         """Say that Spark must be built anew: who started this process does that, by starting another in its place."""
@@ -344,9 +433,7 @@ class WindowStage:
 
         names = [*(f"a{i}" for i in range(5)), "max_offset", "max_rejected", "max_event_ms"]
         shape = "struct<" + ",".join(f"{name}:bigint" for name in names) + ">"
-        assert (
-            spark.streams.active == []
-        )  # asking makes the session's state store coordinator, which the reader reports to
+        assert spark.streams.active is not None  # asking makes the coordinator that the state's reader reports to
         state = spark.read.format("statestore").load(checkpoint)
         rows = state.select(
             F.col("key.pane_ms").alias("pane_ms"), F.col("key.id").alias("id"), F.col("value").cast(shape).alias("v")

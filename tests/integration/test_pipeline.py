@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 
@@ -20,7 +21,7 @@ from ray_pipeline.codec import InvalidRating, decode_value
 from ray_pipeline.config import load_settings
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import make_producer
-from ray_pipeline.kafka.read import read_compacted, read_topic
+from ray_pipeline.kafka.read import read_compacted, read_topic, read_topic_from
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_movies, build_user_map, build_users
 from ray_pipeline.model.ratings import ShardModel
@@ -233,9 +234,36 @@ def test_windows_keep_coming_while_a_batch_job_runs(pipeline: Running, api: Api,
     # and not only before and after it
     metrics = read_compacted(pipeline.info()["bootstrap"], "metrics").values()
     assert any(report["started_ms"] < window["updated_ms"] < report["ended_ms"] + 1_000 for window in metrics)
-    import pandas as pd
-
     assert pd.read_parquet(tmp_path / "report" / "histogram.parquet")["count"].sum() == report["total"]
+
+
+def test_history_is_the_same_from_any_number_of_tasks_and_as_it_was_sent(pipeline: Running, tmp_path: Any) -> None:
+    tables = []
+    for tasks in (1, 3):
+        folder = tmp_path / f"by-{tasks}"
+        where = ("--to", folder.as_uri(), "--state-dir", pipeline.state_dir)
+        done = command("backfill", "--events", "5000", "--tasks", str(tasks), "--json", *where)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["events"] == 5000 and json.loads(done.stdout)["pool"] == "generator"
+        assert len(list(folder.glob("*.parquet"))) == tasks
+        tables.append(pd.read_parquet(folder).sort_values(["partition", "index"], ignore_index=True))
+    assert tables[0].equals(tables[1]) and len(tables[0]) == 5000
+    taken = command("backfill", "--events", "5000", *where)
+    assert taken.returncode == 2 and "something at" in taken.stderr
+    bootstrap = pipeline.info()["bootstrap"]
+    for partition in range(2):
+        mine = tables[0][tables[0]["partition"] == partition]
+        valid = (v for v in (_valid(r.value) for r in read_topic_from(bootstrap, "ratings", partition, 0)) if v)
+        sent = [next(valid) for _ in range(len(mine))]
+        names = {"user_id": "userId", "movie_id": "movieId", "rating": "rating", "timestamp": "timestamp"}
+        assert all(mine[ours].tolist() == [r[theirs] for r in sent] for ours, theirs in names.items())
+
+
+def _valid(value: bytes | None) -> dict[str, Any] | None:
+    try:
+        return decode_value(value)
+    except InvalidRating:
+        return None
 
 
 # -- killing
@@ -343,6 +371,7 @@ def test_it_ends_in_order_and_every_rating_is_in_kafka_once_and_counted_once(pip
     assert job["state"] == "stopped"
     assert (job["valid"], job["counted"] + job["late_dropped"]) == (len(valid), len(valid))
     check_windows(metrics, valid, int(job["late_dropped"]))
+    check_archive(pipeline, valid, int(job["counted"]))
 
 
 def check_windows(metrics: dict[str, dict[str, Any]], valid: list[dict[str, Any]], late: int) -> None:
@@ -365,6 +394,22 @@ def check_windows(metrics: dict[str, dict[str, Any]], valid: list[dict[str, Any]
             top = metrics[f"{name}|{iso_ms(start)}|topn"]["movies"]
             assert [(m["movieId"], m["count"], m["avg_rating"]) for m in top] == window.top(100)
     assert missing == late
+
+
+def check_archive(pipeline: Running, valid: list[dict[str, Any]], counted: int) -> None:
+    """What plain pandas finds: every valid rating of the topic once, whatever was killed, and every window."""
+    rows = pd.read_parquet(pipeline.state_dir / "archive" / "ratings")
+    assert not rows.duplicated(["partition", "offset"]).any()
+    rows = rows.sort_values(["partition", "offset"])
+    names = ["userId", "movieId", "rating", "timestamp"]
+    assert rows[names].to_dict("records") == valid
+    at = pd.to_datetime(rows["timestamp"], unit="ms", utc=True)
+    assert (at.dt.strftime("%Y-%m-%d") == rows["date"].astype(str)).all()
+    assert (at.dt.hour == rows["hour"].astype(int)).all()
+    windows = pd.read_parquet(pipeline.state_dir / "archive" / "windows")
+    assert not windows.duplicated(["window_type", "window_start"]).any()
+    tumbling = windows[windows["window_type"] == "tumbling_10s"]
+    assert tumbling["count"].sum() == counted and tumbling["final"].sum() > 5
 
 
 def test_commands_that_read_work_after_the_end(pipeline: Running) -> None:

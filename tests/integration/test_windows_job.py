@@ -51,13 +51,15 @@ def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(params=["local disk", "HDFS"])
 def settings(request: pytest.FixtureRequest, broker: str, tmp_path: Path) -> Settings:
     name = request.param.replace(" ", "-")
-    checkpoint = None
+    checkpoint, archive = None, (tmp_path / "archive").as_uri()
     if request.param == "HDFS":
-        checkpoint = f"{request.getfixturevalue('hdfs')}/user/me/checkpoint-{abs(hash(request.node.nodeid))}"
+        mine = f"{request.getfixturevalue('hdfs')}/user/me/{abs(hash(request.node.nodeid))}"
+        checkpoint, archive = f"{mine}/checkpoint", f"{mine}/archive"
     prefix = f"job-{name}-{abs(hash(request.node.nodeid)) % 10**8}"
     found = load_settings(
         state_dir=tmp_path,
         checkpoint=checkpoint,
+        archive=archive,
         partitions=3,
         top_n=20,
         watermark_s=60,
@@ -204,6 +206,17 @@ def test_every_view_agrees_with_the_reference_late_rows_and_a_restart_included(
     assert (status["valid"], status["late_dropped"], status["rejected"]) == (7500, tumbling.late, 0)
     assert status["counted"] == 7500 - tumbling.late
     assert status["pool"] == "streaming"
+    archive_agrees(settings, job.stage.spark, tumbling)
+
+
+def archive_agrees(settings: Settings, spark: Any, tumbling: Reference) -> None:
+    """Every rating once, late ones too; the windows as the reference has them."""
+    ratings = spark.read.parquet(f"{settings.archive}/ratings")
+    assert ratings.count() == ratings.select("partition", "offset").distinct().count() == 7500
+    windows = spark.read.parquet(f"{settings.archive}/windows").where("window_type = 'tumbling_1min'")
+    rows = windows.selectExpr("unix_millis(window_start) AS start_ms", "count", "final").collect()
+    assert {r["start_ms"]: r["count"] for r in rows} == {start: w.count for start, w in tumbling.windows.items()}
+    assert any(r["final"] for r in rows) and not all(r["final"] for r in rows)
 
 
 def test_a_wiped_topic_is_a_clear_end_not_silence(settings: Settings, broker: str, start: Callable[[], Job]) -> None:
