@@ -167,8 +167,10 @@ def _rate(evidence: Evidence) -> Callable[[Axes], None] | None:
     since_s = (edges - edges[0]) / 1000.0
 
     def draw(axes: Axes) -> None:
-        axes.stairs(counts / seconds, since_s, color=_OBSERVED, linewidth=2, label="observed")
-        axes.stairs(expected / seconds, since_s, color=_DECLARED, linestyle="--", linewidth=1.4, label="declared")
+        axes.stairs(counts / seconds, since_s, baseline=None, color=_OBSERVED, linewidth=2, label="observed")
+        axes.stairs(
+            expected / seconds, since_s, baseline=None, color=_DECLARED, linestyle="--", linewidth=1.4, label="declared"
+        )
         axes.set(xlabel="event time since the first instant, s", ylabel="ratings / s")
         axes.set_ylim(0, 1.3 * float(max((counts / seconds).max(), (expected / seconds).max())))
         axes.legend()
