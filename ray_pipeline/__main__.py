@@ -22,7 +22,7 @@ for _command in (asking.rate, asking.pause, asking.resume, asking.scale, backfil
     app.command(rich_help_panel="Control a running pipeline")(_command)
 for _command in (asking.status, asking.scoreboard, asking.batch, asking.doctor_command, asking.reset):
     app.command(name=_command.__name__.removesuffix("_command"), rich_help_panel="Look and tidy")(_command)
-for _command in (checking.audit, conforming.conformance, checking.explain, storming.chaos):
+for _command in (checking.audit, conforming.conformance, checking.explain, checking.grade, storming.chaos):
     app.command(rich_help_panel="Prove")(_command)
 app.command(rich_help_panel="Shape")(modelling.presets)
 app.add_typer(asking.topics, name="topics", rich_help_panel="Look and tidy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_pipeline.events import EventBatch
+from ray_pipeline.events import EventBatch, Fault
 
 __all__ = ["InvalidRating", "TextColumn", "decode_value", "encode_columns", "encode_keys", "encode_values"]
 
@@ -31,10 +32,12 @@ class TextColumn:
     Attributes:
         data: shape (bytes,), uint8: all texts, without anything between them.
         offsets: shape (n + 1,), int32, not decreasing: text i is ``data[offsets[i]:offsets[i + 1]]``.
+        missing: shape (n,), where there is no text at all; None = nowhere.
     """
 
     data: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int32]
+    missing: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -45,8 +48,11 @@ def encode_keys(batch: EventBatch) -> list[bytes]:
     return _keys(batch).to_pylist()  # type: ignore[no-any-return]
 
 
-def encode_values(batch: EventBatch) -> list[bytes]:
-    """The value of each rating, such as ``{"userId":116483,"movieId":24424,"rating":3.0,"timestamp":1762796864000}``."""
+def encode_values(batch: EventBatch) -> list[bytes | None]:
+    """The value of each rating, such as ``{"userId":116483,"movieId":24424,"rating":3.0,"timestamp":1762796864000}``.
+
+    Broken where the batch says so; None = no value.
+    """
     return _values(batch).to_pylist()  # type: ignore[no-any-return]
 
 
@@ -72,7 +78,56 @@ def _values(batch: EventBatch) -> pa.BinaryArray:
         "}",
         "",
     )
-    return _binary(joined)
+    return _binary(joined) if batch.faults is None else _broken(_binary(joined), batch)
+
+
+def _broken(whole: pa.BinaryArray, batch: EventBatch) -> pa.BinaryArray:
+    """The values, with those rewritten that are to be broken."""
+    assert batch.faults is not None
+    assert batch.details is not None
+    rewritten = np.isin(batch.faults, list(_REWRITE))
+    if not rewritten.any():
+        return whole
+    texts = [
+        _REWRITE[fault](text, detail)
+        for text, fault, detail in zip(
+            whole.filter(pa.array(rewritten)).to_pylist(),
+            batch.faults[rewritten].tolist(),
+            batch.details[rewritten].tolist(),
+            strict=True,
+        )
+    ]
+    return pc.replace_with_mask(whole, pa.array(rewritten), pa.array(texts, pa.binary()))
+
+
+def _cut_off(text: bytes, detail: int) -> bytes:
+    return text[: 1 + detail % (len(text) - 1)]
+
+
+def _without_a_field(text: bytes, detail: int) -> bytes:
+    fields = text[1:-1].split(b",")
+    del fields[detail % len(fields)]
+    return b"{" + b",".join(fields) + b"}"
+
+
+def _with_a_field(text: bytes, detail: int) -> bytes:
+    return text[:-1] + b"," + _UNKNOWN[detail % len(_UNKNOWN)] + b"}"
+
+
+def _out_of_range(text: bytes, detail: int) -> bytes:
+    before, _, rest = text.partition(b'"rating":')
+    return before + b'"rating":' + _OUT_OF_RANGE[detail % len(_OUT_OF_RANGE)] + rest[rest.index(b",") :]
+
+
+_UNKNOWN = (b'"device":"tv"', b'"version":2', b'"tags":["new"]', b'"session":null')
+_OUT_OF_RANGE = (b"0.0", b"5.5", b"-1.0", b"11.0", b"3.7")
+_REWRITE: dict[int, Callable[[bytes, int], bytes | None]] = {
+    Fault.UNKNOWN_FIELD: _with_a_field,
+    Fault.MALFORMED: _cut_off,
+    Fault.MISSING_FIELD: _without_a_field,
+    Fault.OUT_OF_RANGE: _out_of_range,
+    Fault.TOMBSTONE: lambda _text, _detail: None,
+}
 
 
 def _decimal(numbers: npt.NDArray[np.int64]) -> pa.StringArray:
@@ -86,7 +141,8 @@ def _binary(texts: pa.StringArray) -> pa.BinaryArray:
 def _column(texts: pa.BinaryArray) -> TextColumn:
     _, offsets, data = texts.buffers()
     places = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    return TextColumn(np.frombuffer(data or b"", np.uint8), places)
+    missing = np.asarray(texts.is_null()) if texts.null_count else None
+    return TextColumn(np.frombuffer(data or b"", np.uint8), places, missing)
 
 
 def decode_value(value: bytes | None) -> dict[str, Any]:

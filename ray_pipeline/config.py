@@ -24,10 +24,38 @@ from pydantic_settings import (
 
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.presets import load_preset
+from ray_pipeline.spans import parse_clock_skew, parse_silent
 
-__all__ = ["ENVIRONMENT_PREFIX", "EVENT_FIELDS", "Settings", "flag_of", "load_settings"]
+__all__ = ["ENVIRONMENT_PREFIX", "EVENT_FIELDS", "FAULT_FIELDS", "FAULT_SHARES", "Settings", "flag_of", "load_settings"]
 
 ENVIRONMENT_PREFIX = "RAY_PIPELINE_"
+
+FAULT_SHARES = (
+    "late_share",
+    "disorder_share",
+    "duplicate_share",
+    "future_share",
+    "unknown_field_share",
+    "malformed_share",
+    "missing_field_share",
+    "out_of_range_share",
+    "tombstone_share",
+)
+"""Shares of the records that have one fault or another; each record has one at most."""
+
+FAULT_FIELDS = (
+    *FAULT_SHARES,
+    "late_law",
+    "late_mean_s",
+    "late_max_s",
+    "disorder_s",
+    "duplicate_distance",
+    "drop_share",
+    "future_s",
+    "clock_skew",
+    "silent",
+)
+"""The settings that break the stream on purpose."""
 
 EVENT_FIELDS = (
     "seed",
@@ -42,8 +70,12 @@ EVENT_FIELDS = (
     "popularity_exponent",
     "activity_sigma",
     "partitions",
+    *FAULT_FIELDS,
 )
 """The settings that an event is a function of, together with the catalogue's content (see :meth:`Settings.digest`)."""
+
+_SENT_LATE_MS = 3_600_000
+"""A sender may be down for so long before what the job makes of a record with a future time becomes uncertain."""
 
 
 def _default_state_dir() -> Path:
@@ -95,6 +127,42 @@ class Settings(BaseSettings):
     popularity_exponent: float = Field(0.9, ge=0, le=3, description="Zipf exponent of movie popularity; 0 = uniform")
     activity_sigma: float = Field(1.2, ge=0, le=3, description="sigma of lognormal user activity; 0 = all equal")
 
+    # -- data that is broken on purpose, all of it known to those who check the stream
+    late_share: float = Field(0.0, ge=0, le=0.9, description="share of the records whose event time is late")
+    late_law: Literal["fixed", "uniform", "exponential"] = Field(
+        "exponential", description="law of the lateness: always the mean, from 0 to twice the mean, or exponential"
+    )
+    late_mean_s: float = Field(60.0, ge=0.001, le=86_400 * 30, description="mean lateness before late_max, seconds")
+    late_max_s: float = Field(600.0, ge=0.001, le=86_400 * 30, description="greatest lateness, seconds")
+    disorder_share: float = Field(
+        0.0, ge=0, le=0.9, description="share of the records whose event time lies a little back: out of order"
+    )
+    disorder_s: float = Field(5.0, ge=0.001, le=86_400, description="how far back at most, seconds")
+    duplicate_share: float = Field(0.0, ge=0, le=0.9, description="share of the records that repeat an earlier one")
+    duplicate_distance: int = Field(
+        100, ge=1, le=100_000, description="how many records back in its partition the repeated one lies at most"
+    )
+    drop_share: float = Field(
+        0.0, ge=0, le=0.9, description="ratings that are lost and never sent, as a share of those that are sent"
+    )
+    malformed_share: float = Field(0.0, ge=0, le=0.5, description="share of the records that are cut off: no JSON")
+    missing_field_share: float = Field(0.0, ge=0, le=0.5, description="share of the records that lack a field")
+    unknown_field_share: float = Field(
+        0.0, ge=0, le=0.5, description="share of the records with a field that nobody knows; they stay valid"
+    )
+    out_of_range_share: float = Field(
+        0.0, ge=0, le=0.5, description="share of the records with a rating that is none of 0.5 … 5.0"
+    )
+    tombstone_share: float = Field(0.0, ge=0, le=0.5, description="share of the records without a value")
+    future_share: float = Field(0.0, ge=0, le=0.9, description="share of the records with an event time in the future")
+    future_s: float = Field(86_400.0, ge=0.001, le=86_400 * 3_660, description="how far in the future, seconds")
+    clock_skew: str = Field(
+        "", description="shards whose clock is wrong, such as 1:-30s,2:500ms (partition:by how much)"
+    )
+    silent: str = Field(
+        "", description="partitions that fall silent and catch up, such as 2:every=600s,for=120s;3:every=1h,for=5m"
+    )
+
     # -- Kafka
     bootstrap_servers: str | None = Field(
         None, min_length=1, description="brokers, HOST:PORT[,…]; default: an embedded broker"
@@ -111,6 +179,9 @@ class Settings(BaseSettings):
     batches_topic: str = Field("metrics.batches", description="topic of what each micro-batch read")
     expected_topic: str = Field("metrics.expected", description="topic of what the windows must hold (compacted)")
     predictions_topic: str = Field("predictions", description="topic of learners' predictions")
+    truth_topic: str = Field(
+        "ratings.truth", description="topic of what is broken on purpose: the answer key (compacted)"
+    )
     scores_topic: str = Field("predictions.scores", description="topic of the learners' scores (compacted)")
 
     # -- generator
@@ -130,6 +201,12 @@ class Settings(BaseSettings):
     slide_s: int = Field(60, ge=1, le=86_400, description="slide of the sliding window, seconds")
     watermark_s: float = Field(
         60.0, ge=0, description="how long a window waits for late ratings, seconds of event time"
+    )
+    max_ahead_s: float = Field(
+        600.0,
+        ge=0,
+        le=86_400 * 3_660,
+        description="a record whose event time is further ahead of the time it was sent is rejected, seconds; 0 = none is",
     )
     top_n: int = Field(100, ge=1, le=10_000, description="movies kept in each window's top-N")
     checkpoint: str | None = Field(
@@ -216,6 +293,81 @@ class Settings(BaseSettings):
             msg = f"sink={self.sink} makes a file that must end: give ratings or duration_s"
             raise ValueError(msg)
         return self
+
+    @field_validator("clock_skew")
+    @classmethod
+    def _skews(cls, value: str) -> str:
+        parse_clock_skew(value)
+        return value
+
+    @field_validator("silent")
+    @classmethod
+    def _silences(cls, value: str) -> str:
+        parse_silent(value)
+        return value
+
+    @model_validator(mode="after")
+    def _faults_fit(self) -> Settings:
+        shares = {name: getattr(self, name) for name in FAULT_SHARES if getattr(self, name)}
+        if sum(shares.values()) > 0.95:
+            msg = f"{' + '.join(shares)} is more than 0.95: a record has one fault at most, and some must be whole; lower one"
+            raise ValueError(msg)
+        for name, named in (("clock_skew", parse_clock_skew(self.clock_skew)), ("silent", parse_silent(self.silent))):
+            unknown = [p for p in named if p >= self.partitions]
+            if unknown:
+                msg = f"{name} names partition {unknown[0]}, there are {self.partitions}, counted from 0: correct it"
+                raise ValueError(msg)
+        if self.silent and self.sink != "kafka":
+            msg = f"silent does not go with sink={self.sink}: only a partition of a topic can fall silent, so drop one of them"
+            raise ValueError(msg)
+        if self.sink == "parquet" and self.text_fault:
+            msg = f"{self.text_fault} does not go with sink=parquet: columns hold no broken text, so drop it or set sink to ndjson"
+            raise ValueError(msg)
+        if self.backfill and self.future_share and self.guard_ms:
+            msg = (
+                "future_share does not go with backfill: the job tells the future by the wall clock, which is ahead of history, so "
+                "drop one of them or set max_ahead_s to 0"
+            )
+            raise ValueError(msg)
+        self._check_ahead()
+        return self
+
+    def _check_ahead(self) -> None:
+        """A record must be clearly within what the job takes, or clearly beyond it: it may be sent late, as after a silence."""
+        if not self.guard_ms:
+            return
+        skews = parse_clock_skew(self.clock_skew)
+        beyond = next((p for p, skew_ms in skews.items() if skew_ms > self.guard_ms), None)
+        if beyond is not None:
+            msg = (
+                f"clock_skew of partition {beyond} is beyond max_ahead_s={self.max_ahead_s:g}: the job would reject all of it, "
+                "so lower it, raise max_ahead_s, or set max_ahead_s to 0"
+            )
+            raise ValueError(msg)
+        held_ms = max((s.for_ms for s in parse_silent(self.silent).values()), default=0)
+        least_ms = self.guard_ms + held_ms + _SENT_LATE_MS
+        future_ms = round(self.future_s * 1000) if self.future_share else 0
+        for skew_ms in (0, *skews.values()):
+            if self.guard_ms < future_ms + skew_ms < least_ms:
+                msg = (
+                    f"future_s={self.future_s:g} is too near to max_ahead_s={self.max_ahead_s:g} to know whether the job rejects "
+                    f"such records when they are sent late: with clock_skew they must be at least {least_ms / 1000:g} s ahead, or at "
+                    "most max_ahead_s; or set max_ahead_s to 0"
+                )
+                raise ValueError(msg)
+
+    @property
+    def text_fault(self) -> str:
+        """The first setting that breaks texts of records; empty when none does."""
+        return next((name for name in FAULT_SHARES[4:] if getattr(self, name)), "")
+
+    @property
+    def guard_ms(self) -> int:
+        """How far ahead of its sending a rating's event time may lie, milliseconds; 0 = as far as it likes.
+
+        With a fixed event clock nothing can be said: honest ratings may then be far ahead of the wall clock.
+        """
+        return 0 if self.start_time_ms is not None else round(self.max_ahead_s * 1000)
 
     @property
     def checkpoint_uri(self) -> str:

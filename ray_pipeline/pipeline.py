@@ -326,7 +326,7 @@ class Pipeline:
 
     def _tell_of_failed_checks(self) -> None:
         """Once each: the stream goes on without them, and health says so."""
-        for name, told in (("oracle", "the oracle"), ("scores", "the scoreboard")):
+        for name, told in (("oracle", "the oracle"), ("scores", "the scoreboard"), ("answers", "the answer key")):
             said = self._verifying.status.get(name, {})
             if said.get("state") == "failed" and name not in self._told:
                 self._told.add(name)

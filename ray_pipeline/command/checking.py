@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.state import broker_for_reading
 
-__all__ = ["audit", "explain"]
+__all__ = ["audit", "explain", "grade"]
 
 _EXIT_CODES = {"agreed": 0, "disagreed": 1, "unchecked": 2}
 
@@ -72,6 +73,29 @@ def explain(
         _print_explanation(found)
 
 
+@with_settings(*BROKER, *TOPICS, "catalog")
+def grade(
+    settings: Settings,
+    topic: Annotated[str, typer.Option("--topic", help="topic that the other system wrote")],
+    role: Annotated[str, typer.Option("--as", metavar="deduplicated|rejected|late", help="what it is to hold")],
+    kind: Annotated[str, typer.Option(help="grade on one kind of case alone, such as malformed or out_of_order")] = "",
+    lateness: Annotated[float, typer.Option(min=0, help="as late count those at least so late, seconds")] = 0.0,
+    as_json: JSON = False,
+) -> None:
+    """Give another system marks: precision and recall of what it kept, rejected or called late.
+
+    Needs the brokers alone: what is broken on purpose is in topic ratings.truth.
+    """
+    from ray_pipeline.verification.grading import grade as give_marks
+
+    with broker_for_reading(settings) as bootstrap:
+        marks = give_marks(settings, bootstrap, topic, role, kind, round(lateness * 1000))
+    if as_json:
+        emit_json(marks)
+    else:
+        _print_marks(marks)
+
+
 # -- inside
 
 
@@ -95,6 +119,10 @@ def _print_report(report: dict[str, Any]) -> None:
     typer.echo(f"Ratings of run {report['run']}: {_in_words(report['records'])}")
     for partition, row in sorted(report["partitions"].items(), key=lambda item: int(item[0])):
         typer.echo(f"  partition {partition}: {_in_words(row)}")
+    if report["by_design"]:
+        typer.echo(
+            "On purpose: " + ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in report["by_design"].items())
+        )
     windows = report["windows"]
     typer.echo(
         f"Windows: {windows['checked']:,} checked, {windows['wrong']:,} wrong, {windows['pending']:,} pending, "
@@ -105,6 +133,20 @@ def _print_report(report: dict[str, Any]) -> None:
         place = [f"{name} {finding[name]}" for name in ("partition", "offset") if finding[name] is not None]
         typer.echo(f"{finding['kind']}: {', '.join(place)}{': ' if place else ''}{finding['detail']}")
     typer.echo(f"{report['verdict']} ({report['records_per_s']:,.0f} records/s, {report['duration_s']:.1f} s in all)")
+
+
+def _print_marks(marks: dict[str, Any]) -> None:
+    role = f"{marks['role']} ({marks['kind']})" if marks["kind"] else marks["role"]
+    typer.echo(
+        f"{marks['topic']} as {role}: precision {marks['precision']:.4f}, recall {marks['recall']:.4f}, F1 {marks['f1']:.4f}"
+    )
+    typer.echo(
+        f"{marks['expected']:,} expected, {marks['found']:,} found: {marks['true_positives']:,} right, "
+        f"{marks['false_positives']:,} too many, {marks['false_negatives']:,} missing; {marks['ignored']:,} count neither way"
+    )
+    for name, what in (("false_positives", "too many"), ("false_negatives", "missing")):
+        for example in marks["examples"][name]:
+            typer.echo(f"{what}: {example if isinstance(example, str) else json.dumps(example)}")
 
 
 def _in_words(row: dict[str, int]) -> str:
@@ -118,7 +160,7 @@ def _print_explanation(found: dict[str, Any]) -> None:
         typer.echo(f"foreign: the record at offset {kafka['offset']} is no rating of this run: {kafka['value']}")
         return
     score, rounding, movie = found["score"], found["rounding"], found["movie"]
-    typer.echo(f"rating {found['index']:,} of partition {found['partition']}: {found['value']}")
+    typer.echo(f"rating {found['index']:,} of partition {found['partition']}: {found['value'] or 'no value'}")
     typer.echo(f"movie: {movie['title']} ({', '.join(movie['genres']) or 'no genres'})")
     terms = ("mean", "user_bias", "movie_bias", "dot_product", "noise")
     typer.echo(
@@ -129,6 +171,12 @@ def _print_explanation(found: dict[str, Any]) -> None:
     clipped = f", clipped to {rounding['rating']}" if rounding["clipped"] else ""
     typer.echo(f"nearest half star: {rounding['half_star']}{clipped}")
     typer.echo(f"due at {found['time']['event_time']}, at {found['time']['rate']:g} ratings/s over all partitions")
+    if found["fault"] is not None:
+        fault = found["fault"]
+        parts = [f"{fault['lateness_ms'] / 1000:g} s late"] if fault["lateness_ms"] else []
+        parts += [f"it repeats rating {fault['repeats']:,}"] if fault["repeats"] is not None else []
+        parts += ["the job must reject it"] if fault["rejected"] else []
+        typer.echo("; ".join([f"on purpose: {fault['kind'].replace('_', ' ')}", *parts]))
     for window in found["windows"]:
         typer.echo(f"in {window['window_type']} from {window['window_start']}")
     if kafka is not None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_pipeline.config import ENVIRONMENT_PREFIX, Settings, flag_of, load_settings
+from ray_pipeline.config import ENVIRONMENT_PREFIX, FAULT_FIELDS, Settings, flag_of, load_settings
 from ray_pipeline.errors import RayPipelineError
 
 __all__ = [
@@ -50,6 +50,7 @@ EVENTS = (
     "factor_share",
     "popularity_exponent",
     "activity_sigma",
+    *FAULT_FIELDS,
 )
 TOPICS = (
     "ratings_topic",
@@ -60,6 +61,7 @@ TOPICS = (
     "job_topic",
     "batches_topic",
     "expected_topic",
+    "truth_topic",
     "predictions_topic",
     "scores_topic",
     "replication_factor",
@@ -85,6 +87,7 @@ PROCESSOR = (
     "sliding_s",
     "slide_s",
     "watermark_s",
+    "max_ahead_s",
     "top_n",
     "checkpoint",
     "trigger_interval_ms",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ray_pipeline.conformance.sample import Sample
 from ray_pipeline.conformance.scores import ScoreFit, Terms, fit_scores
 from ray_pipeline.conformance.world import World
+from ray_pipeline.model.faults import make_faults
 
 __all__ = ["Evidence", "Known"]
 
@@ -54,8 +55,62 @@ class Evidence:
     """
 
     def __init__(self, sample: Sample, declared: World) -> None:
-        self.sample = sample
+        self.raw = sample
         self.declared = declared
+        # the people of a repeated rating did not rate again
+        self.sample = sample.where(self.repeats == 0) if self.broken_on_purpose else sample
+
+    @functools.cached_property
+    def broken_on_purpose(self) -> bool:
+        """Whether records are declared to be broken, repeated or wrong about their time."""
+        settings = self.declared.settings
+        return any(make_faults(settings, partition) is not None for partition in range(settings.partitions))
+
+    @property
+    def records(self) -> int:
+        """All records, those that are no rating too."""
+        return len(self.raw) + self.raw.unreadable
+
+    @functools.cached_property
+    def sent(self) -> dict[int, int]:
+        """How many records there are of each declared partition, as far as can be told."""
+        partitions, index = self.raw.partition, self.raw.index
+        declared = [p for p in np.unique(partitions).tolist() if p in self.declared.schedules]
+        return {p: int(index[partitions == p].max()) + 1 for p in declared}
+
+    @functools.cached_property
+    def shifts_ms(self) -> npt.NDArray[np.int64]:
+        """Shape (raw,): event time of each rating less the time at which it is due, milliseconds; 0 in undeclared partitions."""
+        shifts = np.where(np.isin(self.raw.partition, list(self.declared.schedules)), self.raw.timestamps_ms, 0)
+        for partition, sent in self.sent.items():
+            row = np.flatnonzero(self.raw.partition == partition)
+            shifts[row] -= self.declared.schedules[partition].due_ms(0, sent)[self.raw.index[row]]
+        return shifts
+
+    @functools.cached_property
+    def skews_ms(self) -> list[int]:
+        """By how much the clock of each shard is wrong: what most of its event times are off by, milliseconds."""
+        found = []
+        partitions = max(self.declared.settings.partitions, int(self.raw.partition.max(initial=0)) + 1)
+        for partition in range(partitions):
+            distinct, counts = np.unique(self.shifts_ms[self.raw.partition == partition], return_counts=True)
+            found.append(int(distinct[counts.argmax()]) if len(distinct) else 0)
+        return found
+
+    @functools.cached_property
+    def repeats(self) -> npt.NDArray[np.int64]:
+        """Shape (raw,): how many records back the first one lies that says the same; 0 where a rating is the first to say it."""
+        raw = self.raw
+        names = (raw.partition, raw.timestamps_ms, raw.user_ids, raw.movie_ids, raw.half_stars)
+        order = np.lexsort((raw.index, *names))
+        same = np.ones(len(raw), np.bool_)
+        same[:1] = False
+        for column in names:
+            same[1:] &= column[order][1:] == column[order][:-1]
+        group = np.maximum.accumulate(np.where(same, 0, np.arange(len(raw))))
+        found = np.zeros(len(raw), np.int64)
+        found[order] = raw.index[order] - raw.index[order][group]
+        return found
 
     @functools.cached_property
     def user_is_declared(self) -> npt.NDArray[np.bool_]:

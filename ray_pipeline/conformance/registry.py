@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ray_pipeline.conformance import choices, identity, learning, timing, values
+from ray_pipeline.conformance import choices, identity, learning, spoilt, timing, values
 from ray_pipeline.conformance.evidence import Evidence
 from ray_pipeline.conformance.measure import Measure
+from ray_pipeline.events import Fault
 
 __all__ = ["CHECKS", "NOT_OF_THE_DATA", "Check", "checks_of"]
 
@@ -70,6 +71,33 @@ CHECKS: tuple[Check, ...] = (
         learning.learnable,
     ),
     Check(
+        "late", ("late_share", "disorder_share"), "share of records that are late or out of order", "", spoilt.behind
+    ),
+    Check(
+        "lateness",
+        ("late_law", "late_mean_s", "late_max_s", "disorder_s"),
+        "distance from the law of late records and those out of order",
+        "",
+        spoilt.lateness,
+    ),
+    Check("repeats", ("duplicate_share",), "share of records that repeat one", "", spoilt.repeats),
+    Check("repeat distance", ("duplicate_distance",), "mean number of records back", "", spoilt.repeat_distance),
+    Check("lost", ("drop_share",), "lost ratings of the answer key for each that was sent", "", spoilt.lost),
+    Check("future", ("future_share",), "share of records from the future", "", spoilt.future_share),
+    Check("future by", ("future_s",), "how far they are ahead", "s", spoilt.future),
+    Check("clocks", ("clock_skew",), "by how much the shards' clocks are wrong, together", "s", spoilt.clock),
+    Check("silence", ("silent",), "share of ratings that are held back", "", spoilt.silence),
+    *(
+        Check(name, (setting,), f"share of records: {what}", "", spoilt.text_share(fault, setting))
+        for name, setting, what, fault in (
+            ("malformed", "malformed_share", "no JSON", Fault.MALFORMED),
+            ("missing fields", "missing_field_share", "a field is missing", Fault.MISSING_FIELD),
+            ("unknown fields", "unknown_field_share", "a field too many", Fault.UNKNOWN_FIELD),
+            ("out of range", "out_of_range_share", "no rating of 0.5 … 5.0", Fault.OUT_OF_RANGE),
+            ("tombstones", "tombstone_share", "no value", Fault.TOMBSTONE),
+        )
+    ),
+    Check(
         "histogram",
         ("mean_rating", "rating_sd"),
         "distance from the exact law of the ten ratings",
@@ -100,6 +128,7 @@ NOT_OF_THE_DATA: Mapping[str, tuple[str, ...]] = {
         "job_topic",
         "batches_topic",
         "expected_topic",
+        "truth_topic",
         "predictions_topic",
         "scores_topic",
         "state_dir",
@@ -112,6 +141,7 @@ NOT_OF_THE_DATA: Mapping[str, tuple[str, ...]] = {
         "sliding_s",
         "slide_s",
         "watermark_s",
+        "max_ahead_s",
         "top_n",
         "checkpoint",
         "trigger_interval_ms",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline.codec import encode_values
+from ray_pipeline.conformance.texts import classify
 from ray_pipeline.conformance.world import World
-from ray_pipeline.events import EventBatch
+from ray_pipeline.events import EventBatch, Fault
 from ray_pipeline.generator.plan import allocate
 from ray_pipeline.generator.sequence import ShardSequence
 
@@ -29,6 +31,7 @@ class Sample:
         whole: whether the run ended by itself and these are all its ratings.
         source: the world that made them, as far as is known, to make more of them.
         unreadable: records beside them that are no rating.
+        texts: shape (faults,), how many records have which text, by :class:`Fault`; those of texts count, and ``NONE``.
     """
 
     partition: npt.NDArray[np.int32]
@@ -40,23 +43,39 @@ class Sample:
     whole: bool
     source: World
     unreadable: int = 0
+    texts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(Fault), np.int64))
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
     @classmethod
     def of(cls, batches: list[EventBatch], whole: bool, source: World) -> Sample:
-        """From runs of consecutive ratings."""
+        """From runs of consecutive ratings, as their records can be read."""
+        texts = [_texts(batch) for batch in batches]
+        readable = [t < Fault.MALFORMED for t in texts]
+        rows = list(zip(batches, readable, strict=True))
         return cls(
-            np.concatenate([np.full(len(b), b.partition, np.int32) for b in batches]),
-            np.concatenate([np.arange(b.first_index, b.next_index, dtype=np.int64) for b in batches]),
-            np.concatenate([b.user_ids for b in batches]),
-            np.concatenate([b.movie_ids for b in batches]),
-            np.concatenate([b.half_stars for b in batches]),
-            np.concatenate([b.timestamps_ms for b in batches]),
+            np.concatenate([np.full(int(r.sum()), b.partition, np.int32) for b, r in rows]),
+            np.concatenate([np.arange(b.first_index, b.next_index, dtype=np.int64)[r] for b, r in rows]),
+            np.concatenate([b.user_ids[r] for b, r in rows]),
+            np.concatenate([b.movie_ids[r] for b, r in rows]),
+            np.concatenate([b.half_stars[r] for b, r in rows]),
+            np.concatenate([b.timestamps_ms[r] for b, r in rows]),
             whole,
             source,
+            unreadable=sum(int((~r).sum()) for r in readable),
+            texts=np.bincount(np.concatenate(texts), minlength=len(Fault)),
         )
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Sample:
+        """Some of the ratings, by a mask of shape (n,)."""
+        names = ("partition", "index", "user_ids", "movie_ids", "half_stars", "timestamps_ms")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
+
+def _texts(batch: EventBatch) -> npt.NDArray[np.uint8]:
+    """What the text of each record is; where nothing is broken on purpose, none is looked at."""
+    return np.zeros(len(batch), np.uint8) if batch.faults is None else classify(encode_values(batch))
 
 
 def regenerate(world: World, events: int | None, most: int) -> Sample:

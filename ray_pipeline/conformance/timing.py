@@ -10,6 +10,7 @@ from ray_pipeline.conformance.measure import Counted, Measure, Unchecked
 
 __all__ = ["amount", "arrivals", "rate", "start", "windows"]
 
+_BROKEN = "event times are wrong on purpose"
 _WINDOW_RATINGS = 100
 _WINDOW_MS = 50
 _WINDOWS_FEWEST, _WINDOWS_MOST = 20, 10_000
@@ -18,6 +19,8 @@ _REGULAR_MOST = 0.25
 
 def start(evidence: Evidence) -> Measure:
     """Event time of the first rating."""
+    if evidence.broken_on_purpose:
+        return Unchecked(_BROKEN)
     declared = min(int(s.due_ms(0, 1)[0]) for s in evidence.declared.schedules.values())
     return Counted.exactly(int(evidence.sample.timestamps_ms.min()), declared)
 
@@ -25,6 +28,8 @@ def start(evidence: Evidence) -> Measure:
 def rate(evidence: Evidence) -> Measure:
     """Ratings a second of event time, up to where all partitions are known, against the plan's mean rate over the same time."""
     declared, through_ms = evidence.declared, evidence.through_ms
+    if evidence.broken_on_purpose:
+        return Unchecked(_BROKEN)
     elapsed_s = (through_ms + 1 - declared.start_ms) / 1000.0
     if elapsed_s <= 0:
         return Unchecked("a partition has no rating yet")
@@ -38,6 +43,8 @@ def rate(evidence: Evidence) -> Measure:
 
 def arrivals(evidence: Evidence) -> Measure:
     """Variance over mean of the ratings in equal stretches of the plan: 0 when they come like clockwork, 1 when at random."""
+    if evidence.broken_on_purpose:
+        return Unchecked(_BROKEN)
     counts, expected, _ = windows(evidence)
     if len(counts) < _WINDOWS_FEWEST:
         return Unchecked(f"fewer than {_WINDOWS_FEWEST} stretches of {_WINDOW_MS} ms with ratings enough")
@@ -52,7 +59,7 @@ def amount(evidence: Evidence) -> Measure:
         return Unchecked("the settings name no end")
     if not evidence.sample.whole:
         return Unchecked("these are not all ratings of a run that has ended")
-    return Counted.exactly(len(evidence.sample), declared)
+    return Counted.exactly(evidence.records, declared)
 
 
 def windows(

@@ -65,6 +65,8 @@ def _messages(keys: TextColumn, values: TextColumn) -> npt.NDArray[np.void]:
     messages = np.zeros(len(values), MESSAGE)
     messages["payload"] = values.data.ctypes.data + values.offsets[:-1].astype(np.uint64)
     messages["len"] = np.diff(values.offsets)
+    if values.missing is not None:
+        messages["payload"][values.missing] = 0  # no value at all, which is not an empty one
     messages["key"] = keys.data.ctypes.data + keys.offsets[:-1].astype(np.uint64)
     messages["key_len"] = np.diff(keys.offsets)
     return messages

@@ -33,7 +33,7 @@ class ShardProgress:
         config: digest of the event settings and catalogue.
         partition: the shard.
         next_index: index of the next rating.
-        event_time_ms: event time of the last rating; None before the first.
+        event_time_ms: when the last rating was due, event time; None before the first.
         committed_ms: wall-clock time of the commit, epoch milliseconds.
         epochs: the rate plan as this shard lived it.
         share: the shard's share of all ratings.

@@ -34,7 +34,7 @@ class MemoryLog:
     """
 
     def __init__(self) -> None:
-        self.ratings: dict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
+        self.ratings: dict[int, list[tuple[bytes, bytes | None]]] = defaultdict(list)
         self.progress: dict[int, ShardProgress] = {}
         self.failures: list[str] = []
         self.owner: dict[int, MemoryDelivery] = {}
@@ -59,8 +59,8 @@ class MemoryDelivery:
     def __init__(self, log: MemoryLog, partition: int) -> None:
         self._log = log
         self._partition = partition
-        self._pending: list[tuple[bytes, bytes]] = []
-        self._unmarked: list[tuple[bytes, bytes]] = []
+        self._pending: list[tuple[bytes, bytes | None]] = []
+        self._unmarked: list[tuple[bytes, bytes | None]] = []
 
     def open(self, deadline_s: float) -> ShardProgress | None:
         """Fence predecessors and read the last committed progress."""

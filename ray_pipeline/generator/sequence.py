@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,17 @@ import numpy.typing as npt
 
 from ray_pipeline.codec import encode_values
 from ray_pipeline.delivery.interface import ShardProgress
-from ray_pipeline.events import EventBatch
+from ray_pipeline.events import EventBatch, Fault
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
-from ray_pipeline.model.ratings import ShardModel
+from ray_pipeline.model.faults import Fates
+from ray_pipeline.model.ratings import Drawn, ShardModel
 
 __all__ = ["ShardSequence"]
 
 _BEYOND = 1_000_000
 """So many ratings more than a shard says it has sent are still recognised as its own."""
+_AT_ONCE = 1 << 18
+_TAIL = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,36 @@ class ShardSequence:
         return cls(model, schedule, progress.next_index)
 
     def events(self, first: int, count: int) -> EventBatch:
-        """Ratings ``first … first + count - 1``."""
+        """Ratings ``first … first + count - 1``, as they are sent."""
         drawn = self.model.draw(first, count)
-        times = self.schedule.due_ms(first, count)
-        return EventBatch(self.model.partition, first, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times)
+        fates = self.fates(first, count)
+        if fates is None:
+            times = self.schedule.due_ms(first, count)
+            return EventBatch(self.model.partition, first, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times)
+        drawn, at = self._with_sources(drawn, fates)
+        return EventBatch(
+            self.model.partition,
+            first,
+            drawn.user_ids[at],
+            drawn.movie_ids[at],
+            drawn.half_stars[at],
+            fates.times_ms,
+            fates.faults,
+            fates.details,
+        )
+
+    def fates(self, first: int, count: int) -> Fates | None:
+        """What becomes of records ``first … first + count - 1``; None when nothing is broken on purpose."""
+        faults = self.model.faults
+        return None if faults is None else faults.fates(first, count, self.schedule.due_ms)
+
+    def times_ms(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """Event times that records ``first … first + count - 1`` name, epoch milliseconds."""
+        fates = self.fates(first, count)
+        return self.schedule.due_ms(first, count) if fates is None else fates.times_ms
 
     def due_ms(self, index: int) -> int:
-        """Event time of one rating, epoch milliseconds; ``plan.NEVER_MS`` where the plan does not reach it."""
+        """When one rating is due, epoch milliseconds; ``plan.NEVER_MS`` where the plan does not reach it."""
         return int(self.schedule.due_ms(index, 1)[0])
 
     def first_at(self, times_ms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -63,10 +89,27 @@ class ShardSequence:
         """
         return self.schedule.count_before(times_ms, self.sent + _BEYOND)
 
-    def at(self, event_ms: int) -> range:
-        """Indexes of the ratings that are due at an event time, to the millisecond, among those that may have been sent."""
-        start, stop = self.first_at(np.array([event_ms, event_ms + 1], np.int64)).tolist()
-        return range(start, stop)
+    def due_between(self, times_ms: npt.NDArray[np.int64]) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Where the ratings lie that name some event times: first indexes and ends (exclusive), each of the times' shape.
+
+        In these stretches there are others too, where faults are on. Repeats of a rating are looked for behind it.
+        """
+        faults = self.model.faults
+        ways = [(0, 0)] if faults is None else [(faults.skew_ms, faults.behind_ms)]
+        if faults is not None and faults.future_ms:
+            ways.append((faults.skew_ms + faults.future_ms, 0))
+        return [
+            (self.first_at(times_ms - ahead), self.first_at(times_ms - ahead + behind + 1)) for ahead, behind in ways
+        ]
+
+    def at(self, event_ms: int) -> list[int]:
+        """Indexes of the ratings that name an event time, to the millisecond, among those that may have been sent; ascending."""
+        found = []
+        for starts, stops in self.due_between(np.array([event_ms], np.int64)):
+            for first in range(int(starts[0]), int(stops[0]), _AT_ONCE):
+                times = self.times_ms(first, min(_AT_ONCE, int(stops[0]) - first))
+                found += (first + np.flatnonzero(times == event_ms)).tolist()
+        return sorted(found)
 
     def index_of(self, value: bytes | None, at_least: int = 0) -> int | None:
         """Which rating of the shard a record's value is; None when it is none.
@@ -76,16 +119,22 @@ class ShardSequence:
             at_least: of several equal ratings, the first from here on is meant, else the last.
         """
         rating = _rating(value)
-        indexes = self.at(rating["timestamp"]) if rating else range(0)
+        indexes = self.at(rating["timestamp"]) if rating else []
         if not rating or not indexes:
             return None
-        events = self.events(indexes.start, len(indexes))
-        same = (
-            (events.user_ids == rating["userId"])
-            & (events.movie_ids == rating["movieId"])
-            & (events.half_stars == rating["rating"] * 2)
-        )
-        found = [indexes.start + n for n in np.flatnonzero(same).tolist()]
+        reach = self.model.faults.reach if self.model.faults else 0
+        found: list[int] = []
+        for first, count in _runs(indexes, reach):
+            events = self.events(first, count)
+            same = (
+                (events.user_ids == rating["userId"])
+                & (events.movie_ids == rating["movieId"])
+                & (events.half_stars == rating["rating"] * 2)
+                & (events.timestamps_ms == rating["timestamp"])
+            )
+            if events.faults is not None:
+                same &= events.faults < Fault.UNKNOWN_FIELD
+            found += (first + np.flatnonzero(same)).tolist()
         return next((i for i in found if i >= at_least), found[-1] if found else None)
 
     def held(self, newest: Sequence[bytes | None]) -> int:
@@ -99,15 +148,41 @@ class ShardSequence:
         """
         if not newest:
             return 0
-        if self.sent and newest[0] == encode_values(self.events(self.sent - 1, 1))[0]:
+        # one rating is like no other; of those that are broken on purpose many are alike
+        tail = min(self.sent, len(newest), 1 if self.model.faults is None else _TAIL)
+        if tail and list(newest[tail - 1 :: -1]) == encode_values(self.events(self.sent - tail, tail)):
             return self.sent
-        ends = {index + 1 for value in newest if (index := self.index_of(value)) is not None}
+        known = [(n, index + 1) for n, value in enumerate(newest) if (index := self.index_of(value)) is not None]
+        ends = {end for _, end in known}
+        if self.model.faults is not None:  # those that say nothing of themselves are known by their place
+            ends |= {
+                end + n for n, end in known if n and list(newest[n - 1 :: -1]) == encode_values(self.events(end, n))
+            }
         there = {value for value in newest if value is not None}
         explained = {}
         for end in ends:
             first = max(0, end - len(newest))
             explained[end] = len(there.intersection(encode_values(self.events(first, end - first))))
         return max(explained, key=lambda end: (explained[end], end), default=self.sent)
+
+    def _with_sources(self, drawn: Drawn, fates: Fates) -> tuple[Drawn, npt.NDArray[np.int64]]:
+        """Ratings that hold what repeats repeat too, and where each record finds its own among them."""
+        lowest = int(fates.sources.min(initial=fates.first))
+        if lowest < fates.first:
+            before = self.model.draw(lowest, fates.first - lowest)
+            drawn = Drawn(*(np.concatenate([getattr(d, f.name) for d in (before, drawn)]) for f in fields(Drawn)))
+        return drawn, fates.sources - lowest
+
+
+def _runs(indexes: Sequence[int], reach: int) -> Iterator[tuple[int, int]]:
+    """First and count of the runs that hold ascending indexes and so many records behind each; near ones in one run."""
+    first = last = indexes[0]
+    for index in indexes[1:]:
+        if index > last + reach + 1:
+            yield first, last + reach + 1 - first
+            first = index
+        last = index
+    yield first, last + reach + 1 - first
 
 
 def _rating(value: bytes | None) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ray_pipeline.events import EventBatch
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule
 from ray_pipeline.generator.sequence import ShardSequence
@@ -30,6 +32,7 @@ class Shard:
         self.end_index = end_index
         self.last_event_ms: int | None = None
         self._model = model
+        self._faults = model.faults
         self._schedule = ShardSchedule(plan, share, phase)
 
     @property
@@ -44,17 +47,26 @@ class Shard:
 
     def due_now(self, now_ms: int) -> int:
         """How many ratings wait to be sent at an event time."""
+        since_ms = None if self._faults is None else self._faults.silent_since(now_ms)
         due = self._schedule.count_due(now_ms)
+        if since_ms is not None:
+            due = int(self._schedule.count_before(np.array([since_ms], np.int64), due)[0])
         if self.end_index is not None:
             due = min(due, self.end_index)
         return max(0, due - self.next_index)
 
     def next_due_ms(self, ahead: int = 0) -> int:
-        """Event time of the next rating, or of one ``ahead``, epoch milliseconds; :data:`NEVER_MS` when done or paused."""
+        """When the next rating is to be sent, or one ``ahead``, event time in epoch milliseconds: when it is due, or a silence is over.
+
+        :data:`NEVER_MS` when done or paused.
+        """
         index = self.next_index + ahead
         if self.end_index is not None:
             index = min(index, self.end_index - 1)
-        return NEVER_MS if self.done else int(self._schedule.due_ms(index, 1)[0])
+        if self.done:
+            return NEVER_MS
+        due_ms = self._schedule.due_ms(index, 1)
+        return int((due_ms if self._faults is None else self._faults.sent_ms(due_ms))[0])
 
     def behind_ms(self, now_ms: int) -> int:
         """How long the next rating has been due."""
@@ -65,7 +77,7 @@ class Shard:
         batch = ShardSequence(self._model, self._schedule, self.next_index).events(self.next_index, count)
         self.next_index = batch.next_index
         if count:
-            self.last_event_ms = int(batch.timestamps_ms[-1])
+            self.last_event_ms = int(self._schedule.due_ms(self.next_index - 1, 1)[0])
         return batch
 
     def follow(self, plan: RatePlan, end_index: int | None) -> None:

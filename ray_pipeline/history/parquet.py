@@ -52,6 +52,12 @@ def write(spark: Any, order: ParquetOrder) -> None:
     from py4j.protocol import Py4JJavaError
     from pyspark.errors import AnalysisException, IllegalArgumentException
 
+    broken = order.source.settings.text_fault
+    if broken:
+        raise ConfigurationError(
+            problem=f"history as Parquet does not go with {broken}: columns hold no broken text",
+            fix="Have it made with --to ratings",
+        )
     cores = spark.sparkContext.defaultParallelism
     tasks = order.tasks or max(cores, -(-order.total // _RATINGS_PER_TASK))
     wanted = [list(piece) for piece in cut(order.ranges, tasks)]

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,8 +147,21 @@ def newest_values(bootstrap: str, topic: str, partition: int, count: int, timeou
     return found[: -count - 1 : -1] or [None] * (start > 0)
 
 
-def follow(bootstrap: str, topics: list[str], from_beginning: bool, stop: threading.Event) -> Iterator[list[Record]]:
+def follow(
+    bootstrap: str,
+    topics: list[str],
+    from_beginning: bool,
+    stop: threading.Event,
+    starts: Mapping[tuple[str, int], int] | None = None,
+) -> Iterator[list[Record]]:
     """Committed records as they come, in lists (empty ones too, at least every half second), until ``stop`` is set.
+
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        topics: which topics.
+        from_beginning: whether to begin at the first record, in place of at the end.
+        stop: ends it.
+        starts: where to begin instead, by topic and partition, unless that is gone.
 
     Raises:
         KafkaException: the broker cannot be reached, or a topic is missing.
@@ -159,7 +172,8 @@ def follow(bootstrap: str, topics: list[str], from_beginning: bool, stop: thread
         for topic in topics:
             for partition in _known_partitions(consumer, topic):
                 low, high = watermark_offsets(consumer, topic, partition)
-                assigned.append(TopicPartition(topic, partition, low if from_beginning else high))
+                begin = (starts or {}).get((topic, partition), low if from_beginning else high)
+                assigned.append(TopicPartition(topic, partition, min(max(begin, low), high)))
         consumer.assign(assigned)
         while not stop.is_set():
             batch = []

@@ -45,6 +45,7 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
         TopicSpec(settings.job_topic, 1, _COMPACT),
         TopicSpec(settings.batches_topic, 1, _KEEP),
         TopicSpec(settings.expected_topic, 1, _COMPACT),
+        TopicSpec(settings.truth_topic, 1, _COMPACT),
         TopicSpec(settings.predictions_topic, 1, _KEEP_A_WEEK),
         TopicSpec(settings.scores_topic, 1, _COMPACT),
     ]

@@ -1,7 +1,8 @@
 """What the Spark job must have read of a partition, from the shard's own plan: exact while ratings flow, not only at rest.
 
 A shard's rating n has an event time that follows from its rate plan. So when the job says that it has read N records of a
-partition, the newest of time T, then rating N - 1 must be due at T to the millisecond.
+partition, the newest of time T, then rating N - 1 must be due at T to the millisecond. Where records are broken on purpose, T is
+the newest time that the first N records name, of those that the job takes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import Epoch
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.model.faults import Faults, make_faults
+from ray_pipeline.truth.validity import ValidRecords
 
-__all__ = ["surplus"]
+__all__ = ["ReadCheck", "check_of", "due_ms", "surplus"]
+
+_BLOCK = 1 << 16
 
 
 def surplus(progress: Mapping[str, Any], records: int, newest_ms: int) -> int | None:
@@ -31,8 +37,70 @@ def surplus(progress: Mapping[str, Any], records: int, newest_ms: int) -> int | 
     last_ms = progress["event_time_ms"]
     if last_ms is None or newest_ms > int(last_ms):
         return None
-    plan = RatePlan(Epoch(int(e["from_ms"]), float(e["rate"])) for e in progress["epochs"])
-    schedule = ShardSchedule(plan, float(progress["share"]), float(progress["phase"]))
+    schedule = _schedule(progress)
     if records > 0 and int(schedule.due_ms(records - 1, 1)[0]) == newest_ms:
         return 0
     return records - int(schedule.count_before(np.array([newest_ms + 1], np.int64), int(progress["next_index"]))[0])
+
+
+def check_of(settings: Mapping[str, Any], guard_ms: int, partition: int) -> ReadCheck | None:
+    """What stands in for :func:`surplus` where records of a shard are broken on purpose; None where none are.
+
+    Args:
+        settings: the event settings that the run published.
+        guard_ms: the guard that the job published, milliseconds.
+        partition: the shard.
+    """
+    faults = make_faults(Settings.model_construct(**settings), partition)
+    return None if faults is None else ReadCheck(faults, guard_ms)
+
+
+class ReadCheck:
+    """Compares what the job has read of a shard whose records are broken on purpose.
+
+    The newest time among the first n records is remembered by blocks.
+
+    Args:
+        faults: the shard's.
+        guard_ms: how far ahead of its sending an event time may lie, milliseconds; 0 = as far as it likes.
+    """
+
+    def __init__(self, faults: Faults, guard_ms: int) -> None:
+        self._faults = faults
+        self._rejects = ValidRecords(faults, guard_ms).rejects
+        self._newest = [-1]  # before each block
+
+    def surplus(self, progress: Mapping[str, Any], records: int, newest_ms: int) -> int | None:
+        """See :func:`surplus`."""
+        sent, schedule = int(progress["next_index"]), _schedule(progress)
+        if records > sent and newest_ms > self._at(schedule, sent):
+            return None
+        if self._at(schedule, min(records, sent)) == newest_ms:
+            return max(0, records - sent)
+        low, high = 0, sent  # the most records with no newer time than that
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._at(schedule, middle) <= newest_ms else (low, middle - 1)
+        return records - low
+
+    def _at(self, schedule: ShardSchedule, records: int) -> int:
+        """The newest time that the first records name, of those that the job takes; -1 without any."""
+        block = records // _BLOCK
+        while len(self._newest) <= block:
+            known = len(self._newest) - 1
+            self._newest.append(max(self._newest[-1], self._newest_of(schedule, known * _BLOCK, _BLOCK)))
+        return max(self._newest[block], self._newest_of(schedule, block * _BLOCK, records - block * _BLOCK))
+
+    def _newest_of(self, schedule: ShardSchedule, first: int, count: int) -> int:
+        fates = self._faults.fates(first, count, schedule.due_ms)
+        return int(fates.times_ms[~self._rejects[fates.faults]].max(initial=-1))
+
+
+def due_ms(progress: Mapping[str, Any], index: int) -> int:
+    """When a rating of a shard was due, epoch milliseconds."""
+    return int(_schedule(progress).due_ms(index, 1)[0])
+
+
+def _schedule(progress: Mapping[str, Any]) -> ShardSchedule:
+    plan = RatePlan(Epoch(int(e["from_ms"]), float(e["rate"])) for e in progress["epochs"])
+    return ShardSchedule(plan, float(progress["share"]), float(progress["phase"]))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ray_pipeline.config import Settings
 from ray_pipeline.events import HALF_STARS_MAX, HALF_STARS_MIN
+from ray_pipeline.model.faults import make_faults
 from ray_pipeline.model.population import Movies, Users
 from ray_pipeline.model.streams import normal_table, words
 
@@ -74,6 +75,7 @@ class ShardModel:
         movies: all movies.
 
     Attributes:
+        faults: what is wrong with its records, on purpose; None = nothing.
         noise_sd: float32, standard deviation of the noise, stars: times an entry of :func:`normal_table`, each equally likely.
     """
 
@@ -81,6 +83,7 @@ class ShardModel:
         self.partition = partition
         self.users = users
         self.movies = movies
+        self.faults = make_faults(settings, partition)
         self._seed = settings.seed
         shares = settings.user_bias_share + settings.movie_bias_share + settings.factor_share
         self._mean = settings.mean_rating

@@ -44,7 +44,7 @@ class PieceWriter(Protocol):
 
 
 class LineWriter:
-    """A line a rating: the value that Kafka gets, byte for byte.
+    """A line a rating: the value that Kafka gets, byte for byte; an empty line where that has no value.
 
     Args:
         stream: where to write.
@@ -56,7 +56,7 @@ class LineWriter:
     def write(self, piece: Piece) -> None:
         """Write a piece, and hand it over at once."""
         values = list(chain.from_iterable(encode_values(batch) for batch in piece.batches))
-        self._stream.write(b"".join([values[at] + b"\n" for at in piece.order.tolist()]))
+        self._stream.write(b"".join([(values[at] or b"") + b"\n" for at in piece.order.tolist()]))
         self._stream.flush()
 
     def close(self) -> None:

@@ -63,6 +63,7 @@ class PartitionVerdict:
         found: records it holds.
         counts: wrong ones, by kind.
         findings: the first of each kind.
+        by_design: records among the expected ones that are broken on purpose, by kind; they are counted as right.
     """
 
     partition: int
@@ -70,6 +71,7 @@ class PartitionVerdict:
     found: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     findings: list[Finding] = field(default_factory=list)
+    by_design: dict[str, int] = field(default_factory=dict)
 
     @property
     def agreed(self) -> bool:
@@ -92,7 +94,7 @@ class _Expected:
         self._replay = replay
         self._first = -1
         self._keys: list[bytes] = []
-        self._values: list[bytes] = []
+        self._values: list[bytes | None] = []
         self._events: EventBatch | None = None
 
     def columns(self, first: int, count: int) -> EventBatch:
@@ -102,7 +104,7 @@ class _Expected:
         at = first - self._first
         return self._events.slice(at, at + count)
 
-    def slice(self, first: int, count: int) -> tuple[list[bytes], list[bytes]]:
+    def slice(self, first: int, count: int) -> tuple[list[bytes], list[bytes | None]]:
         """Keys and values of at most ``count`` ratings from ``first`` on; at least one."""
         if not self._first <= first < self._first + len(self._values):
             events = self._events = self._replay.events(first, _BLOCK)
@@ -110,7 +112,7 @@ class _Expected:
         at = first - self._first
         return self._keys[at : at + count], self._values[at : at + count]
 
-    def one(self, index: int) -> tuple[bytes, bytes]:
+    def one(self, index: int) -> tuple[bytes, bytes | None]:
         keys, values = self.slice(index, 1)
         return keys[0], values[0]
 
@@ -234,6 +236,7 @@ class PartitionAudit:
             )
             self._count("missing", end - start)
             self._note(Finding("missing", self._replay.partition, start, behind, text))
+        self._verdict.by_design = self._replay.broken_on_purpose(self._first, max(self._first, self._end))
         return self._verdict
 
     # -- in step
@@ -273,8 +276,6 @@ class PartitionAudit:
 
     def _identify(self, value: bytes | None) -> int | None:
         """The index of the rating that a record is; None when it is none of the shard's."""
-        if value is None:
-            return None
         if value == self._elsewhere.one(self._guess)[1]:
             self._guess += 1
             return self._guess - 1
@@ -435,15 +436,15 @@ class PartitionAudit:
     def _alteration(self, record: _Found, index: int) -> str:
         """How a record differs from the rating that it may once have been."""
         key, value = self._replay_of(index)
-        must, has = json.loads(value), _parsed(record.value)
-        if has is None:
-            return f"the value is {_shown(record.value)}, must be {value.decode()}"
-        parts = [f"{n} is {has.get(n)}, must be {must[n]}" for n in _FIELDS if has.get(n) != must[n]]
+        must, has = _parsed(value), _parsed(record.value)
+        if has is None or must is None:
+            return f"the value is {_shown(record.value)}, must be {_shown(value)}"
+        parts = [f"{n} is {has.get(n)}, must be {must.get(n)}" for n in _FIELDS if has.get(n) != must.get(n)]
         if record.key != key:
             parts.append(f"the key is {_shown(record.key)}, must be {key.decode()}")
         return ", ".join(parts) or f"the value is written {_shown(record.value)}"
 
-    def _replay_of(self, index: int) -> tuple[bytes, bytes]:
+    def _replay_of(self, index: int) -> tuple[bytes, bytes | None]:
         events = self._replay.events(index, 1)
         return encode_keys(events)[0], encode_values(events)[0]
 

@@ -8,12 +8,14 @@ from typing import Any
 from ray_pipeline.codec import encode_keys, encode_values
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import UncheckedError
+from ray_pipeline.events import Fault
 from ray_pipeline.generator.plan import NEVER_MS
 from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.model.faults import Fates
 from ray_pipeline.truth.replay import ShardReplay
 from ray_pipeline.windows.spec import WindowSpec, iso_ms
 
-__all__ = ["explain"]
+__all__ = ["explain", "fault_of"]
 
 
 def explain(
@@ -32,28 +34,32 @@ def explain(
         ``partition``, ``index``, ``key``, ``value``, ``sent`` (whether the shard says that it has sent it); ``user``, ``movie`` (ids,
         biases in stars, title and genres); ``factors`` (both vectors, scaled so that their product is in stars);
         ``score`` (mean, user_bias, movie_bias, dot_product, noise, raw, in stars); ``rounding`` (``half_star`` nearest to
-        the raw score, ``clipped``, ``rating``); ``time`` (``event_time``, ``timestamp``, ``rate`` in force); ``windows`` it belongs to.
+        the raw score, ``clipped``, ``rating``); ``time`` (``event_time``, ``timestamp``, ``due``, ``rate`` in force); ``windows`` it
+        belongs to; ``fault``: what is wrong with it on purpose, see :func:`fault_of`; None when nothing is.
 
     Raises:
         UncheckedError: the plan does not reach the index.
     """
-    at_ms = replay.due_ms(index)
-    if at_ms >= NEVER_MS:
+    due_ms = replay.due_ms(index)
+    if due_ms >= NEVER_MS:
         raise UncheckedError(
             problem=f"rating {index:,} of partition {replay.partition} has no time: the plan ends before it",
             fix=f"The shard has sent {replay.progress.next_index:,} so far: give an index below that",
         )
-    events = replay.events(index, 1)
-    parts = replay.model.parts(index)
+    events, fates = replay.events(index, 1), replay.fates(index, 1)
+    at_ms = int(events.timestamps_ms[0])
+    parts = replay.model.parts(index if fates is None else int(fates.sources[0]))
     movie_id, half = int(events.movie_ids[0]), int(events.half_stars[0])
     place = int(catalogue.index_of(events.movie_ids)[0])
-    nearest = parts.nearest_half_star
+    nearest, value = parts.nearest_half_star, encode_values(events)[0]
+    taken = replay.valid is None or events.faults is None or not replay.valid.rejects[events.faults[0]]
     return {
         "partition": replay.partition,
         "index": index,
         "sent": index < replay.progress.next_index,
         "key": encode_keys(events)[0].decode(),
-        "value": encode_values(events)[0].decode(),
+        "value": None if value is None else value.decode(),
+        "fault": None if fates is None else fault_of(replay, fates),
         "user": {"userId": int(events.user_ids[0]), "bias": _stars(parts.user_bias)},
         "movie": {
             "movieId": movie_id,
@@ -74,7 +80,12 @@ def explain(
             "raw": _stars(parts.score),
         },
         "rounding": {"half_star": nearest, "clipped": nearest != half / 2, "rating": half / 2},
-        "time": {"event_time": iso_ms(at_ms), "timestamp": at_ms, "rate": replay.rate_at(at_ms)},
+        "time": {
+            "event_time": iso_ms(at_ms),
+            "timestamp": at_ms,
+            "due": iso_ms(due_ms),
+            "rate": replay.rate_at(due_ms),
+        },
         "windows": [
             {
                 "window_type": spec.name,
@@ -83,7 +94,30 @@ def explain(
             }
             for spec in specs
             for start in _starts(spec, at_ms)
+            if taken
         ],
+    }
+
+
+def fault_of(replay: ShardReplay, fates: Fates) -> dict[str, Any] | None:
+    """What is wrong with a record on purpose: ``kind``, ``lateness_ms`` (event time before it is due), ``repeats`` (an index).
+
+    Args:
+        replay: its shard.
+        fates: of this one record.
+
+    Returns:
+        None when nothing is wrong with it and its shard's clock is right.
+    """
+    kind, source = Fault(int(fates.faults[0])), int(fates.sources[0])
+    lateness_ms = int(fates.due_ms[0] - fates.times_ms[0])
+    if kind is Fault.NONE and not lateness_ms:
+        return None
+    return {
+        "kind": "clock_skew" if kind is Fault.NONE else kind.name.lower(),
+        "lateness_ms": lateness_ms,
+        "repeats": source if source != fates.first else None,
+        "rejected": replay.valid is not None and bool(replay.valid.rejects[kind]),
     }
 
 

@@ -38,22 +38,33 @@ def find_ratings(
     users, user = np.unique(user_ids, return_inverse=True)
     movies, movie = np.unique(movie_ids, return_inverse=True)
     names, name = np.unique((time * len(users) + user) * len(movies) + movie, return_inverse=True)
-    starts, stops = replay.first_at(times), replay.first_at(times + 1)
     index, half_stars = np.full(len(names), -1, np.int64), np.zeros(len(names), np.uint8)
-    for first, count in _runs(starts, stops):
+    for first, count in _near(replay, times):
         drawn = replay.model.draw(first, count)
-        indexes = np.arange(first, first + count)
-        time = np.searchsorted(starts, indexes, "right") - 1
+        time, known_time = _position(times, replay.times_ms(first, count))
         user, known_user = _position(users, drawn.user_ids)
         movie, known_movie = _position(movies, drawn.movie_ids)
-        there = np.flatnonzero(known_user & known_movie & (indexes < stops[time]))
+        there = np.flatnonzero(known_user & known_movie & known_time)
         found, wanted = _position(names, (time[there] * len(users) + user[there]) * len(movies) + movie[there])
         there, found = there[wanted], found[wanted]
         found, earliest = np.unique(found, return_index=True)
         fresh = index[found] < 0
         found, there = found[fresh], there[earliest[fresh]]
-        index[found], half_stars[found] = indexes[there], drawn.half_stars[there]
+        index[found], half_stars[found] = first + there, drawn.half_stars[there]
     return index[name], half_stars[name]
+
+
+def _near(replay: ShardReplay, times: Ids) -> Iterator[tuple[int, int]]:
+    """First and count of the runs of ratings that may name one of some ascending times."""
+    for starts, stops in replay.due_between(times):
+        for first, count in _runs(starts, stops):
+            if replay.valid is None:
+                yield first, count
+                continue
+            # few of those who lie there are late: only they are drawn
+            _, known = _position(times, replay.times_ms(first, count))
+            hits = first + np.flatnonzero(known)
+            yield from _runs(hits, hits + 1)
 
 
 def _position(ordered: Ids, values: Ids) -> tuple[Ids, npt.NDArray[np.bool_]]:
@@ -65,6 +76,8 @@ def _position(ordered: Ids, values: Ids) -> tuple[Ids, npt.NDArray[np.bool_]]:
 def _runs(starts: Ids, stops: Ids) -> Iterator[tuple[int, int]]:
     """First and count of the runs of indexes to draw, ascending; small gaps are drawn too."""
     filled = stops > starts
+    if not filled.any():
+        return
     starts, stops = starts[filled], stops[filled]
     cuts = np.flatnonzero(starts[1:] - stops[:-1] > _GAP) + 1
     for lo, hi in zip([0, *cuts.tolist()], [*cuts.tolist(), len(starts)], strict=True):

@@ -15,7 +15,7 @@ from ray_pipeline.windows.spec import WindowSpec, window_specs
 
 __all__ = ["WINDOW_FIELDS", "Oracle", "expected_key", "published_windows"]
 
-WINDOW_FIELDS = ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n")
+WINDOW_FIELDS = ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n", "max_ahead_s")
 """The settings that windows are a function of, beside the ratings."""
 
 _REACH_MS = 5_000
@@ -32,7 +32,9 @@ def expected_key(record: Mapping[str, Any]) -> str:
 
 def published_windows(settings: Settings, record: Mapping[str, Any]) -> Settings:
     """One's own settings, with the windows that a job published as record ``windows`` of topic ``ratings.progress``."""
-    return settings.model_copy(update={name: record[name] for name in WINDOW_FIELDS})
+    said = {name: record[name] for name in WINDOW_FIELDS if name != "max_ahead_s"}
+    said["max_ahead_s"] = record.get("max_ahead_s", 0.0)  # a job from before there was a guard has none
+    return settings.model_copy(update={**said, "start_time_ms": None})  # the job has said how far ahead times may be
 
 
 class Oracle:
@@ -56,6 +58,7 @@ class Oracle:
         self._waiting_since_ms: int | None = None
         self._published_ms = 0
         self._final: dict[WindowId, dict[str, Any]] = {}
+        self._moved_ms: dict[WindowId, int] = {}
         self._changed: set[WindowId] = set()
 
     # -- records in
@@ -123,7 +126,8 @@ class Oracle:
 
     def _reaches(self, cut: Cut, now_ms: int) -> bool:
         """Whether the shards say that they have sent what the job says it has read; or have not said so for too long."""
-        ahead = any(n > self._sent(p) for p, n in cut.read.items())
+        self._replay([p for p, n in cut.read.items() if n and p in self._progress])
+        ahead = any(n > self._sent(p) for p, n in cut.in_records(self._replays).read.items())
         if not ahead:
             self._waiting_since_ms = None
             return True
@@ -136,7 +140,7 @@ class Oracle:
         return known.next_index if known else 0
 
     def _advance(self, cut: Cut, now_ms: int) -> list[dict[str, Any]]:
-        engine = self._engine
+        engine, cut = self._engine, cut.in_records(self._replays)
         if engine is not None and cut.batch <= engine.batch:
             if cut.reaches(engine.read):
                 return []  # the same micro-batch, run again after a failure
@@ -150,11 +154,13 @@ class Oracle:
         self._changed.update(engine.changed())
         records = []
         for window, record in sorted(engine.close(), key=lambda closed: (closed[0][1], closed[0][0])):
+            self._moved_ms[window] = engine.watermark.moved_ms
             self._final[window] = self._finished(window, {**record, "final": True, "final_ms": now_ms}, now_ms)
             self._changed.discard(window)
             records.append(dict(self._final[window]))
         while len(self._final) > _FINAL_KEPT:
-            del self._final[min(self._final, key=lambda key: key[1])]
+            oldest = min(self._final, key=lambda key: key[1])
+            del self._final[oldest], self._moved_ms[oldest]
         return records
 
     def _replay(self, partitions: list[int]) -> None:
@@ -163,7 +169,7 @@ class Oracle:
         if missing:
             assert self._catalogue is not None
             for partition, model in build_models(self.settings, self._catalogue, missing).items():
-                self._replays[partition] = ShardReplay(model, self._progress[partition])
+                self._replays[partition] = ShardReplay(model, self._progress[partition], self.settings.guard_ms)
 
     def _begin(self) -> ExpectedWindows:
         assert self._catalogue is not None
@@ -176,6 +182,7 @@ class Oracle:
             self._from_ms,
         )
         self._final.clear()
+        self._moved_ms.clear()
         self._changed.clear()
         return self._engine
 
@@ -228,6 +235,11 @@ class Oracle:
         self._replay(ahead)
         for partition in ahead:
             replay, read = self._replays[partition], self._engine.read.get(partition, 0)
+            if replay.valid is not None:
+                span = (window[1] - spec.size_ms, window[1])
+                late = replay.unread(read, replay.progress.next_index, *span, self._moved_ms[window])
+                found.update({str(partition): late} if late else {})
+                continue
             until = min(replay.progress.next_index, replay.count_before(window[1]))
             first = max(read, replay.count_before(window[1] - spec.size_ms))
             if until > first:

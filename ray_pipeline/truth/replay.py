@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +12,17 @@ import numpy.typing as npt
 from ray_pipeline.config import EVENT_FIELDS, Settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import StateMismatchError
-from ray_pipeline.events import EventBatch
+from ray_pipeline.events import EventBatch, Fault
 from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
+from ray_pipeline.model.faults import Fates
 from ray_pipeline.model.population import Movies, build_movies, build_user_map, build_users
 from ray_pipeline.model.ratings import ShardModel
+from ray_pipeline.truth.validity import ValidRecords
 
 __all__ = ["ShardReplay", "build_models", "published_catalogue", "published_settings"]
+
+_AT_ONCE = 1 << 18
 
 
 def published_catalogue(settings: Settings, run: Mapping[str, Any]) -> Catalogue:
@@ -77,9 +81,11 @@ class ShardReplay:
     Args:
         model: draws them.
         progress: has the plan as the shard lived it.
+        guard_ms: how far ahead of its sending an event time may lie for the job to take it, milliseconds; 0 = as far as it likes.
     """
 
-    def __init__(self, model: ShardModel, progress: ShardProgress) -> None:
+    def __init__(self, model: ShardModel, progress: ShardProgress, guard_ms: int = 0) -> None:
+        self.valid = None if model.faults is None else ValidRecords(model.faults, guard_ms)
         self.partition = model.partition
         self.model = model
         self.progress = progress
@@ -94,8 +100,61 @@ class ShardReplay:
         self.progress = progress
 
     def events(self, first: int, count: int) -> EventBatch:
-        """Ratings ``first … first + count - 1``."""
+        """Ratings ``first … first + count - 1``, as they were sent."""
         return self._sequence.events(first, count)
+
+    def fates(self, first: int, count: int) -> Fates | None:
+        """See :meth:`ShardSequence.fates`."""
+        return self._sequence.fates(first, count)
+
+    def valid_events(self, first: int, count: int) -> EventBatch:
+        """Those of ratings ``first … first + count - 1`` that the job takes; their indexes need not follow one another."""
+        events = self.events(first, count)
+        if self.valid is None or events.faults is None:
+            return events
+        return events.where(~self.valid.rejects[events.faults])
+
+    def records_read(self, valid: int) -> int:
+        """How many records a job has read at least that has taken so many ratings."""
+        return valid if self.valid is None else self.valid.records(valid)
+
+    def newest(self, first: int, until: int) -> tuple[int, int] | None:
+        """Of the ratings ``first … until - 1`` that the job takes: the newest event time, and when that one was sent.
+
+        Returns:
+            Epoch milliseconds; None when the job takes none of them.
+        """
+        return self._extreme(first, until, np.argmax)
+
+    def oldest_ms(self, first: int, until: int) -> int | None:
+        """The oldest event time of the ratings ``first … until - 1`` that the job takes, epoch milliseconds; None without any."""
+        found = self._extreme(first, until, np.argmin)
+        return None if found is None else found[0]
+
+    def unread(self, first: int, until: int, start_ms: int, end_ms: int, before_ms: int) -> int:
+        """How many of ratings ``first … until - 1`` name a time in a window and were sent before another made it final.
+
+        Args:
+            first: first index.
+            until: last index, exclusive.
+            start_ms: the window's start, epoch milliseconds.
+            end_ms: its end.
+            before_ms: when the rating was sent that made it final: what was sent later is too late by design.
+        """
+        found = 0
+        for fates, taken in self._taken(first, until):
+            assert self.model.faults is not None
+            times, sent_ms = fates.times_ms, self.model.faults.sent_ms(fates.due_ms)
+            found += int((taken & (times >= start_ms) & (times < end_ms) & (sent_ms < before_ms)).sum())
+        return found
+
+    def broken_on_purpose(self, first: int, until: int) -> dict[str, int]:
+        """How many of records ``first … until - 1`` have which fault, by its name; those that none has are left out."""
+        counts = np.zeros(len(Fault), np.int64)
+        if self.valid is not None:
+            for fates, _ in self._taken(first, until):
+                counts += np.bincount(fates.faults, minlength=len(Fault))
+        return {fault.name.lower(): int(counts[fault]) for fault in Fault if fault and counts[fault]}
 
     def due_ms(self, index: int) -> int:
         """See :meth:`ShardSequence.due_ms`."""
@@ -113,10 +172,51 @@ class ShardReplay:
         """How many ratings are due before an event time, epoch milliseconds, of those that may have been sent."""
         return int(self.first_at(np.array([event_ms], np.int64))[0])
 
-    def at(self, event_ms: int) -> range:
+    def first_in(self, event_ms: int) -> int:
+        """Index of the first rating that the job takes and that may name an event time, epoch milliseconds, or a later one."""
+        faults, ahead_ms = self.model.faults, 0
+        if faults is not None and self.valid is not None:
+            ahead_ms = max(0, faults.skew_ms + (0 if self.valid.rejects[Fault.FUTURE] else faults.future_ms))
+        return self.count_before(event_ms - ahead_ms)
+
+    def due_between(self, times_ms: npt.NDArray[np.int64]) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """See :meth:`ShardSequence.due_between`."""
+        return self._sequence.due_between(times_ms)
+
+    def times_ms(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """See :meth:`ShardSequence.times_ms`."""
+        return self._sequence.times_ms(first, count)
+
+    def at(self, event_ms: int) -> list[int]:
         """See :meth:`ShardSequence.at`."""
         return self._sequence.at(event_ms)
 
     def index_of(self, value: bytes | None, at_least: int = 0) -> int | None:
         """See :meth:`ShardSequence.index_of`."""
         return self._sequence.index_of(value, at_least)
+
+    # -- inside
+
+    def _taken(self, first: int, until: int) -> Iterator[tuple[Fates, npt.NDArray[np.bool_]]]:
+        """Records in pieces, and which of them the job takes; only where faults are on."""
+        assert self.valid is not None
+        for start in range(first, until, _AT_ONCE):
+            fates = self.fates(start, min(_AT_ONCE, until - start))
+            assert fates is not None
+            yield fates, ~self.valid.rejects[fates.faults]
+
+    def _extreme(self, first: int, until: int, which: Callable[[Any], Any]) -> tuple[int, int] | None:
+        if until <= first:
+            return None
+        if self.valid is None:
+            due_ms = self.due_ms(until - 1 if which is np.argmax else first)
+            return due_ms, due_ms
+        found: list[tuple[int, int]] = []
+        for fates, taken in self._taken(first, until):
+            at = np.flatnonzero(taken)
+            if len(at):
+                best = at[which(fates.times_ms[at])]
+                assert self.model.faults is not None
+                sent_ms = self.model.faults.sent_ms(fates.due_ms[best : best + 1])
+                found.append((int(fates.times_ms[best]), int(sent_ms[0])))
+        return found[int(which([time for time, _ in found]))] if found else None

@@ -33,7 +33,7 @@ class Cut:
 
     Attributes:
         batch: its number.
-        read: valid ratings read of each partition since its first record; a partition that is not named was not read.
+        read: records read of each partition since its first one; a partition that is not named was not read.
     """
 
     batch: int
@@ -45,8 +45,15 @@ class Cut:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Cut:
-        """A record of topic ``metrics.batches``."""
+        """A record of topic ``metrics.batches``, which counts valid records alone: others may have put more there.
+
+        Where records are broken on purpose, see :meth:`in_records`.
+        """
         return cls(int(record["batch"]), {int(p): int(said["valid"]) for p, said in record["partitions"].items()})
+
+    def in_records(self, replays: Mapping[int, ShardReplay]) -> Cut:
+        """The cut with those counted that are broken on purpose, of the shards at hand."""
+        return Cut(self.batch, {p: replays[p].records_read(n) if p in replays else n for p, n in self.read.items()})
 
 
 @dataclass
@@ -61,20 +68,25 @@ class Watermark:
         late_ms: windows that end here or before are closed to the current micro-batch; -1 before the first.
         evict_ms: windows that end here or before are forgotten at the end of the current micro-batch; -1 before the first.
         newest_ms: newest event time so far; -1 before the first.
+        moved_ms: when the rating was sent that the eviction goes by: what was sent later can be too late for what it closed.
     """
 
     delay_ms: int
     late_ms: int = -1
     evict_ms: int = -1
     newest_ms: int = -1
+    moved_ms: int = -1
+    _sent_ms: int = -1
 
     def next_batch(self) -> None:
         """A micro-batch begins."""
         self.late_ms, self.evict_ms = self.evict_ms, max(self.evict_ms, self.newest_ms - self.delay_ms)
+        self.moved_ms = self._sent_ms
 
-    def saw(self, event_ms: int) -> None:
-        """The current micro-batch holds a rating of this time."""
-        self.newest_ms = max(self.newest_ms, event_ms)
+    def saw(self, event_ms: int, sent_ms: int) -> None:
+        """The current micro-batch holds a rating of this time, sent then."""
+        if event_ms > self.newest_ms:
+            self.newest_ms, self._sent_ms = event_ms, sent_ms
 
 
 @dataclass
@@ -134,8 +146,10 @@ class ExpectedWindows:
             self.watermark.next_batch()
             for partition, until in cut.read.items():
                 if until > read.get(partition, 0):
+                    newest = replays[partition].newest(read.get(partition, 0), until)
                     read[partition] = until
-                    self.watermark.saw(replays[partition].due_ms(until - 1))
+                    if newest is not None:
+                        self.watermark.saw(*newest)
         self._read, self.batch = read, cuts[-1].batch
         late_ms = self.watermark.late_ms if len(cuts) == 1 else -1
         for partition, until in sorted(read.items()):
@@ -143,15 +157,18 @@ class ExpectedWindows:
             if until > first:
                 replay = replays[partition]
                 for events in _in_pieces(replay, self._wanted_from(replay, first), until):
-                    self._take(events, late_ms)
+                    if len(events):
+                        self._take(events, late_ms)
 
     def may_merge(self, cuts: Sequence[Cut], replays: Mapping[int, ShardReplay]) -> bool:
         """Whether some cuts may be taken as one: none of the ratings up to the last of them can be too late for any window."""
         read = {p: n for p, n in cuts[-1].read.items() if n > self._read.get(p, 0)}
         if not read:
             return True
-        oldest_ms = min(replays[p].due_ms(self._read.get(p, 0)) for p in read)
-        newest_ms = max(replays[p].due_ms(n - 1) for p, n in read.items())
+        newest = [replays[p].newest(self._read.get(p, 0), n) for p, n in read.items()]
+        oldest = [replays[p].oldest_ms(self._read.get(p, 0), n) for p, n in read.items()]
+        newest_ms = max((found[0] for found in newest if found is not None), default=-1)
+        oldest_ms = min((found for found in oldest if found is not None), default=newest_ms)
         # a window that holds a rating ends after it
         return oldest_ms >= max(newest_ms - self.watermark.delay_ms, self.watermark.newest_ms - self.watermark.delay_ms)
 
@@ -203,19 +220,21 @@ class ExpectedWindows:
     def _wanted_from(self, replay: ShardReplay, first: int) -> int:
         """The first rating that falls into a window that is not left out."""
         longest_ms = max(spec.size_ms for spec in self.specs)
-        return first if self._from_ms == 0 else max(first, replay.count_before(self._from_ms - longest_ms))
+        return first if self._from_ms == 0 else max(first, replay.first_in(self._from_ms - longest_ms))
 
     def _take(self, events: EventBatch, late_ms: int) -> None:
         movies = self._catalogue.index_of(events.movie_ids)
         cells = movies * HALF_STARS_MAX + (events.half_stars.astype(np.int64) - 1)
         for kind, spec in enumerate(self.specs):
             newest_end = events.timestamps_ms - events.timestamps_ms % spec.slide_ms + spec.size_ms
-            # times do not decrease within a shard, so the ratings of one slide lie together
+            # the ratings of one slide are to lie together, as they do unless faults are on
+            order = np.argsort(newest_end, kind="stable") if events.faults is not None else slice(None)
+            newest_end, placed = newest_end[order], cells[order]
             starts = np.flatnonzero(np.diff(newest_end, prepend=-1)).tolist()
             for lo, hi in zip(starts, [*starts[1:], len(events)], strict=True):
                 end_ms = int(newest_end[lo])
                 for back in range(0, spec.size_ms, spec.slide_ms):
-                    self._add((kind, end_ms - back), cells[lo:hi], events.partition, late_ms)
+                    self._add((kind, end_ms - back), placed[lo:hi], events.partition, late_ms)
 
     def _add(self, window: WindowId, cells: npt.NDArray[np.int64], partition: int, late_ms: int) -> None:
         if window[1] <= self._from_ms:
@@ -264,7 +283,7 @@ class ExpectedWindows:
 
 def _in_pieces(replay: ShardReplay, first: int, until: int, most: int = 1 << 17) -> Iterable[EventBatch]:
     for start in range(first, until, most):
-        yield replay.events(start, min(most, until - start))
+        yield replay.valid_events(start, min(most, until - start))
 
 
 def _mean(half_sum: int, count: int) -> float | None:

@@ -66,6 +66,7 @@ class AuditReport:
         run: id of the run.
         records: ``expected``, ``found`` and the number of each kind of wrong record.
         partitions: the same by partition.
+        by_design: records that are broken on purpose, by kind; they are among the expected ones, and right as they are.
         windows: ``checked``, ``wrong``, ``late_dropped``, ``pending``; and ``reason`` where they could not be checked.
         findings: what is wrong, the first 20 of each kind and partition.
         records_per_s: how fast the ratings were read and compared.
@@ -77,6 +78,7 @@ class AuditReport:
     run: str = ""
     records: dict[str, int] = field(default_factory=dict)
     partitions: dict[str, dict[str, int]] = field(default_factory=dict)
+    by_design: dict[str, int] = field(default_factory=dict)
     windows: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     records_per_s: float = 0.0
@@ -218,6 +220,8 @@ def _add_records(report: AuditReport, verdicts: list[PartitionVerdict]) -> None:
         row = {"expected": verdict.expected, "found": verdict.found, **verdict.counts}
         report.partitions[str(verdict.partition)] = row
         report.findings += verdict.findings
+        for kind, count in verdict.by_design.items():
+            report.by_design[kind] = report.by_design.get(kind, 0) + count
     names = ("expected", "found", *KINDS)
     report.records = {name: sum(row[name] for row in report.partitions.values()) for name in names}
 
@@ -258,7 +262,7 @@ def _audit_partitions(
         if progress is None:
             verdicts.append(_without_progress(settings, bootstrap, partition))
             continue
-        replay = ShardReplay(models[partition], progress)
+        replay = ShardReplay(models[partition], progress, settings.guard_ms)
         first = 0 if from_ms is None else min(progress.next_index, replay.count_before(from_ms))
         end = progress.next_index if to_ms is None else min(progress.next_index, replay.count_before(to_ms))
         one = PartitionAudit(replay, end, first, bounded=to_ms is not None)
@@ -384,12 +388,12 @@ def _audit_windows(
     records = list(read_topic(bootstrap, settings.batches_topic))
     actual = _actual(settings, bootstrap)  # after the cuts, so that of each of them all windows are there
     run = published_run(settings, bootstrap)  # and this too: what was read was sent before
-    cuts = _cuts(records, run)
+    models = build_models(settings, catalogue, run.progress)
+    replays = {p: ShardReplay(models[p], progress, settings.guard_ms) for p, progress in run.progress.items()}
+    cuts = _cuts(records, replays)
     if not cuts:
         report.windows["reason"] = "no job has read anything yet"
         return
-    models = build_models(settings, catalogue, run.progress)
-    replays = {p: ShardReplay(models[p], progress) for p, progress in run.progress.items()}
     engine = ExpectedWindows(
         catalogue, window_specs(settings), round(settings.watermark_s * 1000), settings.top_n, from_ms or 0
     )
@@ -416,13 +420,13 @@ def _together(engine: ExpectedWindows, cuts: list[Cut], replays: dict[int, Shard
     return max(1, most)
 
 
-def _cuts(records: Iterable[Record], run: PublishedRun) -> list[Cut]:
+def _cuts(records: Iterable[Record], replays: dict[int, ShardReplay]) -> list[Cut]:
     """What each micro-batch read, in order; of a query that began anew only what came since."""
     cuts: list[Cut] = []
     for record in records:
-        cut = Cut.from_record(json.loads(record.value or b"{}"))
+        cut = Cut.from_record(json.loads(record.value or b"{}")).in_records(replays)
         # what is not ours is no rating that could be regenerated: it shows among the records
-        read = {p: min(n, run.progress[p].next_index) for p, n in cut.read.items() if p in run.progress}
+        read = {p: min(n, replays[p].progress.next_index) for p, n in cut.read.items() if p in replays}
         cut = Cut(cut.batch, read)
         if cuts and cut.batch <= cuts[-1].batch:
             if cut.reaches(cuts[-1].read):
@@ -506,6 +510,9 @@ def _unread(report: AuditReport, run: PublishedRun, engine: ExpectedWindows, rep
         read = engine.read.get(partition, 0)
         if read >= progress.next_index:
             continue
+        if replays[partition].valid is not None:
+            _unread_of(report, replays[partition], read, engine)
+            continue
         first_ms = replays[partition].due_ms(read)
         for spec in engine.specs:
             last_ms = min(replays[partition].due_ms(progress.next_index - 1), engine.watermark.evict_ms)
@@ -518,3 +525,19 @@ def _unread(report: AuditReport, run: PublishedRun, engine: ExpectedWindows, rep
                     f"read, but windows of {spec.name} that they belong to are final"
                 )
                 report.findings.append(Finding("window", partition, read, None, text))
+
+
+def _unread_of(report: AuditReport, replay: ShardReplay, read: int, engine: ExpectedWindows) -> None:
+    """The same, of a shard whose records are broken on purpose: some of them are too late by design."""
+    sent, mark = replay.progress.next_index, engine.watermark
+    for spec in engine.specs:
+        # a window that ended by then is final, and so is each that a rating from before it belongs to
+        last_end_ms = mark.evict_ms - mark.evict_ms % spec.slide_ms
+        count = replay.unread(read, sent, 0, last_end_ms, mark.moved_ms)
+        if count:
+            report.windows["wrong"] += 1
+            text = (
+                f"{count:,} ratings of partition {replay.partition} have not been read, but windows of {spec.name} that they "
+                "belong to are final"
+            )
+            report.findings.append(Finding("window", replay.partition, read, None, text))

@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import json as arrow_json
 
-from ray_pipeline.codec import InvalidRating, decode_value
+from ray_pipeline.codec import decode_value
 from ray_pipeline.config import Settings
 from ray_pipeline.conformance.sample import Sample
+from ray_pipeline.conformance.texts import classify
 from ray_pipeline.conformance.world import World
 from ray_pipeline.errors import UncheckedError
+from ray_pipeline.events import Fault
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.kafka.read import Record, newest_of_key, read_topic
 from ray_pipeline.verification.audit import PublishedRun, published_run
@@ -44,7 +46,7 @@ def read_sample(settings: Settings, bootstrap: str, most: int) -> Sample:
     """
     run = published_run(settings, bootstrap)
     records = islice(read_topic(bootstrap, run.settings.ratings_topic), most)
-    blocks, unreadable = _columns(records)
+    blocks, texts = _columns(records)
     if not blocks:
         raise UncheckedError(
             problem=f"topic {run.settings.ratings_topic} at {bootstrap} has no ratings", fix="Check --topic"
@@ -60,9 +62,10 @@ def read_sample(settings: Settings, bootstrap: str, most: int) -> Sample:
         numbers["movieId"],
         numbers["half_stars"],
         numbers["timestamp"],
-        whole=len(numbers) == world.declared_total,
+        whole=int(texts.sum()) == world.declared_total,
         source=world,
-        unreadable=unreadable,
+        unreadable=int(texts.sum()) - len(numbers),
+        texts=texts,
     )
 
 
@@ -78,50 +81,51 @@ _COLUMNS = np.dtype(
 )
 
 
-def _columns(records: Iterator[Record]) -> tuple[list[np.ndarray], int]:
-    """Blocks of ratings with their places, and how many records are no rating."""
+def _columns(records: Iterator[Record]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Blocks of ratings with their places, and how many records have which text, by :class:`Fault`."""
     places: dict[int, int] = {}
-    blocks, unreadable = [], 0
+    blocks, counts = [], np.zeros(len(Fault), np.int64)
     while several := list(islice(records, _AT_ONCE)):
         block = np.empty(len(several), _COLUMNS)
         block["partition"] = [record.partition for record in several]
         for row, record in enumerate(several):
             block["index"][row] = places.get(record.partition, 0)
             places[record.partition] = places.get(record.partition, 0) + 1
-        readable = _decode([record.value for record in several], block)
-        unreadable += int((~readable).sum())
-        blocks.append(block[readable])
-    return blocks, unreadable
+        texts = _decode([record.value for record in several], block)
+        counts += np.bincount(texts, minlength=len(Fault))
+        blocks.append(block[texts < Fault.MALFORMED])
+    return blocks, counts
 
 
 def _decode(values: list[bytes | None], block: np.ndarray) -> np.ndarray:
-    """Fill in the fields; returns which of them are ratings, shape (n,)."""
+    """Fill in the fields; returns what the text of each is, shape (n,)."""
     try:
         table = arrow_json.read_json(
             io.BytesIO(b"\n".join(value or b"" for value in values)),
-            parse_options=arrow_json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
+            parse_options=arrow_json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="infer"),
         )
     except pa.ArrowInvalid:
         table = None
-    if table is not None and len(table) == len(values) and not any(c.null_count for c in table.columns):
+    if (
+        table is not None
+        and table.column_names == [*_FIELDS]
+        and len(table) == len(values)
+        and not any(c.null_count for c in table.columns)
+    ):
         columns = {name: table[name].to_numpy() for name in _FIELDS}
         half_stars = columns["rating"] * 2
         if ((half_stars >= 1) & (half_stars <= 10) & (half_stars == np.floor(half_stars))).all():
             for name in ("userId", "movieId", "timestamp"):
                 block[name] = columns[name]
             block["half_stars"] = half_stars
-            return np.ones(len(values), np.bool_)
-    readable = np.zeros(len(values), np.bool_)
-    for row, value in enumerate(values):
-        try:
-            fields = decode_value(value)
-        except InvalidRating:
-            continue
-        readable[row] = True
+            return np.zeros(len(values), np.uint8)
+    texts = classify(values)
+    for row in np.flatnonzero(texts < Fault.MALFORMED).tolist():
+        fields = decode_value(values[row])
         for name in ("userId", "movieId", "timestamp"):
             block[name][row] = fields[name]
         block["half_stars"][row] = fields["rating"] * 2
-    return readable
+    return texts
 
 
 def _declared(run: PublishedRun, bootstrap: str) -> World:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
+from ray_pipeline.codec import encode_values
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import UncheckedError
 from ray_pipeline.kafka.read import Record, read_topic_from
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.truth.explain import explain
+from ray_pipeline.truth.follower import Follower
 from ray_pipeline.truth.replay import ShardReplay, build_models
 from ray_pipeline.verification.audit import PublishedRun, published_run
 from ray_pipeline.windows.spec import window_specs
@@ -54,7 +57,7 @@ class Explainer:
             raise UncheckedError(problem=f"index {index} is below 0", fix="Ratings are counted from 0")
         replay = self._replay(partition)
         found = explain(replay, index, self._run.settings, self._catalogue, window_specs(self._run.settings))
-        return {**found, "kafka": self._shown(self._record_of(replay, index, found["value"]), found["value"])}
+        return {**found, "kafka": self._shown(self._record_of(replay, index), found["value"])}
 
     def by_offset(self, partition: int, offset: int) -> dict[str, Any]:
         """Explain the record at an offset, or the next data record; ``foreign`` when it is no rating of the run.
@@ -69,7 +72,7 @@ class Explainer:
                 problem=f"partition {partition} has no record at offset {offset} or behind it",
                 fix="See ray-pipeline topics count for what there is",
             )
-        index = replay.index_of(record.value)
+        index = self._index_of(replay, record)
         if index is None:
             return {"partition": partition, "index": None, "foreign": True, "kafka": self._shown(record, None)}
         found = explain(replay, index, self._run.settings, self._catalogue, window_specs(self._run.settings))
@@ -84,18 +87,37 @@ class Explainer:
                 problem=f"partition {partition} has no ratings of this run", fix=f"The partitions are: {known}"
             )
         if partition not in self._replays:
-            models = build_models(self._run.settings, self._catalogue, [partition])
-            self._replays[partition] = ShardReplay(models[partition], self._run.progress[partition])
+            settings = self._run.settings
+            model = build_models(settings, self._catalogue, [partition])[partition]
+            self._replays[partition] = ShardReplay(model, self._run.progress[partition], settings.guard_ms)
         return self._replays[partition]
 
-    def _record_of(self, replay: ShardReplay, index: int, value: str) -> Record | None:
+    def _index_of(self, replay: ShardReplay, record: Record) -> int | None:
+        """Which rating a record is; one that is broken on purpose follows from those that stand before it."""
+        if replay.valid is None:
+            return replay.index_of(record.value)
+        return dict(self._named(replay, record.offset - _NEAR, record.offset)).get(record.offset)
+
+    def _named(self, replay: ShardReplay, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Offsets and indexes of the ratings of a shard whose records are broken on purpose, at offsets ``first … last``."""
+        follower = Follower(replay, None)
+        topic = self._run.settings.ratings_topic
+        for record in read_topic_from(self._bootstrap, topic, replay.partition, max(0, first)):
+            if record.offset > last:
+                return
+            index = follower.index_of(record.value)
+            if index is not None:
+                yield record.offset, index
+
+    def _record_of(self, replay: ShardReplay, index: int) -> Record | None:
         """The record of a rating: markers of transactions take offsets too, so it stands at its index or behind it."""
         topic = self._run.settings.ratings_topic
+        value = encode_values(replay.events(index, 1))[0]
         low, high = index, None
         first = next(iter(read_topic_from(self._bootstrap, topic, replay.partition, low)), None)
         while first is not None:
             there = replay.index_of(first.value)
-            if first.value == value.encode():
+            if first.value == value and there == index:
                 return first
             if there is None or there > index:
                 break
@@ -103,8 +125,11 @@ class Explainer:
             low, high = first.offset + step, first
             first = next(iter(read_topic_from(self._bootstrap, topic, replay.partition, low)), None)
         start = max(0, (high.offset if high else index) - _NEAR)
-        near = itertools.islice(read_topic_from(self._bootstrap, topic, replay.partition, start), 2 * _NEAR)
-        return next((record for record in near if record.value == value.encode()), None)
+        near = list(itertools.islice(read_topic_from(self._bootstrap, topic, replay.partition, start), 2 * _NEAR))
+        if replay.valid is not None and near:
+            place = {i: offset for offset, i in self._named(replay, start, near[-1].offset)}.get(index)
+            return next((record for record in near if record.offset == place), None)
+        return next((record for record in near if record.value == value), None)
 
     @staticmethod
     def _shown(record: Record | None, must: str | None) -> dict[str, Any] | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
+from ray_pipeline.verification.answers import AnswerFeed
 from ray_pipeline.verification.oracle import OracleStage
 from ray_pipeline.verification.scoring import ScoreFeed
 
@@ -13,7 +15,7 @@ __all__ = ["VerificationStage"]
 
 
 class VerificationStage:
-    """Runs the oracle and the scoreboard.
+    """Runs the oracle, the scoreboard and the answer key.
 
     Args:
         settings: all settings.
@@ -25,17 +27,25 @@ class VerificationStage:
         clock = clock or SystemClock()
         self._oracle = OracleStage(settings, bootstrap, clock)
         self._scores = ScoreFeed(settings, bootstrap, clock)
+        self._answers = AnswerFeed(settings, bootstrap, clock)
 
     def start(self) -> None:
         """Begin; returns at once."""
         self._oracle.start()
         self._scores.start()
+        self._answers.start()
 
     def status(self) -> dict[str, Any]:
-        """``state``; ``oracle`` and ``scores``: how each stands, and why it failed if it did: the stream goes on without them."""
-        return {"state": "running", "oracle": self._oracle.status(), "scores": self._scores.status()}
+        """``state``; ``oracle``, ``scores``, ``answers``: how each stands, and why it failed if it did: the stream goes on without."""
+        parts: dict[str, OracleStage | ScoreFeed | AnswerFeed] = {
+            "oracle": self._oracle,
+            "scores": self._scores,
+            "answers": self._answers,
+        }
+        return {"state": "running", **{name: part.status() for name, part in parts.items()}}
 
     def stop(self, deadline_s: float = 30.0) -> None:
         """Work off what is there, and end."""
-        self._oracle.stop(deadline_s)
-        self._scores.stop(deadline_s)
+        end = time.monotonic() + deadline_s
+        for part in (self._oracle, self._scores, self._answers):
+            part.stop(max(1.0, end - time.monotonic()))

@@ -31,9 +31,11 @@ class RatingsArchive:
         spark: the session.
         uri: the archive, a Hadoop URI.
         then: is called after each micro-batch.
+        guard_ms: see :func:`valid`.
     """
 
-    def __init__(self, spark: Any, uri: str, then: Callable[[], None]) -> None:
+    def __init__(self, spark: Any, uri: str, then: Callable[[], None], guard_ms: int = 0) -> None:
+        self._guard_ms = guard_ms
         self.ratings = 0
         self.batch = -1
         self._spark = spark
@@ -49,7 +51,7 @@ class RatingsArchive:
         seen = Observation()
         time = F.timestamp_millis("timestamp")
         rows = (
-            valid(frame)
+            valid(frame, self._guard_ms)
             .withColumns({"date": F.date_format(time, "yyyy-MM-dd"), "hour": F.date_format(time, "HH")})
             .observe(seen, F.count(F.lit(1)).alias("ratings"))
             # one task: a file an hour, in a fixed order, and the other cores are left to the windows

@@ -63,7 +63,7 @@ class ArchiveQuery:
         self._windows = WindowsArchive(
             spark, bootstrap, settings.metrics_topic, self._uri, self._checkpoint, specs, watermark_ms
         )
-        self._ratings = RatingsArchive(spark, self._uri, self._windows.write)
+        self._ratings = RatingsArchive(spark, self._uri, self._windows.write, settings.guard_ms)
 
     def start(self) -> None:
         """Start the query, from its checkpoint when there is one."""

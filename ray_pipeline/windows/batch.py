@@ -63,7 +63,8 @@ def _of_topic(spark: Any, settings: Settings, bootstrap: str) -> Any:
         .option("startingOffsets", "earliest")
         .option("endingOffsets", "latest")
         .option("kafka.isolation.level", "read_committed")
-        .load()
+        .load(),
+        settings.guard_ms,
     )
 
 

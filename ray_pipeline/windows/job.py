@@ -25,12 +25,17 @@ _LATEST_MS = 253_402_300_799_999  # end of the year 9999, the last that Spark's 
 _WATERMARK_METADATA = "spark.watermarkDelayMs"
 
 
-def parse(raw: DataFrame) -> DataFrame:
+def parse(raw: DataFrame, guard_ms: int = 0) -> DataFrame:
     """Kafka records → partition, offset, reason, movieId, half, event_ms.
 
     ``reason`` is null for a valid rating; the last three columns are null for an invalid one.
+
+    Args:
+        raw: records of the Kafka source.
+        guard_ms: how far ahead of the record's own time an event time may lie, milliseconds; 0 = as far as it likes. One event time
+            in the future would otherwise move the watermark, and all that comes after it would be too late.
     """
-    checked = _checked(raw)
+    checked = _checked(raw, guard_ms)
     valid = F.col("reason").isNull()
     return checked.select(
         "partition",
@@ -42,21 +47,22 @@ def parse(raw: DataFrame) -> DataFrame:
     )
 
 
-def valid(raw: DataFrame) -> DataFrame:
-    """Kafka records → those that are a valid rating: partition, offset, and the four fields of a rating."""
+def valid(raw: DataFrame, guard_ms: int = 0) -> DataFrame:
+    """Kafka records → those that :func:`parse` finds valid: partition, offset, and the four fields of a rating."""
     fields = [F.col(f"r.{name}").alias(name) for name in ("userId", "movieId", "rating", "timestamp")]
-    return _checked(raw).where(F.col("reason").isNull()).select("partition", "offset", *fields)
+    return _checked(raw, guard_ms).where(F.col("reason").isNull()).select("partition", "offset", *fields)
 
 
-def rejected(raw: DataFrame) -> DataFrame:
-    """Kafka records → those that are no valid rating: partition, offset, timestamp_ms, reason, key, value."""
-    checked = _checked(raw, F.unix_millis("timestamp").alias("timestamp_ms"), F.col("key"), F.col("value"))
+def rejected(raw: DataFrame, guard_ms: int = 0) -> DataFrame:
+    """Kafka records → those that :func:`parse` finds invalid: partition, offset, timestamp_ms, reason, key, value."""
+    checked = _checked(raw, guard_ms, F.unix_millis("timestamp").alias("timestamp_ms"), F.col("key"), F.col("value"))
     return checked.where(F.col("reason").isNotNull()).drop("r")
 
 
-def _checked(raw: DataFrame, *more: Column) -> DataFrame:
+def _checked(raw: DataFrame, guard_ms: int, *more: Column) -> DataFrame:
     fields = F.from_json(F.col("value").cast("string"), _SCHEMA, {"mode": "PERMISSIVE"})
-    parsed = raw.select("partition", "offset", fields.alias("r"), *more)
+    sent_ms = F.unix_millis("timestamp")
+    parsed = raw.select("partition", "offset", fields.alias("r"), sent_ms.alias("sent_ms"), *more)
     r = F.col("r")
     half = r["rating"] * 2
     nothing = r.isNull() | (r["userId"].isNull() & r["movieId"].isNull() & r["rating"].isNull())
@@ -70,7 +76,10 @@ def _checked(raw: DataFrame, *more: Column) -> DataFrame:
         .when(~(half.between(1, 10) & (half == F.floor(half))), "rating is not one of 0.5, 1.0, … 5.0")
         .when(no_time, "timestamp is missing or out of range")
     )
-    return parsed.withColumn("reason", reason)
+    if guard_ms:
+        ahead = r["timestamp"] - F.col("sent_ms") > guard_ms
+        reason = reason.when(ahead, f"timestamp is more than {guard_ms / 1000:g} s ahead of the time it was sent")
+    return parsed.withColumn("reason", reason).drop("sent_ms")
 
 
 def aggregate(parsed: DataFrame, specs: tuple[WindowSpec, ...], watermark_ms: int) -> DataFrame:

@@ -27,6 +27,7 @@ def marker_for(settings: Settings) -> dict[str, Any]:
         "sliding_s": settings.sliding_s,
         "slide_s": settings.slide_s,
         "watermark_s": settings.watermark_s,
+        "max_ahead_s": settings.guard_ms / 1000,
         "partitions": settings.partitions,
         "shuffle_partitions": shuffle_partitions(settings),
     }

@@ -105,6 +105,7 @@ class BatchSink:
         settings = self._settings
         names = ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n", "ratings_topic", "metrics_topic")
         record = {name: getattr(settings, name) for name in (*names, "batches_topic", "rejected_topic")}
+        record["max_ahead_s"] = settings.guard_ms / 1000
         self._put(settings.progress_topic, "windows", {**record, "window_types": [s.name for s in self._specs]})
 
     def publish_job(self, **changes: Any) -> None:

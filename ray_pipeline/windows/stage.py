@@ -177,7 +177,7 @@ class WindowStage:
             # a task a core: more tasks than cores cost a small batch more than its ratings do
             .coalesce(shuffle_partitions(settings))
         )
-        groups = aggregate(parse(raw), self._specs, round(settings.watermark_s * 1000))
+        groups = aggregate(parse(raw, settings.guard_ms), self._specs, round(settings.watermark_s * 1000))
         writer = (
             groups.writeStream.queryName(QUERY)
             .outputMode("update")
@@ -469,7 +469,7 @@ class WindowStage:
             .option("failOnDataLoss", "false")  # the first offset may be a marker's, or cleaned away already
             .load()
         )
-        rows: list[dict[str, Any]] = rejected(raw).toArrow().to_pylist()
+        rows: list[dict[str, Any]] = rejected(raw, self._settings.guard_ms).toArrow().to_pylist()
         return rows
 
 

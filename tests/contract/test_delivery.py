@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from ray_pipeline.delivery.factory import fallback, open_delivery
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
 from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
 from ray_pipeline.errors import DeliveryError, FencedError
-from ray_pipeline.events import EventBatch
+from ray_pipeline.events import EventBatch, Fault
 from ray_pipeline.kafka.read import read_topic
 from ray_pipeline.kafka.topics import ensure_topics
 
@@ -36,7 +36,7 @@ class World:
     """A kind of delivery, and how to look at what readers see."""
 
     make: Callable[[], ShardDelivery]
-    seen: Callable[[], list[tuple[bytes, bytes]]]
+    seen: Callable[[], list[tuple[bytes, bytes | None]]]
     exactly_once: bool
 
 
@@ -53,14 +53,27 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     assert fallback(settings) is None
     ensure_topics(settings, bootstrap)
 
-    def seen() -> list[tuple[bytes, bytes]]:
-        return [((r.key or "").encode(), r.value or b"") for r in read_topic(bootstrap, name)]
+    def seen() -> list[tuple[bytes, bytes | None]]:
+        return [((r.key or "").encode(), r.value) for r in read_topic(bootstrap, name)]
 
     yield World(lambda: open_delivery(settings, bootstrap, 0), seen, request.param != "at-least-once")
 
 
-def expected(*batches: EventBatch) -> list[tuple[bytes, bytes]]:
+def expected(*batches: EventBatch) -> list[tuple[bytes, bytes | None]]:
     return [pair for b in batches for pair in zip(encode_keys(b), encode_values(b), strict=True)]
+
+
+def test_records_that_are_broken_on_purpose_arrive_as_they_are(world: World) -> None:
+    faults = np.arange(500) % len(Fault)
+    broken = replace(batch(0, 500), faults=faults.astype(np.uint8), details=np.arange(500, dtype=np.uint32) * 97)
+    delivery = world.make()
+    delivery.open(30)
+    delivery.send(broken)
+    delivery.commit(progress(500))
+    assert delivery.newest(1, 30) == [None]  # the last one is a tombstone
+    delivery.close()
+    assert world.seen() == expected(broken)
+    assert sum(value is None for _, value in world.seen()) == 50
 
 
 def test_a_fresh_shard_has_no_progress_and_then_its_own(world: World) -> None:

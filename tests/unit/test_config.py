@@ -32,7 +32,7 @@ def test_a_preset_beats_defaults_alone(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match=r"'loud' does not exist\. The presets are: movielens, quiet"):
+    with pytest.raises(ConfigurationError, match=r"'loud' does not exist\. The presets are: .*movielens"):
         load_settings(preset="loud")
 
 

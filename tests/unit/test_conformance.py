@@ -34,6 +34,8 @@ TURNED: dict[str, Any] = {
     "seed": 43,
     "start_time_ms": START_MS + 1_000,
     "factor_share": 0.6,
+    "clock_skew": "1:-30s",
+    "silent": "2:every=60s,for=10s",
 }
 """Other values of settings for which a generic change does not do."""
 
@@ -78,8 +80,19 @@ def with_turned(name: str, tmp_path: Path) -> tuple[dict[str, Any], dict[str, An
         return {}, {"catalog": tmp_path / "movies.csv"}
     if name == "duration_s":
         return {"ratings": None, "duration_s": 400.0}, {"ratings": None, "duration_s": 500.0}
-    return {}, {name: turned(name, declared().settings)}
+    said = BROKEN.get(name, {})
+    return said, {**said, name: turned(name, declared(**said).settings)}
 
+
+BROKEN: dict[str, dict[str, Any]] = {
+    **{
+        name: {"late_share": 0.2, "late_max_s": 120.0, "disorder_share": 0.2}
+        for name in ("late_law", "late_mean_s", "late_max_s", "disorder_s")
+    },
+    "duplicate_distance": {"duplicate_share": 0.2},
+    "future_s": {"future_share": 0.1},
+}
+"""What must be broken for a setting to show how."""
 
 COVERED = sorted({name for check in CHECKS for name in check.settings})
 EXPENSIVE = "identifiability"
