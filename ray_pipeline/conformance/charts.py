@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from ray_pipeline.conformance.evidence import Evidence
 from ray_pipeline.conformance.judge import ConformanceReport, Row
+from ray_pipeline.conformance.spoilt import delays_ms
 from ray_pipeline.conformance.timing import windows
 from ray_pipeline.conformance.values import expected_histogram, observed_histogram
 
@@ -49,6 +50,7 @@ _STYLE: Any = {
 }
 _BINS = 24
 _STRETCHES_MOST = 200
+_CURVE = 400
 _SHARES = ("user bias", "movie bias", "factors", "noise")
 
 
@@ -75,6 +77,7 @@ def draw_charts(evidence: Evidence, report: ConformanceReport) -> list[Chart]:
         ("Activity of users", _law(_users(evidence), evidence.declared.user_law, "user, by declared activity")),
         ("Rate over event time", _rate(evidence)),
         ("Genres", _genres(evidence)),
+        ("Lateness", _lateness(evidence)),
     ]
     return [Chart(title, _svg(draw, title)) for title, draw in charts if draw is not None]
 
@@ -196,5 +199,22 @@ def _genres(evidence: Evidence) -> Callable[[Axes], None] | None:
         axes.set_yticklabels([catalogue.genre_names[n] for n in order], fontsize=8)
         axes.grid(axis="y", visible=False)
         axes.legend(loc="lower right")
+
+    return draw
+
+
+def _lateness(evidence: Evidence) -> Callable[[Axes], None] | None:
+    """How many of the late records, and of those out of order, are later than a time."""
+    delays = [("declared", _DECLARED, "-"), ("observed", _OBSERVED, "--")]
+    found, declared = (np.sort(ms) / 1000.0 for ms in delays_ms(evidence))
+    if not len(found) or not len(declared):
+        return None
+
+    def draw(axes: Axes) -> None:
+        for (label, colour, line), seconds in zip(delays, (declared, found), strict=True):
+            some = np.unique(np.linspace(0, len(seconds) - 1, _CURVE).astype(np.int64))
+            axes.plot(seconds[some], 100 * (1 - some / len(seconds)), line, color=colour, linewidth=2, label=label)
+        axes.set(xlabel="lateness, s", ylabel="% of late records that are later", xscale="log")
+        axes.legend()
 
     return draw

@@ -18,6 +18,7 @@ from ray_pipeline.model.faults import Fates, Faults, make_faults
 __all__ = [
     "behind",
     "clock",
+    "delays_ms",
     "future",
     "future_share",
     "lateness",
@@ -76,10 +77,7 @@ def behind(evidence: Evidence) -> Measure:
 
 def lateness(evidence: Evidence) -> Measure:
     """By how much, against the declared laws of late records and of those out of order together."""
-    fates = _simulated(evidence.declared.settings)
-    declared = np.empty(0) if fates is None else (fates.due_ms - fates.times_ms)[_moved(fates) & (fates.faults < 3)]
-    found = -_off(evidence)
-    found = found[found > 0]
+    found, declared = delays_ms(evidence)
     if not len(declared):
         return _nothing(len(found), "no records are declared to be late or out of order")
     if len(found) < _FEWEST:
@@ -93,6 +91,14 @@ def lateness(evidence: Evidence) -> Measure:
     statistic = float(((counts - expected)[filled] ** 2 / (expected[filled] * grown)).sum())
     value = float(np.abs(counts - expected).sum() / 2 / len(found))
     return Distance(value, math.inf if counts[-1] > len(found) / 100 else statistic, max(1, int(filled.sum()) - 1))
+
+
+def delays_ms(evidence: Evidence) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """By how much event times lie before the time at which records are due, of those that do: found, and as is declared."""
+    off, fates = _off(evidence), _simulated(evidence.declared.settings)
+    if fates is None:
+        return -off[off < 0], np.empty(0, np.int64)
+    return -off[off < 0], (fates.due_ms - fates.times_ms)[_moved(fates)]
 
 
 def future_share(evidence: Evidence) -> Measure:

@@ -201,9 +201,10 @@ def test_a_seed_that_is_another_shows_whatever_else_is_right() -> None:
 
 
 def test_the_page_is_one_file_that_needs_nothing_else() -> None:
-    evidence = Evidence(sample_of(), declared())
+    late = {"late_share": 0.1}
+    evidence = Evidence(sample_of(**late), declared(**late))
     page = render_page(evidence, judge(evidence, "made anew"))
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert not re.search(r"""(src|href)\s*=\s*["'](?!\#)""", page), "nothing is fetched"
     assert "@import" not in page and "url(http" not in page
     assert "prefers-color-scheme: dark" in page and "#040506" not in page
