@@ -30,10 +30,8 @@ PARTITIONS = 2
 SHARES = [0.7, 0.3]
 COMMIT_MS = 100
 
-FAILURES = [
-    *("open", "send", "commit", "commit, done"),
-    *(f"commit, {half}" for half in ("ratings alone", "progress alone", "ratings first", "progress first")),
-]
+HALVES = [f"commit, {half}" for half in ("ratings alone", "progress alone", "ratings first", "progress first")]
+FAILURES = ["open", "send", "commit", "commit, done", *HALVES]
 
 partitions = st.integers(0, PARTITIONS - 1)
 rates = st.sampled_from([0.5, 7.0, 60.0, 300.0])
@@ -58,8 +56,8 @@ class Process:
 class Generator(RuleBasedStateMachine):
     """A run that anything may happen to."""
 
-    @initialize(requested=st.sampled_from([None, 40, 400]), fixed=st.booleans())
-    def begin(self, requested: int | None, fixed: bool) -> None:
+    @initialize(requested=st.sampled_from([None, 40, 400]), fixed=st.booleans(), under_way=st.booleans())
+    def begin(self, requested: int | None, fixed: bool, under_way: bool) -> None:
         self.clock = FakeClock()
         self.log = MemoryLog()
         self.settings: Settings = load_settings(
@@ -72,6 +70,8 @@ class Generator(RuleBasedStateMachine):
         self.zombies: list[ShardRunner] = []
         self.checked: dict[int, tuple[ShardProgress, int]] = {}
         self.begin_run()
+        if under_way:
+            self.all_goes_well_for_a_while(0.11)
 
     def begin_run(self) -> None:
         self.coordinator = Coordinator(self.settings, "config", SHARES)
@@ -125,6 +125,12 @@ class Generator(RuleBasedStateMachine):
         self.a_shard_works(partition, 3)
         self.exchange(partition)
 
+    @rule(seconds=spans_s)
+    def all_goes_well_for_a_while(self, seconds: float) -> None:
+        for _ in range(3):
+            for partition in range(PARTITIONS):
+                self.all_goes_well(partition, seconds)
+
     def exchange(self, partition: int) -> None:
         for _ in range(2):
             self.an_answer_arrives(partition)
@@ -147,6 +153,15 @@ class Generator(RuleBasedStateMachine):
     @rule(what=st.sampled_from(FAILURES))
     def something_will_fail(self, what: str) -> None:
         self.log.failures.append(what)
+
+    @rule(partition=partitions, half=st.sampled_from(HALVES), seconds=spans_s, dies=st.booleans())
+    def a_commit_is_kept_by_halves(self, partition: int, half: str, seconds: float, dies: bool) -> None:
+        self.exchange(partition)
+        self.clock.advance(seconds)
+        self.log.failures.insert(0, half)
+        self.a_shard_works(partition, 3)
+        if dies:
+            self.a_process_dies(partition)
 
     @rule(partition=partitions)
     def a_process_dies(self, partition: int) -> None:
