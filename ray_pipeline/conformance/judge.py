@@ -56,7 +56,7 @@ class ConformanceReport:
 
     Attributes:
         verdict: ``conforms``, ``deviates``, or ``unchecked`` when no check could tell.
-        events: how many ratings were judged.
+        events: how many ratings were judged, repeats included.
         unreadable: how many records beside them were no rating.
         source: where they came from.
         config: digest of the configuration that they were judged against.
@@ -89,7 +89,7 @@ def judge(evidence: Evidence, source: str, checks: tuple[Check, ...] = CHECKS) -
     rows = [_row(check, measure, check.name in wrong, level) for check, measure in measured]
     told = [row for row in rows if row.verdict != "unchecked"]
     verdict = "deviates" if wrong else "conforms" if told else "unchecked"
-    world, sample = evidence.declared, evidence.sample
+    world, sample = evidence.declared, evidence.raw
     config = world.settings.digest(world.catalogue.digest)
     return ConformanceReport(verdict, len(sample), sample.unreadable, source, config, checks=rows)
 

@@ -200,6 +200,13 @@ def test_a_seed_that_is_another_shows_whatever_else_is_right() -> None:
     assert row.verdict == "deviates" and row.estimate is not None and row.estimate < 0.01
 
 
+def test_every_record_is_counted_repeats_and_broken_ones_too() -> None:
+    broken = {"duplicate_share": 0.1, "malformed_share": 0.1}
+    report = judge(Evidence(sample_of(**broken), declared(**broken)), "made anew", CHECKS[:1])
+    assert report.events + report.unreadable == SMALL["ratings"]
+    assert report.unreadable == pytest.approx(4_000, rel=0.1)
+
+
 def test_the_page_is_one_file_that_needs_nothing_else() -> None:
     late = {"late_share": 0.1}
     evidence = Evidence(sample_of(**late), declared(**late))
