@@ -24,7 +24,8 @@ for _command in (asking.status, asking.scoreboard, asking.batch, asking.doctor_c
     app.command(name=_command.__name__.removesuffix("_command"), rich_help_panel="Look and tidy")(_command)
 for _command in (checking.audit, conforming.conformance, checking.explain, checking.grade, storming.chaos):
     app.command(rich_help_panel="Prove")(_command)
-app.command(rich_help_panel="Shape")(modelling.presets)
+for _command in (modelling.fit, modelling.presets):
+    app.command(rich_help_panel="Shape")(_command)
 app.add_typer(asking.topics, name="topics", rich_help_panel="Look and tidy")
 app.add_typer(asking.jobs, name="jobs", rich_help_panel="Look and tidy")
 

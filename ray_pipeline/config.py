@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from ray_pipeline.errors import ConfigurationError
+from ray_pipeline.fitted import REPLACED_FIELDS, declared_settings
 from ray_pipeline.presets import load_preset
 from ray_pipeline.spans import parse_clock_skew, parse_silent
 
@@ -72,7 +73,8 @@ EVENT_FIELDS = (
     "partitions",
     *FAULT_FIELDS,
 )
-"""The settings that an event is a function of, together with the catalogue's content (see :meth:`Settings.digest`)."""
+"""The settings that an event is a function of, together with the catalogue's content (see :meth:`Settings.digest`); a fitted
+model is a catalogue too, and its content is the whole file's."""
 
 _SENT_LATE_MS = 3_600_000
 """A sender may be down for so long before what the job makes of a record with a future time becomes uncertain."""
@@ -116,6 +118,10 @@ class Settings(BaseSettings):
     users: int = Field(138_493, ge=1, le=2**31 - 1, description="number of users; ids are 1 … users")
     movies: int = Field(27_278, ge=1, le=2**24, description="number of movies of the built-in catalogue")
     catalog: Path | None = Field(None, description="movies.csv in MovieLens layout, in place of the built-in catalogue")
+    model: Path | None = Field(
+        None,
+        description="model file made by ray-pipeline fit: users and movies of your own data, in place of drawn ones",
+    )
     rank: int = Field(20, ge=1, le=512, description="number of latent factors")
     mean_rating: float = Field(3.5, ge=0.5, le=5.0, description="mean of the raw score, in stars")
     rating_sd: float = Field(1.1, gt=0, le=5, description="standard deviation of the raw score, in stars")
@@ -431,6 +437,23 @@ class _Preset(PydanticBaseSettingsSource):
         return load_preset(str(name)) if name is not None else {}
 
 
+def _of_model(settings: Settings) -> dict[str, Any]:
+    """The settings that the model file brings, if there is one.
+
+    Raises:
+        ConfigurationError: the file cannot be used, or one of its settings was given as well.
+    """
+    if settings.model is None:
+        return {}
+    twice = [name for name in ("catalog", *REPLACED_FIELDS) if name in settings.model_fields_set]
+    if twice:
+        raise ConfigurationError(
+            f"{twice[0]} does not go with model={settings.model}: the model file brings its own",
+            f"Leave {twice[0]} out ({flag_of(twice[0])}, environment, file and preset), or leave --model out",
+        )
+    return declared_settings(settings.model)
+
+
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:
     """Settings from flags, environment, file, preset and defaults, in this order of precedence.
 
@@ -466,7 +489,7 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         merged = _FromFile(**given)
-        return Settings.model_validate(merged.model_dump())
+        return Settings.model_validate({**merged.model_dump(), **_of_model(merged)})
     except ValidationError as error:
         raise _explain(error) from None
     except ValueError as error:  # malformed TOML

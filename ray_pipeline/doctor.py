@@ -87,7 +87,7 @@ def examine(settings: Settings) -> list[Finding]:
         ("memory", _memory),
         ("cpus", _cpus),
         ("ports", _ports),
-        ("catalogue", lambda s: [Finding("catalogue", "ok", f"{len(load_catalogue(s)):,} movies")]),
+        ("catalogue", _catalogue),
         ("broker", _broker),
         ("checkpoint", _checkpoint),
     )
@@ -210,6 +210,15 @@ def _ports(settings: Settings) -> Iterable[Finding]:
                 )
                 continue
         yield Finding("ports", "ok", f"{name}: {port} is free")
+
+
+def _catalogue(settings: Settings) -> Iterable[Finding]:
+    catalogue = load_catalogue(settings)
+    if settings.model is None:
+        yield Finding("catalogue", "ok", f"{len(catalogue):,} movies")
+        return
+    world = f"{settings.users:,} users and {len(catalogue):,} movies, {settings.rank} factors"
+    yield Finding("model", "ok", f"{settings.model}: {world} ({catalogue.digest})")
 
 
 def _broker(settings: Settings) -> Iterable[Finding]:

@@ -5,6 +5,7 @@
     RayPipelineError                 exit code 1
     ├── ConfigurationError           exit code 2: a setting is wrong; names it and the fix
     │   ├── CatalogueError           a row of the movie catalogue is malformed; names the line
+    │   ├── RatingsFileError         a file of ratings is malformed; names the line
     │   └── StateMismatchError       state on disk or in Kafka belongs to another configuration
     ├── EnvironmentProblem           exit code 3: Java, a port, disk or CPUs are missing
     ├── BrokerUnavailableError       exit code 4: no Kafka broker answers
@@ -29,6 +30,7 @@ __all__ = [
     "EnvironmentProblem",
     "FencedError",
     "ProcessingError",
+    "RatingsFileError",
     "RayPipelineError",
     "StageFailedError",
     "StateMismatchError",
@@ -63,6 +65,10 @@ class ConfigurationError(RayPipelineError):
 
 class CatalogueError(ConfigurationError):
     """A row of the movie catalogue is malformed."""
+
+
+class RatingsFileError(ConfigurationError):
+    """A file of ratings is malformed."""
 
 
 class StateMismatchError(ConfigurationError):

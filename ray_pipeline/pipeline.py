@@ -389,30 +389,32 @@ class Pipeline:
             check_same_stream(settings, settings.digest(load_catalogue(settings).digest), json.loads(value)["config"])
 
     def _start_stages(self) -> None:
+        from ray_pipeline.cluster.files import SharedFiles
         from ray_pipeline.cluster.generation import GeneratorStage
         from ray_pipeline.cluster.stages import build_processing_actor, build_serving_actor, build_verification_actor
         from ray_pipeline.cluster.supervised import SupervisedActor
 
         settings, bootstrap = self.settings, self._bootstrap
         self._tell("Ray is up")
+        files = SharedFiles.of(settings)
         if "process" in self.stages:
             self._tell("starting Spark on Ray")
             self._processing = SupervisedActor(
-                "the Spark job", lambda: build_processing_actor(settings, bootstrap, self._name), self._tell
+                "the Spark job", lambda: build_processing_actor(settings, bootstrap, self._name, files), self._tell
             )
             self._processing.start()
         if "serve" in self.stages:
             self._serving = SupervisedActor(
-                "the API server", lambda: build_serving_actor(settings, bootstrap), self._tell
+                "the API server", lambda: build_serving_actor(settings, bootstrap, files), self._tell
             )
             self._serving.start()
         if "verify" in self.stages:
             self._verifying = SupervisedActor(
-                "the oracle", lambda: build_verification_actor(settings, bootstrap), self._tell
+                "the oracle", lambda: build_verification_actor(settings, bootstrap, files), self._tell
             )
             self._verifying.start()
         if "generate" in self.stages:
-            self._generator = GeneratorStage(settings, bootstrap, on_event=self._tell)
+            self._generator = GeneratorStage(settings, bootstrap, files, on_event=self._tell)
             self._timed("model", self._generator.start)
         waits = {
             "generator": lambda: self._generator and self._generator.wait_until_ready(_START_DEADLINE_S),

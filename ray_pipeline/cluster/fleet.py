@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from ray_pipeline.clock import Clock
+from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.factory import fallback, open_delivery
 from ray_pipeline.errors import StageFailedError
@@ -34,8 +35,9 @@ _LOST_MS = 120_000
 class _WorkerActor:
     """The remote end: a plain worker, built in the actor's own process."""
 
-    def __init__(self, settings: Settings, bootstrap: str, held: list[Any]) -> None:
+    def __init__(self, settings: Settings, bootstrap: str, held: list[Any], files: SharedFiles) -> None:
         movies: Movies = ray.get(held[0])  # one copy a node, read in place
+        settings = files.at_hand(settings)
         self._worker = GeneratorWorker(
             settings, movies, lambda p: open_delivery(settings, bootstrap, p), note=fallback(settings) or ""
         )
@@ -70,6 +72,7 @@ class Fleet:
         settings: all settings.
         bootstrap: brokers, HOST:PORT.
         movies: reference to all movies in Ray's object store.
+        files: what the settings name, for the actors.
         placement: which actor has which partition.
         clock: tells the time.
         note: is called with a line when something noteworthy happens.
@@ -80,6 +83,7 @@ class Fleet:
         settings: Settings,
         bootstrap: str,
         movies: Any,
+        files: SharedFiles,
         placement: Placement,
         clock: Clock,
         note: Callable[[str], None],
@@ -87,6 +91,7 @@ class Fleet:
         self._settings = settings
         self._bootstrap = bootstrap
         self._movies = movies
+        self._files = files
         self._placement = placement
         self._clock = clock
         self._note = note
@@ -121,6 +126,7 @@ class Fleet:
                 self._settings,
                 self._bootstrap,
                 [self._movies],
+                self._files,
             )
             self._actors.append(_Actor(number, handle, self._clock.now_ms()))
 

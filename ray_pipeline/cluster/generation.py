@@ -16,6 +16,7 @@ import numpy as np
 import ray
 
 from ray_pipeline.clock import Clock, SystemClock
+from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.cluster.fleet import ACTOR_CPUS, Fleet
 from ray_pipeline.cluster.lending import Lending
 from ray_pipeline.config import Settings
@@ -60,7 +61,7 @@ def build_shared_movies(settings: Settings, catalogue: Catalogue) -> Any:
         Reference to a :class:`Movies`: one copy a node, read by every actor there without copying.
     """
     parts = math.ceil(len(catalogue) / _MOVIES_PER_TASK)
-    if parts == 1:
+    if parts == 1 or settings.model is not None:
         return ray.put(build_movies(settings, catalogue))
     build_part = ray.remote(num_cpus=ACTOR_CPUS)(movie_factors)
     build_all = ray.remote(num_cpus=ACTOR_CPUS)(lambda s, c, *made: build_movies(s, c, list(made)))
@@ -74,6 +75,7 @@ class GeneratorStage:
     Args:
         settings: all settings.
         bootstrap: brokers, HOST:PORT.
+        files: what the settings name, for the actors.
         clock: tells the time.
         on_event: is called with a line when something noteworthy happens.
     """
@@ -82,11 +84,13 @@ class GeneratorStage:
         self,
         settings: Settings,
         bootstrap: str,
+        files: SharedFiles,
         clock: Clock | None = None,
         on_event: Callable[[str], None] | None = None,
     ) -> None:
         self._settings = settings
         self._bootstrap = bootstrap
+        self._files = files
         self._clock = clock or SystemClock()
         self._on_event = on_event or (lambda line: _log.info("%s", line))
         self._lock = threading.RLock()
@@ -128,7 +132,7 @@ class GeneratorStage:
         )
         self._catalogue_digest = catalogue.digest
         movies = build_shared_movies(settings, catalogue)
-        self._fleet = Fleet(settings, self._bootstrap, movies, self._placement, self._clock, self._note)
+        self._fleet = Fleet(settings, self._bootstrap, movies, self._files, self._placement, self._clock, self._note)
         self._fleet.grow(settings.actors)
         self._thread.start()
 

@@ -10,6 +10,7 @@ from typing import Any
 import ray as _untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.cluster.runtime import SERVING_CPUS, SPARK_DRIVER_CPUS, VERIFY_CPUS
 from ray_pipeline.config import Settings
 from ray_pipeline.history.parquet import ParquetOrder
@@ -25,10 +26,10 @@ PROCESSING_ACTOR = "ray-pipeline-processing"
 class _ProcessingActor:
     """Holds the Spark driver in a process of its own."""
 
-    def __init__(self, settings: Settings, bootstrap: str) -> None:
+    def __init__(self, settings: Settings, bootstrap: str, files: SharedFiles) -> None:
         from ray_pipeline.windows.stage import WindowStage
 
-        self._stage = WindowStage(settings, bootstrap)
+        self._stage = WindowStage(files.at_hand(settings), bootstrap)
         self._settings = settings
         self._bootstrap = bootstrap
 
@@ -67,10 +68,10 @@ class _ProcessingActor:
 class _ServingActor:
     """Holds the store, the HTTP API and the dashboard."""
 
-    def __init__(self, settings: Settings, bootstrap: str) -> None:
+    def __init__(self, settings: Settings, bootstrap: str, files: SharedFiles) -> None:
         from ray_pipeline.serving.server import ServingStage
 
-        self._stage = ServingStage(settings, bootstrap)
+        self._stage = ServingStage(files.at_hand(settings), bootstrap)
 
     def start(self) -> None:
         self._stage.start()
@@ -88,10 +89,10 @@ class _ServingActor:
 class _VerificationActor:
     """Holds what checks the pipeline."""
 
-    def __init__(self, settings: Settings, bootstrap: str) -> None:
+    def __init__(self, settings: Settings, bootstrap: str, files: SharedFiles) -> None:
         from ray_pipeline.verification.stage import VerificationStage
 
-        self._stage = VerificationStage(settings, bootstrap)
+        self._stage = VerificationStage(files.at_hand(settings), bootstrap)
 
     def start(self) -> None:
         self._stage.start()
@@ -103,16 +104,16 @@ class _VerificationActor:
         self._stage.stop(deadline_s)
 
 
-def build_processing_actor(settings: Settings, bootstrap: str, name: str) -> Any:
+def build_processing_actor(settings: Settings, bootstrap: str, name: str, files: SharedFiles) -> Any:
     """Make the actor that holds the Spark driver; its ``start`` brings Spark up on this Ray cluster."""
     return (
         ray.remote(num_cpus=SPARK_DRIVER_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_ProcessingActor)
         .options(name=f"{PROCESSING_ACTOR}-{name}")
-        .remote(settings, bootstrap)
+        .remote(settings, bootstrap, files)
     )
 
 
-def build_serving_actor(settings: Settings, bootstrap: str) -> Any:
+def build_serving_actor(settings: Settings, bootstrap: str, files: SharedFiles) -> Any:
     """Make the actor that serves API and dashboard, on this node: its ports are the ones the user asked for here.
 
     Any free port is chosen now, so that the API is where it was when its process has been replaced.
@@ -122,17 +123,17 @@ def build_serving_actor(settings: Settings, bootstrap: str) -> Any:
     return (
         ray.remote(num_cpus=SERVING_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_ServingActor)
         .options(scheduling_strategy=here)
-        .remote(settings, bootstrap)
+        .remote(settings, bootstrap, files)
     )
 
 
-def build_verification_actor(settings: Settings, bootstrap: str) -> Any:
+def build_verification_actor(settings: Settings, bootstrap: str, files: SharedFiles) -> Any:
     """Make the actor that checks the pipeline; on this node where there is room, so as not to split a node that Spark needs."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return (
         ray.remote(num_cpus=VERIFY_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_VerificationActor)
         .options(scheduling_strategy=here)
-        .remote(settings, bootstrap)
+        .remote(settings, bootstrap, files)
     )
 
 

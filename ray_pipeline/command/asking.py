@@ -352,7 +352,7 @@ def _cluster(settings: Settings) -> Iterator[list[dict[str, Any]]]:
 # -- scoreboard
 
 
-@with_settings(*BROKER, "catalog", "progress_topic", "predictions_topic")
+@with_settings(*BROKER, "catalog", "model", "progress_topic", "predictions_topic")
 def scoreboard(settings: Settings, as_json: JSON = False) -> None:
     """Score learners' predictions against the truth, beside the best possible and two baselines.
 

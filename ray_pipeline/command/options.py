@@ -42,6 +42,7 @@ EVENTS = (
     "users",
     "movies",
     "catalog",
+    "model",
     "rank",
     "mean_rating",
     "rating_sd",
@@ -103,6 +104,7 @@ PROCESSOR = (
     "partitions",
     "movies",
     "catalog",
+    "model",
     *TOPICS,
 )
 SERVING = (
@@ -120,10 +122,11 @@ SERVING = (
     "top_n",
     "movies",
     "catalog",
+    "model",
     *TOPICS,
 )
 
-VERIFIER = ("preset", "partitions", "movies", "catalog", *TOPICS)
+VERIFIER = ("preset", "partitions", "movies", "catalog", "model", *TOPICS)
 
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 

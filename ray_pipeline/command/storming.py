@@ -47,7 +47,7 @@ class _Wanted:
     faults: list[Fault]
 
 
-@with_settings(*STATE, *TOPICS, "commit_interval_ms", "partitions", "catalog", "movies")
+@with_settings(*STATE, *TOPICS, "commit_interval_ms", "partitions", "catalog", "model", "movies")
 def chaos(
     settings: Settings,
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="how long faults are injected at most")] = 5.0,

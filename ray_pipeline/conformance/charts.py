@@ -159,7 +159,7 @@ def _law(chosen: npt.NDArray[np.int64], law: Floats, label: str) -> Callable[[Ax
 
 
 def _users(evidence: Evidence) -> npt.NDArray[np.int64]:
-    return np.where(evidence.user_is_declared, evidence.sample.user_ids - 1, -1)
+    return evidence.user
 
 
 def _rate(evidence: Evidence) -> Callable[[Axes], None] | None:

@@ -31,7 +31,7 @@ _TOO_FEW = Unchecked("fewer than 100 ratings are of declared users and movies")
 
 def user_ids(evidence: Evidence) -> Measure:
     """Ratings by users that are none: there must be none."""
-    return Counted.exactly(int((~evidence.user_is_declared).sum()), 0)
+    return Counted.exactly(int((evidence.user < 0).sum()), 0)
 
 
 def movie_ids(evidence: Evidence) -> Measure:
@@ -63,7 +63,7 @@ def activity(evidence: Evidence) -> Measure:
     if len(known) < _FEWEST:
         return _TOO_FEW
     counts = np.bincount(known.user, minlength=len(world.user_law))
-    return _power(np.log(world.unit.user_law), counts, world.user_map.partition, world.settings.activity_sigma)
+    return _power(np.log(world.unit.user_law), counts, world.user_map.partition, world.laws_power[0])
 
 
 def popularity(evidence: Evidence) -> Measure:
@@ -73,7 +73,7 @@ def popularity(evidence: Evidence) -> Measure:
         return _TOO_FEW
     counts = np.bincount(known.movie, minlength=len(world.movie_law))
     one_group = np.zeros(len(counts), np.int32)
-    return _power(np.log(world.unit.movie_law), counts, one_group, world.settings.popularity_exponent)
+    return _power(np.log(world.unit.movie_law), counts, one_group, world.laws_power[1])
 
 
 def genres(evidence: Evidence) -> Measure:

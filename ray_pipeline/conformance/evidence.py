@@ -113,9 +113,9 @@ class Evidence:
         return found
 
     @functools.cached_property
-    def user_is_declared(self) -> npt.NDArray[np.bool_]:
-        """Shape (n,): whether each rating's user is one."""
-        return (self.sample.user_ids >= 1) & (self.sample.user_ids <= self.declared.settings.users)
+    def user(self) -> npt.NDArray[np.int64]:
+        """Shape (n,): position of each rating's user in ``World.users``, -1 where it is none of them."""
+        return self.declared.user_at(self.sample.user_ids)
 
     @functools.cached_property
     def movie(self) -> npt.NDArray[np.int64]:
@@ -125,8 +125,8 @@ class Evidence:
     @functools.cached_property
     def known(self) -> Known:
         """Ratings of declared users and movies."""
-        row = np.flatnonzero(self.user_is_declared & (self.movie >= 0))
-        return Known(row, self.sample.user_ids[row] - 1, self.movie[row], self.sample.half_stars[row])
+        row = np.flatnonzero((self.user >= 0) & (self.movie >= 0))
+        return Known(row, self.user[row], self.movie[row], self.sample.half_stars[row])
 
     @functools.cached_property
     def scored(self) -> Known:

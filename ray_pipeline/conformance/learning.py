@@ -106,7 +106,7 @@ def _least_squares(weight: Floats, residual: Floats, other: Floats, ridge: float
 
 def _dense(world: World, ids: tuple[Ids, Ids]) -> ShardModel:
     """Some users and movies of a world as a shard of its own, in which each is as frequent as any other."""
-    user, movie = ids[0] - 1, world.catalogue.index_of(ids[1])
+    user, movie = world.user_at(ids[0]), world.catalogue.index_of(ids[1])
     flat_users, flat_movies = (AliasTable.from_weights(np.ones(len(at), np.int64)) for at in ids)
     users = Users(ids[0], world.users.factors[user], world.users.biases[user], flat_users)
     movies = Movies(ids[1], world.movies.factors[movie], world.movies.biases[movie], flat_movies)
@@ -115,10 +115,11 @@ def _dense(world: World, ids: tuple[Ids, Ids]) -> ShardModel:
 
 def _frequent(world: World, other: World) -> tuple[Ids, Ids]:
     """Ids of the most active users and the most popular movies that another world has too, ascending."""
-    user = np.argsort(-world.user_law[: other.settings.users], kind="stable")[:_USERS]
+    both = np.flatnonzero(other.user_at(world.users.user_ids) >= 0)
+    user = both[np.argsort(-world.user_law[both], kind="stable")[:_USERS]]
     known = np.flatnonzero(other.catalogue.index_of(world.movies.movie_ids) >= 0)
     movie = known[np.argsort(-world.movie_law[known], kind="stable")[:_MOVIES]]
-    return np.sort(user) + 1, np.sort(world.movies.movie_ids[movie])
+    return np.sort(world.users.user_ids[user]), np.sort(world.movies.movie_ids[movie])
 
 
 def _predicted(model: ShardModel, user: Ids, movie: Ids) -> float:

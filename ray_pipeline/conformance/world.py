@@ -57,8 +57,13 @@ class World:
 
     @functools.cached_property
     def users(self) -> Users:
-        """All users of all shards; user ``i`` stands at position ``i - 1``."""
+        """All users of all shards, ascending."""
         return build_users(self.settings, self._user_ids)
+
+    def user_at(self, user_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Position of each id in :attr:`users`, -1 where it is no declared user's."""
+        position = np.minimum(np.searchsorted(self._user_ids, user_ids), len(self._user_ids) - 1)
+        return np.where(self._user_ids[position] == user_ids, position, -1)
 
     @functools.cached_property
     def movies(self) -> Movies:
@@ -120,6 +125,12 @@ class World:
         return self._coordinator.requested if self.schedules else None
 
     @property
+    def laws_power(self) -> tuple[float, float]:
+        """By which power of the unit world's laws users rate and movies are rated; a model file's laws stand there as they are."""
+        s = self.settings
+        return (s.activity_sigma, s.popularity_exponent) if s.model is None else (1.0, 1.0)
+
+    @property
     def noise_share(self) -> float:
         """Share of variance that is noise."""
         s = self.settings
@@ -136,4 +147,5 @@ class World:
 
     @functools.cached_property
     def _user_ids(self) -> npt.NDArray[np.int64]:
-        return np.arange(1, self.settings.users + 1, dtype=np.int64)
+        known = self.user_map.user_ids
+        return np.arange(1, self.settings.users + 1, dtype=np.int64) if known is None else known

@@ -1,4 +1,4 @@
-"""The movies: a built-in catalogue made deterministically, or a file in MovieLens's layout."""
+"""The movies: a built-in catalogue made deterministically, a file in MovieLens's layout, or those of a fitted model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import CatalogueError
+from ray_pipeline.fitted import load_fitted
 from ray_pipeline.model.streams import words
 
 __all__ = ["Catalogue", "load_catalogue"]
@@ -109,7 +110,11 @@ def load_catalogue(settings: Settings) -> Catalogue:
 
     Raises:
         CatalogueError: the file is missing, or a row is malformed; names the line.
+        ConfigurationError: the model file is missing or damaged.
     """
+    if settings.model is not None:
+        fitted = load_fitted(settings.model)
+        return Catalogue(fitted.movies.ids, fitted.titles, fitted.genres, fitted.digest)
     return _builtin(settings.movies) if settings.catalog is None else _from_file(settings.catalog)
 
 

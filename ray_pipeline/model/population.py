@@ -1,4 +1,4 @@
-"""Users and movies: biases, latent factors, activity and popularity, each a pure function of (seed, id).
+"""Users and movies: biases, latent factors, activity and popularity, each a pure function of (seed, id), or of a model file and the id.
 
 A score is ``mean + user bias + movie bias + U·V + noise``; the four random terms have the shares of variance that the settings
 name and together the standard deviation ``rating_sd``. This is the biased matrix-factorisation model of Koren, Bell
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.config import Settings
+from ray_pipeline.fitted import load_fitted
 from ray_pipeline.model.alias import AliasTable
 from ray_pipeline.model.catalogue import Catalogue
 from ray_pipeline.model.partitioner import partition_of
@@ -31,7 +32,7 @@ class Movies:
 
     Attributes:
         movie_ids: shape (n,), int64, ascending.
-        factors: shape (n, rank), float32, standard normal.
+        factors: shape (n, rank), float32, standard normal; of variance 1 in a fitted model.
         biases: shape (n,), float32, stars.
         popularity: the law of the movie of a rating, by position in ``movie_ids``.
     """
@@ -64,12 +65,14 @@ class UserMap:
     """Who belongs to which shard.
 
     Attributes:
-        partition: shape (users,), int32: the partition of user ``i + 1``.
+        partition: shape (users,), int32: the partition of each user.
         activity: shape (partitions,), int64: summed activity of each partition's users.
+        user_ids: shape (users,), int64, ascending; None where they are 1 … users.
     """
 
     partition: npt.NDArray[np.int32]
     activity: npt.NDArray[np.int64]
+    user_ids: npt.NDArray[np.int64] | None = None
 
     def share(self, partition: int) -> float:
         """Share of all ratings that fall to a partition, 0 … 1."""
@@ -77,19 +80,22 @@ class UserMap:
 
     def users_of(self, partition: int) -> npt.NDArray[np.int64]:
         """Ids of a partition's users, ascending."""
-        return np.flatnonzero(self.partition == partition).astype(np.int64) + 1
+        mine = np.flatnonzero(self.partition == partition)
+        return mine.astype(np.int64) + 1 if self.user_ids is None else self.user_ids[mine]
 
 
 def build_user_map(settings: Settings) -> UserMap:
     """Assign every user to its partition and sum the activity of each."""
     partition = np.empty(settings.users, np.int32)
     activity = np.zeros(settings.partitions, np.int64)
+    user_ids = None if settings.model is None else load_fitted(settings.model).users.ids
     for first in range(0, settings.users, _CHUNK):
-        ids = np.arange(first, min(first + _CHUNK, settings.users), dtype=np.int64) + 1
+        last = min(first + _CHUNK, settings.users)
+        ids = np.arange(first, last, dtype=np.int64) + 1 if user_ids is None else user_ids[first:last]
         chosen = partition_of(ids, settings.partitions)
         partition[first : first + len(ids)] = chosen
         np.add.at(activity, chosen, _activity(settings, ids))
-    return UserMap(partition, activity)
+    return UserMap(partition, activity, user_ids)
 
 
 def build_users(settings: Settings, user_ids: npt.NDArray[np.int64]) -> Users:
@@ -99,15 +105,21 @@ def build_users(settings: Settings, user_ids: npt.NDArray[np.int64]) -> Users:
         settings: the event settings are used.
         user_ids: shape (n,), int64, ascending, n ≥ 1.
     """
+    activity = AliasTable.from_weights(_activity(settings, user_ids))
     scale = np.float32(settings.rating_sd * math.sqrt(settings.factor_share / settings.rank))
     bias = np.float32(settings.rating_sd * math.sqrt(settings.user_bias_share))
+    mean = np.float32(settings.mean_rating)
+    if settings.model is not None:
+        fitted = load_fitted(settings.model).users
+        at = fitted.at(user_ids)
+        return Users(user_ids, fitted.factors[at] * scale, mean + fitted.biases[at] * bias, activity)
     factors = np.empty((len(user_ids), settings.rank), np.float32)
     biases = np.empty(len(user_ids), np.float32)
     for lo, hi in _ranges(user_ids):
         ids = user_ids[lo:hi]
         factors[lo:hi] = _normals(settings, "user/factors", ids, settings.rank) * scale
-        biases[lo:hi] = np.float32(settings.mean_rating) + _normals(settings, "user/bias", ids, 1)[:, 0] * bias
-    return Users(user_ids, factors, biases, AliasTable.from_weights(_activity(settings, user_ids)))
+        biases[lo:hi] = mean + _normals(settings, "user/bias", ids, 1)[:, 0] * bias
+    return Users(user_ids, factors, biases, activity)
 
 
 def movie_factors(
@@ -120,6 +132,10 @@ def movie_factors(
         movie_ids: shape (n,), int64, ascending.
     """
     bias = np.float32(settings.rating_sd * math.sqrt(settings.movie_bias_share))
+    if settings.model is not None:
+        fitted = load_fitted(settings.model).movies
+        at = fitted.at(movie_ids)
+        return fitted.factors[at], fitted.biases[at] * bias
     factors = np.empty((len(movie_ids), settings.rank), np.float32)
     biases = np.empty(len(movie_ids), np.float32)
     for lo, hi in _ranges(movie_ids):
@@ -147,7 +163,9 @@ def build_movies(
 
 
 def _popularity(settings: Settings, count: int) -> AliasTable:
-    """Zipf's law, P(rank k) ∝ k^-s, over a random ranking of the movies."""
+    """Zipf's law, P(rank k) ∝ k^-s, over a random ranking of the movies; of a fitted model, the law of its counts."""
+    if settings.model is not None:
+        return AliasTable.from_weights(load_fitted(settings.model).movies.counts)
     draws = halfwords(settings.seed, "movie/ranking", 0, count * 4).reshape(count, 4).astype(np.uint64)
     keys = draws[:, 0] | draws[:, 1] << np.uint64(16) | draws[:, 2] << np.uint64(32) | draws[:, 3] << np.uint64(48)
     order = np.argsort(keys, kind="stable")
@@ -162,6 +180,9 @@ def _popularity(settings: Settings, count: int) -> AliasTable:
 
 
 def _activity(settings: Settings, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    if settings.model is not None:
+        fitted = load_fitted(settings.model).users
+        return fitted.counts[fitted.at(ids)]
     return lognormal_weights(settings.activity_sigma)[_at(settings, "user/activity", ids, 1)[:, 0]]
 
 

@@ -13,6 +13,7 @@ from ray_pipeline.config import EVENT_FIELDS, Settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import StateMismatchError
 from ray_pipeline.events import EventBatch, Fault
+from ray_pipeline.fitted import FITTED_PREFIX
 from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.model.faults import Fates
@@ -47,16 +48,30 @@ def published_settings(settings: Settings, run: Mapping[str, Any], catalogue: Ca
         catalogue: the movies at hand.
 
     Raises:
-        StateMismatchError: the catalogue at hand is not the run's, so that its ratings cannot be made again.
+        StateMismatchError: catalogue or model file at hand are not the run's, so that its ratings cannot be made again.
     """
     found = settings.model_copy(update={name: run["settings"][name] for name in EVENT_FIELDS})
     if found.digest(catalogue.digest) != run["config"]:
-        raise StateMismatchError(
-            problem=f"the ratings of run {run['run']} were made with another catalogue ({run['catalogue']}, "
-            f"not {catalogue.digest})",
-            fix="Give the run's own movies.csv with --catalog",
-        )
+        raise _another_world(settings, run, catalogue)
     return found
+
+
+def _another_world(settings: Settings, run: Mapping[str, Any], catalogue: Catalogue) -> StateMismatchError:
+    made, here = str(run["catalogue"]), catalogue.digest
+    ratings = f"the ratings of run {run['run']} were made"
+    if made.startswith(FITTED_PREFIX):
+        which = (
+            f"another model file ({made}, not {here})"
+            if settings.model
+            else f"a fitted model ({made}), and none is given"
+        )
+        return StateMismatchError(problem=f"{ratings} from {which}", fix="Give the run's own model file with --model")
+    if settings.model:
+        return StateMismatchError(problem=f"{ratings} with {made}, not from a fitted model", fix="Leave --model out")
+    return StateMismatchError(
+        problem=f"{ratings} with another catalogue ({made}, not {here})",
+        fix="Give the run's own movies.csv with --catalog",
+    )
 
 
 def build_models(

@@ -210,7 +210,7 @@ class Scoreboard:
     ) -> None:
         self._models = models
         self._partitions = settings.partitions
-        self._users = settings.users
+        self._user_ids = np.sort(np.concatenate([model.users.user_ids for model in models.values()]))
         self._shares = shares
         self._run, self._config = run, config
         self._law = RatingLaw(models[0].noise_sd)
@@ -310,9 +310,8 @@ class Scoreboard:
         batch = _Batch(
             np.array(codes, np.int64), user_id, movie_id, np.array(stars), np.array(times, np.int64), partition, came_ms
         )
-        known_movies = self._models[0].movies.movie_ids
-        position = np.minimum(np.searchsorted(known_movies, movie_id), len(known_movies) - 1)
-        no_user, no_movie = user_id > self._users, known_movies[position] != movie_id
+        no_user = ~_among(self._user_ids, user_id)
+        no_movie = ~_among(self._models[0].movies.movie_ids, movie_id)
         self._rejected += Counter({"no such user": int(no_user.sum())})
         self._rejected += Counter({"no such movie": int((no_movie & ~no_user).sum())})
         batch = batch.where(~no_user & ~no_movie)
@@ -407,6 +406,11 @@ class Scoreboard:
             "bias_only": tally.errors("bias_only"),
             "global_mean": {"value": round(self.global_mean, 6), **tally.errors("global_mean")},
         }
+
+
+def _among(known: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which ids are among ascending known ones."""
+    return np.asarray(known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids)
 
 
 def _mean_of_stream(models: Mapping[int, ShardModel], shares: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from confluent_kafka import Producer
 
 from ray_pipeline.clock import FakeClock
 from ray_pipeline.cluster import fleet
+from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.codec import TextColumn
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery import columns, factory, librdkafka
@@ -141,7 +142,9 @@ def test_the_generator_tells_once_that_its_actors_cannot_do_it(monkeypatch: pyte
     monkeypatch.setattr(fleet, "ray", RayHere)
     settings = load_settings(users=100, movies=50, fast=True)
     events: list[str] = []
-    actors = fleet.Fleet(settings, "", None, Placement(partitions=0, actors=1), FakeClock(), events.append)
+    actors = fleet.Fleet(
+        settings, "", None, SharedFiles(), Placement(partitions=0, actors=1), FakeClock(), events.append
+    )
     actors.grow(2)
     for _ in range(2):
         actors.exchange({}, stop=False)

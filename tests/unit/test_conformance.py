@@ -23,6 +23,7 @@ from ray_pipeline.conformance.page import render_page
 from ray_pipeline.conformance.registry import CHECKS, NOT_OF_THE_DATA, checks_of
 from ray_pipeline.conformance.sample import Sample, regenerate
 from ray_pipeline.conformance.world import START_MS, World
+from ray_pipeline.fitted import REPLACED_FIELDS, FittedModel, FittedSide, write_fitted
 
 SMALL: dict[str, Any] = {"users": 2_000, "movies": 400, "ratings": 40_000, "start_time_ms": START_MS}
 
@@ -78,6 +79,9 @@ def with_turned(name: str, tmp_path: Path) -> tuple[dict[str, Any], dict[str, An
     if name == "catalog":
         (tmp_path / "movies.csv").write_text(MOVIES_CSV)
         return {}, {"catalog": tmp_path / "movies.csv"}
+    if name == "model":
+        write_fitted(tmp_path / "model.npz", small_model())
+        return {}, {"users": None, "movies": None, "model": tmp_path / "model.npz"}
     if name == "duration_s":
         return {"ratings": None, "duration_s": 400.0}, {"ratings": None, "duration_s": 500.0}
     said = BROKEN.get(name, {})
@@ -93,6 +97,28 @@ BROKEN: dict[str, dict[str, Any]] = {
     "future_s": {"future_share": 0.1},
 }
 """What must be broken for a setting to show how."""
+
+
+def small_model() -> FittedModel:
+    """Users and movies under ids that no drawn ones have."""
+    random = np.random.default_rng(5)
+    sides = [
+        FittedSide(
+            first + np.arange(n, dtype=np.int64),
+            random.normal(size=(n, 4)).astype(np.float32),
+            random.normal(size=n).astype(np.float32),
+            random.integers(1, 100, n),
+        )
+        for first, n in ((5_000, 300), (1_000, 100))
+    ]
+    settings = {
+        **{name: getattr(load_settings(), name) for name in REPLACED_FIELDS},
+        "users": 300,
+        "movies": 100,
+        "rank": 4,
+    }
+    return FittedModel(sides[0], sides[1], tuple(map(str, range(100))), ((),) * 100, settings)
+
 
 COVERED = sorted({name for check in CHECKS for name in check.settings})
 EXPENSIVE = "identifiability"

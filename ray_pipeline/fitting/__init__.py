@@ -1,0 +1,1 @@
+"""From somebody's ratings to a model file that streams like them."""
