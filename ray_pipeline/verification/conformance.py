@@ -22,7 +22,7 @@ from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.kafka.read import Record, newest_of_key, read_topic
 from ray_pipeline.verification.audit import PublishedRun, published_run
 
-__all__ = ["read_sample"]
+__all__ = ["declared_world", "read_sample"]
 
 _AT_ONCE = 50_000
 _PROGRESS_S = 60.0
@@ -54,7 +54,7 @@ def read_sample(settings: Settings, bootstrap: str, most: int) -> Sample:
     numbers = np.concatenate(blocks)
     # Kafka gives a partition's records in order, but partitions in any
     numbers = numbers[np.argsort(numbers["partition"], kind="stable")]
-    world = _declared(run, bootstrap)
+    world = declared_world(run, bootstrap)
     return Sample(
         numbers["partition"],
         numbers["index"],
@@ -128,8 +128,12 @@ def _decode(values: list[bytes | None], block: np.ndarray) -> np.ndarray:
     return texts
 
 
-def _declared(run: PublishedRun, bootstrap: str) -> World:
-    """The world of the run, with the plan as each shard lived it, and the end that it reached, if it was given one."""
+def declared_world(run: PublishedRun, bootstrap: str) -> World:
+    """The world of the run, with the plan as each shard lived it, and the end that it reached, if it was given one.
+
+    Raises:
+        UncheckedError: a shard has sent nothing yet.
+    """
     schedules = {p: ShardSchedule(RatePlan(s.epochs), s.share, s.phase) for p, s in run.progress.items()}
     missing = sorted(set(range(run.settings.partitions)) - set(schedules))
     if missing:
@@ -139,5 +143,10 @@ def _declared(run: PublishedRun, bootstrap: str) -> World:
     newest = newest_of_key(bootstrap, run.settings.progress_topic, "generator", _PROGRESS_S)
     said = json.loads(newest or b"{}")
     reached = said.get("state") == "stopped" and not said.get("base") and said.get("delivered") == said.get("requested")
-    ends = {"ratings": said["requested"] if reached else None, "duration_s": None}
-    return World(run.settings.model_copy(update=ends), schedules)
+    rates = [epoch.rate for progress in run.progress.values() for epoch in progress.epochs if epoch.rate > 0]
+    lived = {
+        "ratings": said["requested"] if reached else None,
+        "duration_s": None,
+        "rate": rates[-1] if rates else run.settings.rate,
+    }
+    return World(run.settings.model_copy(update=lived), schedules)

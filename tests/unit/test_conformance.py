@@ -23,7 +23,11 @@ from ray_pipeline.conformance.page import render_page
 from ray_pipeline.conformance.registry import CHECKS, NOT_OF_THE_DATA, checks_of
 from ray_pipeline.conformance.sample import Sample, regenerate
 from ray_pipeline.conformance.world import START_MS, World
+from ray_pipeline.delivery.interface import ShardProgress
+from ray_pipeline.errors import UncheckedError
 from ray_pipeline.fitted import REPLACED_FIELDS, FittedModel, FittedSide, write_fitted
+from ray_pipeline.verification.audit import PublishedRun
+from ray_pipeline.verification.conformance import declared_world
 
 SMALL: dict[str, Any] = {"users": 2_000, "movies": 400, "ratings": 40_000, "start_time_ms": START_MS}
 
@@ -224,6 +228,23 @@ def test_a_seed_that_is_another_shows_whatever_else_is_right() -> None:
     report = judge(Evidence(sample_of(seed=43), declared()), "other", checks)
     row = next(row for row in report.checks if row.name == "seed")
     assert row.verdict == "deviates" and row.estimate is not None and row.estimate < 0.01
+
+
+def test_a_run_in_kafka_is_judged_by_what_it_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"state": "stopped", "base": 0, "delivered": 40_000, "requested": 40_000}
+    monkeypatch.setattr("ray_pipeline.verification.conformance.newest_of_key", lambda *_: json.dumps(said).encode())
+    ours, theirs = load_settings(**{**SMALL, "rate": 7, "ratings": 3}), declared(rate=50)
+    progress = {
+        p: ShardProgress("run", "config", p, 1, START_MS, 0, s.plan.epochs, s.share, s.phase)
+        for p, s in theirs.schedules.items()
+    }
+    world = declared_world(PublishedRun(ours, {"run": "run"}, None, progress, ()), "nowhere:9092")
+    assert (world.settings.rate, world.declared_total, world.start_ms) == (50.0, 40_000, START_MS)
+    said["delivered"] = 39_999  # stopped by somebody: no end of its own
+    assert declared_world(PublishedRun(ours, {"run": "run"}, None, progress, ()), "").declared_total is None
+    del progress[1]
+    with pytest.raises(UncheckedError, match="partition 1"):
+        declared_world(PublishedRun(ours, {"run": "run"}, None, progress, ()), "")
 
 
 def test_every_record_is_counted_repeats_and_broken_ones_too() -> None:
