@@ -37,7 +37,7 @@ from ray_pipeline.kafka.client import make_admin
 from ray_pipeline.kafka.read import count_records
 from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.model.catalogue import load_catalogue
-from ray_pipeline.model.population import build_movies, build_user_map, build_users
+from ray_pipeline.model.population import build_movies, build_user_map
 from ray_pipeline.model.ratings import ShardModel
 from spark_compat.jars import kafka_tools_jars
 from spark_compat.jvm import find_java
@@ -147,7 +147,7 @@ def _send(bootstrap: str, topic: str, kind: str, interval_ms: str, ratings: str)
     movies, user_map = build_movies(settings, load_catalogue(settings)), build_user_map(settings)
     sends = []
     for p in range(settings.partitions):
-        model = ShardModel(settings, p, build_users(settings, user_map.users_of(p)), movies)
+        model = ShardModel.of_shard(settings, p, user_map, movies)
         delivery = open_delivery(settings, bootstrap, p)
         delivery.open(60)
         share = user_map.share(p)

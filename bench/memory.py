@@ -9,7 +9,7 @@ import psutil
 
 from ray_pipeline.config import load_settings
 from ray_pipeline.model.catalogue import load_catalogue
-from ray_pipeline.model.population import build_movies, build_user_map, build_users
+from ray_pipeline.model.population import build_movies, build_user_map
 from ray_pipeline.model.ratings import ShardModel
 
 
@@ -31,7 +31,7 @@ def run() -> dict[str, Any]:
     user_map = build_user_map(settings)
     step("partition of 10,000,000 users", began, before)
     began, before = time.monotonic(), process.memory_info().rss
-    model = ShardModel(settings, 0, build_users(settings, user_map.users_of(0)), movies)
+    model = ShardModel.of_shard(settings, 0, user_map, movies)
     step("users of one of four shards", began, before)
     began, before = time.monotonic(), process.memory_info().rss
     drawn = sum(len(model.draw(n * 100_000, 100_000).user_ids) for n in range(10))

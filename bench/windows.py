@@ -47,7 +47,7 @@ def _fill(bootstrap: str) -> None:
     from ray_pipeline.generator.shard import Shard
     from ray_pipeline.kafka.client import make_producer
     from ray_pipeline.model.catalogue import load_catalogue
-    from ray_pipeline.model.population import build_movies, build_user_map, build_users
+    from ray_pipeline.model.population import build_movies, build_user_map
     from ray_pipeline.model.ratings import ShardModel
 
     settings = load_settings()
@@ -56,7 +56,7 @@ def _fill(bootstrap: str) -> None:
     plan = RatePlan([Epoch(1_700_000_040_000, 5000.0)])
     shards = [
         Shard(
-            ShardModel(settings, p, build_users(settings, user_map.users_of(p)), movies),
+            ShardModel.of_shard(settings, p, user_map, movies),
             0.25,
             0.5,
             plan,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -25,6 +27,7 @@ from pydantic_settings import (
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.fitted import REPLACED_FIELDS, declared_settings
 from ray_pipeline.presets import load_preset
+from ray_pipeline.scenario import parse_attack, parse_drift
 from ray_pipeline.spans import parse_clock_skew, parse_silent
 
 __all__ = ["ENVIRONMENT_PREFIX", "EVENT_FIELDS", "FAULT_FIELDS", "FAULT_SHARES", "Settings", "flag_of", "load_settings"]
@@ -58,7 +61,7 @@ FAULT_FIELDS = (
 )
 """The settings that break the stream on purpose."""
 
-EVENT_FIELDS = (
+_FIRST_EVENT_FIELDS = (
     "seed",
     "users",
     "movies",
@@ -71,7 +74,21 @@ EVENT_FIELDS = (
     "popularity_exponent",
     "activity_sigma",
     "partitions",
+)
+
+EVENT_FIELDS = (
+    *_FIRST_EVENT_FIELDS,
     *FAULT_FIELDS,
+    "genre_share",
+    "user_scale_sigma",
+    "rating_step",
+    "taste_exposure",
+    "session_length",
+    "new_user_share",
+    "new_movie_share",
+    "arrival_ratings",
+    "drift",
+    "attack",
 )
 """The settings that an event is a function of, together with the catalogue's content (see :meth:`Settings.digest`); a fitted
 model is a catalogue too, and its content is the whole file's."""
@@ -169,6 +186,33 @@ class Settings(BaseSettings):
         "", description="partitions that fall silent and catch up, such as 2:every=600s,for=120s;3:every=1h,for=5m"
     )
 
+    # -- how people and movies behave
+    genre_share: float = Field(
+        0.0, ge=0, le=1, description="share of the movie factors' variance that comes from the movie's genres"
+    )
+    user_scale_sigma: float = Field(
+        0.0, ge=0, le=1, description="sigma of the lognormal scale on which a user uses the stars; 0 = all alike"
+    )
+    rating_step: float = Field(0.5, description="0.5 = half stars, 0.5 to 5; 1.0 = whole stars, 1 to 5")
+    taste_exposure: float = Field(
+        0.0, ge=0, le=1, description="how far a user's taste decides what is watched; 0 = popularity alone"
+    )
+    session_length: float = Field(
+        1.0, ge=1, le=1_000, description="mean number of ratings that a user gives in a row; 1 = no sessions"
+    )
+    new_user_share: float = Field(0.0, ge=0, le=0.95, description="share of the users who join during the run")
+    new_movie_share: float = Field(0.0, ge=0, le=0.95, description="share of the movies that appear during the run")
+    arrival_ratings: int = Field(
+        1_000_000, ge=1, le=10**12, description="ratings of all shards until the last new user and movie are there"
+    )
+    drift: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="shift of scores, e.g. 'abrupt at=100000 genre=Horror size=-1' (also gradual, recurring; cohort=, movie=)",
+    )
+    attack: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="attack on a movie, e.g. 'review-bomb movie=318 at=50000 ratings=5000 cohort=0.01 rating=0.5'"
+    )
+
     # -- Kafka
     bootstrap_servers: str | None = Field(
         None, min_length=1, description="brokers, HOST:PORT[,…]; default: an embedded broker"
@@ -259,6 +303,34 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return value
 
+    @field_validator("rating_step")
+    @classmethod
+    def _half_or_whole(cls, value: float) -> float:
+        if value not in (0.5, 1.0):
+            msg = "should be 0.5 or 1.0"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("drift", "attack", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """One text, or several with semicolons between them, as an environment variable has them."""
+        return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("drift")
+    @classmethod
+    def _drifts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_drift(text)
+        return value
+
+    @field_validator("attack")
+    @classmethod
+    def _attacks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_attack(text)
+        return value
+
     @model_validator(mode="after")
     def _belong_together(self) -> Settings:
         if self.duration_s is not None and self.ratings is not None:
@@ -279,6 +351,19 @@ class Settings(BaseSettings):
         if self.user_bias_share + self.movie_bias_share + self.factor_share > 1 + 1e-9:
             msg = "user_bias_share + movie_bias_share + factor_share is more than 1: noise gets the rest, lower one"
             raise ValueError(msg)
+        if self.taste_exposure and not self.movie_bias_share + self.factor_share:
+            msg = "taste_exposure needs tastes: raise factor_share or movie_bias_share, or set taste_exposure to 0"
+            raise ValueError(msg)
+        if self.genre_share and self.model is not None:
+            msg = "genre_share does not go with model: its movies lie where they were measured to lie, so leave one of them out"
+            raise ValueError(msg)
+        if self.genre_share and not self.factor_share:
+            msg = "genre_share is a share of the factors' variance, and factor_share is 0: raise it, or set genre_share to 0"
+            raise ValueError(msg)
+        for text in self.attack if self.rating_step == 1 else ():
+            if (parse_attack(text).rating or 1) % 1:
+                msg = f"attack {text!r} gives a half star, and rating_step is 1.0: give a whole one"
+                raise ValueError(msg)
         if self.sliding_s % self.slide_s:
             msg = f"sliding_s={self.sliding_s} is not a multiple of slide_s={self.slide_s}"
             raise ValueError(msg)
@@ -389,13 +474,29 @@ class Settings(BaseSettings):
         """The settings an event is a function of, ready for JSON."""
         return {name: getattr(self, name) for name in EVENT_FIELDS}
 
+    def with_events(self, published: Mapping[str, Any]) -> Settings:
+        """These settings with the event settings that a run published, as :meth:`event_settings` of then, from JSON.
+
+        A setting that there was not yet then has its default.
+        """
+        fields = type(self).model_fields
+        values = {name: published.get(name, fields[name].default) for name in EVENT_FIELDS}
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return self.model_copy(update={**values, **lists})
+
     def digest(self, catalogue_digest: str) -> str:
         """Name of the stream these settings define: 16 hex digits of a SHA-256.
 
         Args:
             catalogue_digest: digest of the movie catalogue's content.
         """
-        text = json.dumps({**self.event_settings(), "catalogue": catalogue_digest}, sort_keys=True)
+        named = {
+            name: value
+            for name, value in self.event_settings().items()
+            # what was added later has no part in the name while it changes nothing: streams of before can be gone on with
+            if name in _FIRST_EVENT_FIELDS or value != type(self).model_fields[name].default
+        }
+        text = json.dumps({**named, "catalogue": catalogue_digest}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

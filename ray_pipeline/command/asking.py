@@ -367,12 +367,18 @@ def scoreboard(settings: Settings, as_json: JSON = False) -> None:
     table = Table(model, "scored", "coverage", "RMSE observed", "MAE observed", "RMSE truth", "MAE truth")
     for score in found["models"]:
         table.add_row(score["model"], f"{score['scored']:,}", f"{score['coverage']:.1%}", *_errors(score))
-        for name, label in (("floor", "best possible"), ("bias_only", "biases only"), ("global_mean", "global mean")):
+        about = "biases only, roughly" if score["bias_only"]["inexact_by"] else "biases only"
+        for name, label in (("floor", "best possible"), ("bias_only", about), ("global_mean", "global mean")):
             table.add_row(f"  {label}", "", "", *_errors(score[name]), style="dim")
     _console.print(table)
     for score in found["models"]:
-        if score["unmatched"] or score["repeated"]:
-            typer.echo(f"{score['model']}: {score['unmatched']:,} unmatched, {score['repeated']:,} repeated")
+        counts = {name: score[name] for name in ("unmatched", "repeated", "attacked") if score[name]}
+        if counts:
+            typer.echo(f"{score['model']}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+        if score["bias_only"]["inexact_by"]:
+            typer.echo(
+                f"{score['model']}: biases only is roughly right, with {', '.join(score['bias_only']['inexact_by'])}"
+            )
     for reason, count in found["rejected"].items():
         typer.echo(f"rejected: {count:,} × {reason}")
 

@@ -77,7 +77,9 @@ def explain(
 def grade(
     settings: Settings,
     topic: Annotated[str, typer.Option("--topic", help="topic that the other system wrote")],
-    role: Annotated[str, typer.Option("--as", metavar="deduplicated|rejected|late", help="what it is to hold")],
+    role: Annotated[
+        str, typer.Option("--as", metavar="deduplicated|rejected|late|attacked", help="what it is to hold")
+    ],
     kind: Annotated[str, typer.Option(help="grade on one kind of case alone, such as malformed or out_of_order")] = "",
     lateness: Annotated[float, typer.Option(min=0, help="as late count those at least so late, seconds")] = 0.0,
     as_json: JSON = False,
@@ -162,14 +164,21 @@ def _print_explanation(found: dict[str, Any]) -> None:
     score, rounding, movie = found["score"], found["rounding"], found["movie"]
     typer.echo(f"rating {found['index']:,} of partition {found['partition']}: {found['value'] or 'no value'}")
     typer.echo(f"movie: {movie['title']} ({', '.join(movie['genres']) or 'no genres'})")
-    terms = ("mean", "user_bias", "movie_bias", "dot_product", "noise")
+    terms = ["mean", "user_bias", "movie_bias", "dot_product", *(["drift"] if score["drift"] else []), "noise"]
     typer.echo(
         "score: "
         + " ".join(f"{score[name]:+.4f} ({name.replace('_', ' ')})" for name in terms)
         + f" = {score['raw']:.4f}"
     )
     clipped = f", clipped to {rounding['rating']}" if rounding["clipped"] else ""
-    typer.echo(f"nearest half star: {rounding['half_star']}{clipped}")
+    attack = found["attack"]
+    if attack:
+        typer.echo(
+            f"attack: {attack['text']}" + (", camouflage" if attack["camouflage"] else f": {rounding['rating']}")
+        )
+    if not attack or attack["camouflage"]:
+        kind = "whole" if rounding["step"] == 1 else "half"
+        typer.echo(f"nearest {kind} star: {rounding['half_star']}{clipped}")
     typer.echo(f"due at {found['time']['event_time']}, at {found['time']['rate']:g} ratings/s over all partitions")
     if found["fault"] is not None:
         fault = found["fault"]

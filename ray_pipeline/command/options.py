@@ -51,6 +51,16 @@ EVENTS = (
     "factor_share",
     "popularity_exponent",
     "activity_sigma",
+    "genre_share",
+    "user_scale_sigma",
+    "rating_step",
+    "taste_exposure",
+    "session_length",
+    "new_user_share",
+    "new_movie_share",
+    "arrival_ratings",
+    "drift",
+    "attack",
     *FAULT_FIELDS,
 )
 TOPICS = (
@@ -146,7 +156,8 @@ def with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., N
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            flags = {name: given.pop(name) for name in fields}
+            # an option that may stand several times and does not is an empty list
+            flags = {name: None if value == [] else value for name in fields for value in [given.pop(name)]}
             file = given.pop("config")
             with errors_as_lines():
                 settings = load_settings(file, **flags)
@@ -206,13 +217,15 @@ def _option(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
     default = field.get_default(call_default_factory=True)
     meaning = f"{field.description}"
-    if default is not None:
+    if default is not None and default != ():
         meaning += f"  [default: {default}]"
     flag = flag_of(name)
     annotation: Any = str | None
     names = (flag,)
     if field.annotation is bool:
         annotation, names = bool | None, (f"{flag}/--no-{flag[2:]}",)
+    if typing.get_origin(field.annotation) is tuple:
+        annotation, meaning = list[str] | None, f"{meaning}; may be given several times"
     info = typer.Option(
         *names,
         help=meaning,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +28,15 @@ Ids = npt.NDArray[np.int64]
 
 _STEPS_MOST = 100
 _FEWEST = 100
+_CROWDING = {
+    "session_length": "session_length: a user's ratings come in runs",
+    "new_user_share": "new_user_share: who there is changes all the time",
+}
+_LEANING = {
+    "taste_exposure": "taste_exposure: popularity alone does not decide what is watched",
+    "new_movie_share": "new_movie_share: what there is changes all the time",
+}
+"""Settings under which the plain law of users, or of movies, does not hold: their own checks judge those ratings."""
 _TOO_FEW = Unchecked("fewer than 100 ratings are of declared users and movies")
 
 
@@ -41,6 +52,9 @@ def movie_ids(evidence: Evidence) -> Measure:
 
 def distinct_users(evidence: Evidence) -> Measure:
     """How many different users have rated, as many as the declared law lets rate in so many ratings."""
+    other = _other_law(evidence, _CROWDING)
+    if other:
+        return other
     law, partition = evidence.declared.user_law, evidence.declared.user_map.partition
     sizes = _sizes(evidence)
     expected = variance = 0.0
@@ -48,17 +62,23 @@ def distinct_users(evidence: Evidence) -> Measure:
         of_shard = law[partition == p]
         some, spread = _occupied(of_shard / of_shard.sum(), size)
         expected, variance = expected + some, variance + spread
-    return Estimate(len(np.unique(evidence.sample.user_ids)), np.sqrt(max(variance, 0.25)), expected)
+    return Estimate(len(np.unique(evidence.sample.user_ids[~evidence.struck])), np.sqrt(max(variance, 0.25)), expected)
 
 
 def distinct_movies(evidence: Evidence) -> Measure:
     """How many different movies have been rated."""
-    expected, variance = _occupied(evidence.declared.movie_law, len(evidence.sample))
-    return Estimate(len(np.unique(evidence.sample.movie_ids)), np.sqrt(max(variance, 0.25)), expected)
+    other = _other_law(evidence, _LEANING)
+    if other:
+        return other
+    expected, variance = _occupied(evidence.declared.movie_law, int((~evidence.struck).sum()))
+    return Estimate(len(np.unique(evidence.sample.movie_ids[~evidence.struck])), np.sqrt(max(variance, 0.25)), expected)
 
 
 def activity(evidence: Evidence) -> Measure:
     """``activity_sigma``: by which power of the activity that belongs to sigma 1 users of a shard rate."""
+    other = _other_law(evidence, _CROWDING)
+    if other:
+        return other
     world, known = evidence.declared, evidence.known
     if len(known) < _FEWEST:
         return _TOO_FEW
@@ -68,6 +88,9 @@ def activity(evidence: Evidence) -> Measure:
 
 def popularity(evidence: Evidence) -> Measure:
     """``popularity_exponent``: by which power of their rank movies are rated."""
+    other = _other_law(evidence, _LEANING)
+    if other:
+        return other
     world, known = evidence.declared, evidence.known
     if len(known) < _FEWEST:
         return _TOO_FEW
@@ -78,7 +101,10 @@ def popularity(evidence: Evidence) -> Measure:
 
 def genres(evidence: Evidence) -> Measure:
     """Ratings by genre, against what catalogue and popularity give; a movie counts in each of its genres."""
-    movie = evidence.movie[evidence.movie >= 0]
+    other = _other_law(evidence, _LEANING)
+    if other:
+        return other
+    movie = evidence.movie[(evidence.movie >= 0) & ~evidence.struck]
     if len(movie) < _FEWEST:
         return _TOO_FEW
     matrix, law = evidence.declared.catalogue.genre_matrix.astype(np.float64), evidence.declared.movie_law
@@ -110,10 +136,18 @@ def partition_shares(evidence: Evidence) -> Measure:
     return Distance(float(np.abs(sizes / len(there) - law).sum()) / 2, chi_square, degrees)
 
 
+def _other_law(evidence: Evidence, reasons: Mapping[str, str]) -> Unchecked | None:
+    """Why the plain law does not hold; None when it does."""
+    settings = evidence.declared.settings
+    plain = {"session_length": 1.0}
+    turned = [why for name, why in reasons.items() if getattr(settings, name) != plain.get(name, 0.0)]
+    return Unchecked(turned[0]) if turned else None
+
+
 def _sizes(evidence: Evidence) -> Ids:
     """Ratings of each declared partition, shape (partitions,)."""
     partitions = evidence.declared.settings.partitions
-    return np.bincount(evidence.sample.partition, minlength=partitions)[:partitions]
+    return np.bincount(evidence.sample.partition[~evidence.struck], minlength=partitions)[:partitions]
 
 
 def _occupied(law: Floats, draws: int) -> tuple[float, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.conformance.sample import Sample
-from ray_pipeline.conformance.scores import ScoreFit, Terms, fit_scores
+from ray_pipeline.conformance.scores import Intervals, ScoreFit, Terms, fit_scores
 from ray_pipeline.conformance.world import World
 from ray_pipeline.model.faults import make_faults
 
@@ -123,9 +124,25 @@ class Evidence:
         return self.declared.catalogue.index_of(self.sample.movie_ids)
 
     @functools.cached_property
+    def struck(self) -> npt.NDArray[np.bool_]:
+        """Shape (n,): whether each rating is one that a declared attack must have given, camouflage included."""
+        found = np.zeros(len(self.sample), np.bool_)
+        if self.declared.settings.attack:
+            for p, row in self._by_shard(np.arange(len(self.sample))):
+                found[row] = self.declared.shard(p).struck(self.sample.index[row])
+        return found
+
+    @functools.cached_property
+    def position(self) -> npt.NDArray[np.float64]:
+        """Shape (n,): ratings of all shards before each one, by its index; see ``model/arrival.py``."""
+        shares = [self.declared.user_map.share(p) for p in range(self.declared.settings.partitions)]
+        shard = np.minimum(self.sample.partition, len(shares) - 1)
+        return np.asarray(self.sample.index / np.array(shares)[shard])
+
+    @functools.cached_property
     def known(self) -> Known:
-        """Ratings of declared users and movies."""
-        row = np.flatnonzero((self.user >= 0) & (self.movie >= 0))
+        """Ratings of declared users and movies, but those of declared attacks, which stand in the place of random ones."""
+        row = np.flatnonzero((self.user >= 0) & (self.movie >= 0) & ~self.struck)
         return Known(row, self.user[row], self.movie[row], self.sample.half_stars[row])
 
     @functools.cached_property
@@ -139,9 +156,40 @@ class Evidence:
         return Terms.of(self.declared.unit.users, self.declared.unit.movies, self.scored.user, self.scored.movie)
 
     @functools.cached_property
+    def drift(self) -> npt.NDArray[np.float32]:
+        """What declared drift adds to the score of each scored rating, stars."""
+        found = np.zeros(len(self.scored), np.float32)
+        if self.declared.settings.drift:
+            for p, at in self._by_shard(self.scored.row):
+                model, row = self.declared.shard(p), self.scored.row[at]
+                ids = self.sample.user_ids[row]
+                user = np.minimum(np.searchsorted(model.users.user_ids, ids), len(model.users.user_ids) - 1)
+                found[at] = model.drift_at(user, self.scored.movie[at], self.sample.index[row])
+        return found
+
+    @functools.cached_property
+    def scales(self) -> npt.NDArray[np.float32] | None:
+        """The scale of each scored rating's user; None where all are alike."""
+        scales = self.declared.users.scales
+        return None if scales is None else scales[self.scored.user]
+
+    @functools.cached_property
+    def true_scores(self) -> npt.NDArray[np.float32]:
+        """The declared score of each scored rating, without noise, stars."""
+        return self.declared.model.score(self.scored.user, self.scored.movie) + self.drift
+
+    def _by_shard(self, row: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """Places in ``row``, by declared partition."""
+        for p in range(self.declared.settings.partitions):
+            at = np.flatnonzero(self.sample.partition[row] == p)
+            if len(at):
+                yield p, at
+
+    @functools.cached_property
     def fit(self) -> ScoreFit | None:
         """Scale of every term, estimated from the ratings; None when there are too few."""
-        return fit_scores(self.terms, self.scored.half_stars)
+        step = self.declared.settings.rating_step
+        return fit_scores(self.terms, Intervals.of(self.scored.half_stars, step, self.drift, self.scales))
 
     @functools.cached_property
     def through_ms(self) -> int:

@@ -29,7 +29,8 @@ _TEST = 80_000
 _ABOVE_THRESHOLD = 15.0
 _RANK_MOST = 40
 _ROUNDS = 12
-_ROUNDING = 1 / 48  # stars², the variance that rounding to half stars adds
+_PLAIN = {"taste_exposure": 0.0, "session_length": 1.0, "drift": (), "attack": ()}
+"""All of them rate alike, and nothing happens meanwhile."""
 _LEAST_SHARE, _MOST_SHARE = 0.5, 1.05
 _TOLERANCE = 0.01  # stars²: what so few test ratings leave to chance
 
@@ -108,9 +109,10 @@ def _dense(world: World, ids: tuple[Ids, Ids]) -> ShardModel:
     """Some users and movies of a world as a shard of its own, in which each is as frequent as any other."""
     user, movie = world.user_at(ids[0]), world.catalogue.index_of(ids[1])
     flat_users, flat_movies = (AliasTable.from_weights(np.ones(len(at), np.int64)) for at in ids)
-    users = Users(ids[0], world.users.factors[user], world.users.biases[user], flat_users)
+    scales = None if world.users.scales is None else world.users.scales[user]
+    users = Users(ids[0], world.users.factors[user], world.users.biases[user], flat_users, scales)
     movies = Movies(ids[1], world.movies.factors[movie], world.movies.biases[movie], flat_movies)
-    return ShardModel(world.settings, world.settings.partitions, users, movies)
+    return ShardModel(world.settings.model_copy(update=_PLAIN), world.settings.partitions, users, movies)
 
 
 def _frequent(world: World, other: World) -> tuple[Ids, Ids]:
@@ -124,13 +126,15 @@ def _frequent(world: World, other: World) -> tuple[Ids, Ids]:
 
 def _predicted(model: ShardModel, user: Ids, movie: Ids) -> float:
     """What knowing everything but the noise saves over knowing the biases, stars², on average over some pairs."""
-    expected = RatingLaw(model.noise_sd).moments(model.score(user, movie)).mean
+    scales = None if model.users.scales is None else model.users.scales[user]
+    expected = RatingLaw(model.noise_sd, model.step).moments(model.score(user, movie), scales).mean
     return float(((expected - BiasOnly([model], [1.0]).predict(model, user, movie)) ** 2).mean())
 
 
 def _noise(world: World) -> float:
     """Variance of what no factor explains, stars²."""
-    return world.settings.rating_sd**2 * world.noise_share + _ROUNDING
+    # rounding to steps adds the variance of a uniform error
+    return world.settings.rating_sd**2 * world.noise_share + world.settings.rating_step**2 / 12
 
 
 def _ridge(world: World) -> float:

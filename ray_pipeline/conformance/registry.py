@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ray_pipeline.conformance import choices, identity, learning, spoilt, timing, values
+from ray_pipeline.conformance import changes, choices, identity, learning, people, spoilt, timing, values
 from ray_pipeline.conformance.evidence import Evidence
 from ray_pipeline.conformance.measure import Measure
 from ray_pipeline.events import Fault
@@ -70,6 +70,27 @@ CHECKS: tuple[Check, ...] = (
         "stars²",
         learning.learnable,
     ),
+    Check("genre weight", ("genre_share",), "root of the genres' share of the factors", "", people.genre_weight),
+    Check("user scales", ("user_scale_sigma",), "sigma of the users' scales", "", people.scale_spread),
+    Check("step", ("rating_step",), "what ratings are rounded to", "stars", people.rating_step),
+    Check("taste", ("taste_exposure",), "mean taste for what is watched, standard deviations", "", people.taste),
+    Check("sessions", ("session_length",), "ratings of a user in a row", "", people.session_length),
+    Check(
+        "joining users",
+        ("new_user_share", "arrival_ratings"),
+        "mean of the number that decides who joins later",
+        "",
+        people.joining_users,
+    ),
+    Check(
+        "joining movies",
+        ("new_movie_share", "arrival_ratings"),
+        "mean of the number that decides what appears later",
+        "",
+        people.joining_movies,
+    ),
+    Check("drift", ("drift",), "what is left of ratings, by stretch and genre", "stars", changes.drift),
+    Check("attacks", ("attack",), "lowest and highest ratings, by stretch", "", changes.attacks),
     Check(
         "late", ("late_share", "disorder_share"), "share of records that are late or out of order", "", spoilt.behind
     ),

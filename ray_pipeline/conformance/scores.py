@@ -1,7 +1,8 @@
 """Mean, spread and shares of variance, estimated from rounded and clipped ratings.
 
 Users, movies and factors of a seed are known, so a rating is an interval of ``mean + a·user + b·movie + c·taste + noise`` whose four
-scales are not. Maximum likelihood for normal noise; with 1/σ and coefficient/σ as parameters the likelihood has one maximum
+scales are not. Where users have scales of their own, or scores drift, both sides are divided by the scale, and the drift is
+taken off the interval. Maximum likelihood for normal noise; with 1/σ and coefficient/σ as parameters the likelihood has one maximum
 (Burridge, "A note on maximum likelihood estimation for regression models using grouped data", JRSS B, 1981).
 """
 
@@ -14,10 +15,10 @@ import numpy.typing as npt
 from scipy.special import ndtr
 
 from ray_pipeline.conformance.measure import Estimate
-from ray_pipeline.events import HALF_STARS_MAX, HALF_STARS_MIN
+from ray_pipeline.events import HALF_STARS_MAX
 from ray_pipeline.model.population import Movies, Users
 
-__all__ = ["ScoreFit", "Terms", "fit_scores"]
+__all__ = ["Intervals", "ScoreFit", "Terms", "fit_scores"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,7 +50,54 @@ class Terms:
         for column in range(users.factors.shape[1]):
             taste += users.factors[:, column][user] * movies.factors[:, column][movie]
         design[:, 3] = taste
+        if users.scales is not None:
+            scale = users.scales[user].astype(np.float64)
+            for column in (0, 1, 3):  # the movie's bias is times the scale, as the noise is
+                design[:, column] /= scale
         return cls(design)
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Between which scores each rating lies.
+
+    Attributes:
+        low: shape (n,), stars.
+        high: shape (n,), stars.
+        lowest: shape (n,): there is no lower rating, so the interval is open.
+        highest: shape (n,): there is no higher one.
+    """
+
+    low: Floats
+    high: Floats
+    lowest: npt.NDArray[np.bool_]
+    highest: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def every(self, step: int) -> Intervals:
+        """Every so manieth of them."""
+        return Intervals(self.low[::step], self.high[::step], self.lowest[::step], self.highest[::step])
+
+    @property
+    def middle(self) -> Floats:
+        """Shape (n,), stars."""
+        return (self.low + self.high) / 2
+
+    @classmethod
+    def of(
+        cls,
+        half_stars: npt.NDArray[np.uint8],
+        step: float,
+        drift: npt.NDArray[np.float32],
+        scales: npt.NDArray[np.float32] | None,
+    ) -> Intervals:
+        """From ratings, what they are rounded to, and each one's drift and user's scale, shape (n,)."""
+        low, high = (half_stars - step) / 2 - drift, (half_stars + step) / 2 - drift
+        if scales is not None:
+            low, high = low / scales, high / scales
+        return cls(low, high, half_stars <= 2 * step, half_stars >= HALF_STARS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +138,18 @@ class ScoreFit:
         return max(float(np.sqrt(gradient @ self.covariance @ gradient)), 1e-12)
 
 
-def fit_scores(terms: Terms, half_stars: npt.NDArray[np.uint8]) -> ScoreFit | None:
+def fit_scores(terms: Terms, ratings: Intervals) -> ScoreFit | None:
     """Maximum-likelihood scales of the terms; None where there are too few ratings, users or movies to tell them apart."""
-    if len(half_stars) < _FEWEST or np.linalg.cond(terms.design.T @ terms.design) > _CONDITION_MOST:
+    if len(ratings) < _FEWEST or np.linalg.cond(terms.design.T @ terms.design) > _CONDITION_MOST:
         return None
-    stars = half_stars / 2.0
-    few = slice(None, None, max(1, len(stars) // _WARM_UP))
-    beta, *_ = np.linalg.lstsq(terms.design[few], stars[few], rcond=None)
-    noise = max(float((stars[few] - terms.design[few] @ beta).std()), 0.1)
+    every = max(1, len(ratings) // _WARM_UP)
+    some, design = ratings.every(every), terms.design[::every]
+    beta, *_ = np.linalg.lstsq(design, some.middle, rcond=None)
+    noise = max(float((some.middle - design @ beta).std()), 0.1)
     point = np.append(beta, 1.0) / noise
-    point = _climb(terms.design[few], half_stars[few], point)
-    point = _climb(terms.design, half_stars, point)
-    _, _, hessian, slope, weight = _likelihood(terms.design, half_stars, point)
+    point = _climb(design, some, point)
+    point = _climb(terms.design, ratings, point)
+    _, _, hessian, slope, weight = _likelihood(terms.design, ratings, point)
     gamma = point[4]
     scales = np.append(point[:4] / gamma, 1.0 / gamma)
     # d(coefficient, σ) / d(coefficient/σ, 1/σ)
@@ -111,9 +159,9 @@ def fit_scores(terms: Terms, half_stars: npt.NDArray[np.uint8]) -> ScoreFit | No
     return ScoreFit(scales, covariance, slope * gamma, weight * gamma**2)
 
 
-def _climb(design: Floats, half_stars: npt.NDArray[np.uint8], point: Floats) -> Floats:
+def _climb(design: Floats, ratings: Intervals, point: Floats) -> Floats:
     """Newton's method with halved steps."""
-    value, gradient, hessian, _, _ = _likelihood(design, half_stars, point)
+    value, gradient, hessian, _, _ = _likelihood(design, ratings, point)
     for _ in range(_STEPS_MOST):
         step = np.linalg.lstsq(-hessian, gradient, rcond=None)[0]
         gain = float(gradient @ step)
@@ -122,7 +170,7 @@ def _climb(design: Floats, half_stars: npt.NDArray[np.uint8], point: Floats) -> 
         while True:
             tried = point + step
             if tried[4] > 0:
-                found = _likelihood(design, half_stars, tried)
+                found = _likelihood(design, ratings, tried)
                 if found[0] >= value - 1e-9:
                     break
             step = step / 2
@@ -130,13 +178,10 @@ def _climb(design: Floats, half_stars: npt.NDArray[np.uint8], point: Floats) -> 
     return point
 
 
-def _likelihood(
-    design: Floats, half_stars: npt.NDArray[np.uint8], point: Floats
-) -> tuple[float, Floats, Floats, Floats, Floats]:
+def _likelihood(design: Floats, ratings: Intervals, point: Floats) -> tuple[float, Floats, Floats, Floats, Floats]:
     """Log-likelihood, gradient, Hessian, and of each rating the first and minus the second derivative by its score/σ."""
     score = design @ point[:4]
-    lowest, highest = half_stars == HALF_STARS_MIN, half_stars == HALF_STARS_MAX
-    low_edge, high_edge = (half_stars - 0.5) / 2, (half_stars + 0.5) / 2
+    lowest, highest, low_edge, high_edge = ratings.lowest, ratings.highest, ratings.low, ratings.high
     low = np.where(lowest, -np.inf, point[4] * low_edge - score)
     high = np.where(highest, np.inf, point[4] * high_edge - score)
     # of two far upper tails the difference is taken on the other side, where it is not lost

@@ -44,6 +44,7 @@ class World:
     def __init__(self, settings: Settings, schedules: Mapping[int, ShardSchedule] | None = None) -> None:
         self.settings = settings
         self._schedules = schedules
+        self._shards: dict[int, ShardModel] = {}
 
     @functools.cached_property
     def catalogue(self) -> Catalogue:
@@ -73,12 +74,13 @@ class World:
     @functools.cached_property
     def model(self) -> ShardModel:
         """Scores any user: all of them as one shard. Its draws are no shard's."""
-        return ShardModel(self.settings, 0, self.users, self.movies)
+        return ShardModel(self.settings, 0, self.users, self.movies, 1.0)
 
     def shard(self, partition: int) -> ShardModel:
         """The model of one shard, which draws its ratings."""
-        users = build_users(self.settings, self.user_map.users_of(partition))
-        return ShardModel(self.settings, partition, users, self.movies)
+        if partition not in self._shards:
+            self._shards[partition] = ShardModel.of_shard(self.settings, partition, self.user_map, self.movies)
+        return self._shards[partition]
 
     @functools.cached_property
     def user_law(self) -> npt.NDArray[np.float64]:

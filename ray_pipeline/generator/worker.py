@@ -12,7 +12,7 @@ from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardDelivery
 from ray_pipeline.generator.runner import Assignment, ShardReport, ShardRunner
-from ray_pipeline.model.population import Movies, build_user_map, build_users
+from ray_pipeline.model.population import Movies, build_user_map
 from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.restart import RestartPolicy
 
@@ -110,5 +110,4 @@ class GeneratorWorker:
         return runner
 
     def _make_model(self, partition: int) -> ShardModel:
-        users = build_users(self._settings, self._user_map.users_of(partition))
-        return ShardModel(self._settings, partition, users, self._movies)
+        return ShardModel.of_shard(self._settings, partition, self._user_map, self._movies)

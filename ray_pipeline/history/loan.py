@@ -72,7 +72,7 @@ class Loan:
         self._identity = send_command(self._bootstrap, topic, "lend", events=self._events)
         lent = self._answer()
         # a Spark job that was started apart knows nothing of seed and users
-        self.settings = self._settings.model_copy(update=lent["settings"])
+        self.settings = self._settings.with_events(lent["settings"])
         for record in lent["shards"]:
             end = int(record.pop("end"))
             self.shards.append(LentShard(ShardProgress.from_record(record), end))

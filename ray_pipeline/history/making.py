@@ -13,7 +13,7 @@ from ray_pipeline.events import EventBatch
 from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.history.ranges import ShardRange
 from ray_pipeline.model.catalogue import Catalogue
-from ray_pipeline.model.population import Movies, build_movies, build_user_map, build_users
+from ray_pipeline.model.population import Movies, build_movies, build_user_map
 from ray_pipeline.model.ratings import ShardModel
 
 __all__ = ["COLUMNS", "ModelSource", "ratings"]
@@ -43,8 +43,7 @@ class ModelSource:
         if name not in _movies:
             _movies.clear()  # of another stream
             _movies[name] = build_movies(self.settings, self.catalogue)
-        users = build_users(self.settings, build_user_map(self.settings).users_of(partition))
-        return ShardModel(self.settings, partition, users, _movies[name])
+        return ShardModel.of_shard(self.settings, partition, build_user_map(self.settings), _movies[name])
 
 
 def ratings(

@@ -87,5 +87,5 @@ class AliasTable:
             Shape (k,), int64, 0 … n - 1.
         """
         slot = (((word >> _HALF_WORD) * np.uint64(len(self.alias))) >> _HALF_WORD).astype(np.int64)
-        keep = (word & _LOW_HALF).astype(np.uint32) < self.threshold[slot]
-        return np.where(keep, slot, self.alias[slot])
+        keep = (word & _LOW_HALF).astype(np.uint32) < self.threshold.take(slot)
+        return np.where(keep, slot, self.alias.take(slot))

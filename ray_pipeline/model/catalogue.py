@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import CatalogueError
 from ray_pipeline.fitted import load_fitted
+from ray_pipeline.model.scopes import attacked_movies, drifting_movies
 from ray_pipeline.model.streams import words
 
 __all__ = ["Catalogue", "load_catalogue"]
@@ -110,12 +111,17 @@ def load_catalogue(settings: Settings) -> Catalogue:
 
     Raises:
         CatalogueError: the file is missing, or a row is malformed; names the line.
-        ConfigurationError: the model file is missing or damaged.
+        ConfigurationError: the model file is missing or damaged, or drift or an attack of the settings names a movie or a genre
+            that there is not.
     """
     if settings.model is not None:
         fitted = load_fitted(settings.model)
-        return Catalogue(fitted.movies.ids, fitted.titles, fitted.genres, fitted.digest)
-    return _builtin(settings.movies) if settings.catalog is None else _from_file(settings.catalog)
+        found = Catalogue(fitted.movies.ids, fitted.titles, fitted.genres, fitted.digest)
+    else:
+        found = _builtin(settings.movies) if settings.catalog is None else _from_file(settings.catalog)
+    drifting_movies(settings, found)
+    attacked_movies(settings, found)
+    return found
 
 
 @functools.lru_cache(maxsize=2)

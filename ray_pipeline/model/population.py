@@ -1,8 +1,9 @@
 """Users and movies: biases, latent factors, activity and popularity, each a pure function of (seed, id), or of a model file and the id.
 
 A score is ``mean + user bias + movie bias + U·V + noise``; the four random terms have the shares of variance that the settings
-name and together the standard deviation ``rating_sd``. This is the biased matrix-factorisation model of Koren, Bell
-and Volinsky, "Matrix Factorization Techniques for Recommender Systems" (IEEE Computer, 2009).
+name and together the standard deviation ``rating_sd``. With ``user_scale_sigma`` all but the first two are times the user's
+scale, whose mean square is 1. This is the biased matrix-factorisation model of Koren, Bell and Volinsky, "Matrix Factorization
+Techniques for Recommender Systems" (IEEE Computer, 2009).
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ import numpy.typing as npt
 from ray_pipeline.config import Settings
 from ray_pipeline.fitted import load_fitted
 from ray_pipeline.model.alias import AliasTable
+from ray_pipeline.model.arrival import Arrivals, arrivals
 from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.model.genres import with_genres
 from ray_pipeline.model.partitioner import partition_of
-from ray_pipeline.model.streams import halfwords, lognormal_weights, normal_table
+from ray_pipeline.model.scopes import attacked_movies, drifting_movies
+from ray_pipeline.model.streams import (
+    dense_ranges,
+    halfwords,
+    halfwords_of,
+    lognormal_scales,
+    lognormal_weights,
+    normal_table,
+)
 
 __all__ = ["Movies", "UserMap", "Users", "build_movies", "build_user_map", "build_users", "movie_factors"]
 
@@ -35,12 +46,18 @@ class Movies:
         factors: shape (n, rank), float32, standard normal; of variance 1 in a fitted model.
         biases: shape (n,), float32, stars.
         popularity: the law of the movie of a rating, by position in ``movie_ids``.
+        arrivals: which movies join during the run; None = none does.
+        drifting: for each drift, shape (n,), the movies it is about; None where it is not about some movies.
+        attacked: for each attack, the place of its movie.
     """
 
     movie_ids: npt.NDArray[np.int64]
     factors: npt.NDArray[np.float32]
     biases: npt.NDArray[np.float32]
     popularity: AliasTable
+    arrivals: Arrivals | None = None
+    drifting: tuple[npt.NDArray[np.bool_] | None, ...] = ()
+    attacked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +66,19 @@ class Users:
 
     Attributes:
         user_ids: shape (n,), int64, ascending.
-        factors: shape (n, rank), float32, scaled so that ``U·V`` is in stars.
+        factors: shape (n, rank), float32, scaled so that ``U·V`` is in stars; times the user's scale.
         biases: shape (n,), float32, stars, the mean rating included.
         activity: the law of the user of a rating, by position in ``user_ids``.
+        scales: shape (n,), float32: how widely each uses the stars; None = all alike.
+        arrivals: which users join during the run; None = none does.
     """
 
     user_ids: npt.NDArray[np.int64]
     factors: npt.NDArray[np.float32]
     biases: npt.NDArray[np.float32]
     activity: AliasTable
+    scales: npt.NDArray[np.float32] | None = None
+    arrivals: Arrivals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +126,40 @@ def build_users(settings: Settings, user_ids: npt.NDArray[np.int64]) -> Users:
         settings: the event settings are used.
         user_ids: shape (n,), int64, ascending, n ≥ 1.
     """
-    activity = AliasTable.from_weights(_activity(settings, user_ids))
     scale = np.float32(settings.rating_sd * math.sqrt(settings.factor_share / settings.rank))
     bias = np.float32(settings.rating_sd * math.sqrt(settings.user_bias_share))
     mean = np.float32(settings.mean_rating)
     if settings.model is not None:
         fitted = load_fitted(settings.model).users
         at = fitted.at(user_ids)
-        return Users(user_ids, fitted.factors[at] * scale, mean + fitted.biases[at] * bias, activity)
+        return _with_habits(settings, user_ids, fitted.factors[at] * scale, mean + fitted.biases[at] * bias)
     factors = np.empty((len(user_ids), settings.rank), np.float32)
     biases = np.empty(len(user_ids), np.float32)
-    for lo, hi in _ranges(user_ids):
+    for lo, hi in dense_ranges(user_ids):
         ids = user_ids[lo:hi]
         factors[lo:hi] = _normals(settings, "user/factors", ids, settings.rank) * scale
         biases[lo:hi] = mean + _normals(settings, "user/bias", ids, 1)[:, 0] * bias
-    return Users(user_ids, factors, biases, activity)
+    return _with_habits(settings, user_ids, factors, biases)
+
+
+def _with_habits(
+    settings: Settings,
+    user_ids: npt.NDArray[np.int64],
+    factors: npt.NDArray[np.float32],
+    biases: npt.NDArray[np.float32],
+) -> Users:
+    """Users of these tastes, each with a scale, activity, and a time of joining."""
+    scales = None
+    if settings.user_scale_sigma:
+        scales = lognormal_scales(settings.user_scale_sigma)[
+            halfwords_of(settings.seed, "user/scale", user_ids, 1)[:, 0]
+        ]
+        factors *= scales[:, None]
+    activity, joining = _activity(settings, user_ids), None
+    if settings.new_user_share:
+        share, until = settings.new_user_share, settings.arrival_ratings
+        joining = arrivals(settings.seed, "user/arrival", user_ids, activity, share, until)
+    return Users(user_ids, factors, biases, AliasTable.from_weights(activity), scales, joining)
 
 
 def movie_factors(
@@ -138,7 +178,7 @@ def movie_factors(
         return fitted.factors[at], fitted.biases[at] * bias
     factors = np.empty((len(movie_ids), settings.rank), np.float32)
     biases = np.empty(len(movie_ids), np.float32)
-    for lo, hi in _ranges(movie_ids):
+    for lo, hi in dense_ranges(movie_ids):
         factors[lo:hi] = _normals(settings, "movie/factors", movie_ids[lo:hi], settings.rank)
         biases[lo:hi] = _normals(settings, "movie/bias", movie_ids[lo:hi], 1)[:, 0] * bias
     return factors, biases
@@ -153,19 +193,32 @@ def build_movies(
 
     Args:
         settings: the event settings are used.
-        catalogue: gives the ids.
+        catalogue: gives the ids and, if that matters, the genres.
         parts: results of :func:`movie_factors` for consecutive runs of the catalogue, made elsewhere; None = make them here.
+
+    Raises:
+        ConfigurationError: drift or attack name what the catalogue does not have.
     """
     made = [movie_factors(settings, catalogue.movie_ids)] if parts is None else parts
     factors = made[0][0] if len(made) == 1 else np.concatenate([part[0] for part in made])
     biases = made[0][1] if len(made) == 1 else np.concatenate([part[1] for part in made])
-    return Movies(catalogue.movie_ids, factors, biases, _popularity(settings, len(catalogue)))
+    if settings.genre_share:
+        factors = with_genres(factors, catalogue, settings.seed, settings.genre_share)
+    drifting, attacked = drifting_movies(settings, catalogue), attacked_movies(settings, catalogue)
+    weights, joining = _popularity(settings, len(catalogue)), None
+    if settings.new_movie_share:
+        always = np.zeros(len(catalogue), np.bool_)
+        always[list(attacked)] = True  # whoever bombs a movie that is not there yet would have to wait
+        share, until = settings.new_movie_share, settings.arrival_ratings
+        joining = arrivals(settings.seed, "movie/arrival", catalogue.movie_ids, weights, share, until, always)
+    popularity = AliasTable.from_weights(weights)
+    return Movies(catalogue.movie_ids, factors, biases, popularity, joining, drifting, attacked)
 
 
-def _popularity(settings: Settings, count: int) -> AliasTable:
+def _popularity(settings: Settings, count: int) -> npt.NDArray[np.int64]:
     """Zipf's law, P(rank k) ∝ k^-s, over a random ranking of the movies; of a fitted model, the law of its counts."""
     if settings.model is not None:
-        return AliasTable.from_weights(load_fitted(settings.model).movies.counts)
+        return load_fitted(settings.model).movies.counts
     draws = halfwords(settings.seed, "movie/ranking", 0, count * 4).reshape(count, 4).astype(np.uint64)
     keys = draws[:, 0] | draws[:, 1] << np.uint64(16) | draws[:, 2] << np.uint64(32) | draws[:, 3] << np.uint64(48)
     order = np.argsort(keys, kind="stable")
@@ -176,28 +229,15 @@ def _popularity(settings: Settings, count: int) -> AliasTable:
     shift = max(0, (sum(by_rank) * count).bit_length() - 62)
     weights = np.empty(count, np.int64)
     weights[order] = np.maximum(np.array(by_rank, np.int64) >> shift, 1)
-    return AliasTable.from_weights(weights)
+    return weights
 
 
 def _activity(settings: Settings, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     if settings.model is not None:
         fitted = load_fitted(settings.model).users
         return fitted.counts[fitted.at(ids)]
-    return lognormal_weights(settings.activity_sigma)[_at(settings, "user/activity", ids, 1)[:, 0]]
+    return lognormal_weights(settings.activity_sigma)[halfwords_of(settings.seed, "user/activity", ids, 1)[:, 0]]
 
 
 def _normals(settings: Settings, name: str, ids: npt.NDArray[np.int64], each: int) -> npt.NDArray[np.float32]:
-    return normal_table()[_at(settings, name, ids, each)]
-
-
-def _at(settings: Settings, name: str, ids: npt.NDArray[np.int64], each: int) -> npt.NDArray[np.uint16]:
-    """The ``each`` 16-bit words of every id; makes the whole range of ids and picks, so ids should be dense."""
-    first, last = int(ids[0]), int(ids[-1])
-    drawn = halfwords(settings.seed, name, first * each, (last - first + 1) * each)
-    return drawn.reshape(-1, each)[ids - first]
-
-
-def _ranges(ids: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Cut ascending ids into runs that span at most a chunk of ids, so that memory stays bounded."""
-    bounds = np.searchsorted(ids, np.arange(int(ids[0]), int(ids[-1]) + 1, _CHUNK)).tolist() if len(ids) else []
-    return [(lo, hi) for lo, hi in zip(bounds, [*bounds[1:], len(ids)], strict=True) if lo < hi]
+    return normal_table()[halfwords_of(settings.seed, name, ids, each)]

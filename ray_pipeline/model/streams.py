@@ -15,12 +15,23 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["WORDS_PER_COUNTER", "halfwords", "lognormal_weights", "normal_table", "words"]
+__all__ = [
+    "WORDS_PER_COUNTER",
+    "dense_ranges",
+    "halfwords",
+    "halfwords_of",
+    "lognormal_scales",
+    "lognormal_weights",
+    "normal_table",
+    "pairs",
+    "words",
+]
 
 WORDS_PER_COUNTER = 4
 """64-bit words made by one counter of Philox4x64."""
 
 _TABLE_SIZE = 1 << 16
+_CHUNK = 1 << 17
 
 
 def _key(seed: int, name: str, number: int) -> int:
@@ -45,6 +56,17 @@ def words(seed: int, name: str, number: int, first: int, count: int) -> npt.NDAr
     return generator.random_raw(count * WORDS_PER_COUNTER).reshape(count, WORDS_PER_COUNTER)
 
 
+def pairs(seed: int, name: str, number: int, first: int, count: int) -> npt.NDArray[np.uint64]:
+    """Two words for each of the places ``first … first + count - 1`` of a stream, two places a counter.
+
+    Returns:
+        Shape (count, 2), uint64, each word uniform over all 64-bit integers.
+    """
+    counter = first // 2
+    made = words(seed, name, number, counter, -(-(first + count) // 2) - counter).reshape(-1, 2)
+    return made[first - 2 * counter : first - 2 * counter + count]
+
+
 def halfwords(seed: int, name: str, first: int, count: int) -> npt.NDArray[np.uint16]:
     """The 16-bit words at positions ``first … first + count - 1`` of a stream, sixteen a counter, low ones first.
 
@@ -57,6 +79,32 @@ def halfwords(seed: int, name: str, first: int, count: int) -> npt.NDArray[np.ui
     low_first = words(seed, name, 0, counter, counters).astype("<u8", copy=False).reshape(-1).view("<u2")
     start = first - counter * per_counter
     return low_first[start : start + count]
+
+
+def halfwords_of(seed: int, name: str, ids: npt.NDArray[np.int64], each: int) -> npt.NDArray[np.uint16]:
+    """The ``each`` 16-bit words that belong to every id; makes whole ranges of ids and picks, so ids should be dense.
+
+    Args:
+        seed: the run's seed.
+        name: what the stream is for.
+        ids: shape (n,), int64, ascending, ≥ 0.
+        each: words an id.
+
+    Returns:
+        Shape (n, each), uint16, uniform.
+    """
+    found = np.empty((len(ids), each), np.uint16)
+    for lo, hi in dense_ranges(ids):
+        first, last = int(ids[lo]), int(ids[hi - 1])
+        drawn = halfwords(seed, name, first * each, (last - first + 1) * each)
+        found[lo:hi] = drawn.reshape(-1, each)[ids[lo:hi] - first]
+    return found
+
+
+def dense_ranges(ids: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Cut ascending ids into runs that span at most a chunk of ids, so that memory stays bounded."""
+    bounds = np.flatnonzero(np.diff(ids // _CHUNK, prepend=-1)).tolist() if len(ids) else []
+    return list(zip(bounds, [*bounds[1:], len(ids)], strict=False))
 
 
 @functools.cache
@@ -86,5 +134,19 @@ def lognormal_weights(sigma: float) -> npt.NDArray[np.int64]:
         Shape (65536,), int64, all ≥ 1, read-only.
     """
     table = np.array([max(1, round(4096 * math.exp(sigma * float(z)))) for z in normal_table()], np.int64)
+    table.setflags(write=False)
+    return table
+
+
+@functools.cache
+def lognormal_scales(sigma: float) -> npt.NDArray[np.float32]:
+    """exp(sigma · z) for each entry z of :func:`normal_table`, divided so that the mean square is 1.
+
+    Returns:
+        Shape (65536,), float32, all > 0, read-only.
+    """
+    raw = [math.exp(sigma * float(z)) for z in normal_table()]
+    root = math.sqrt(math.fsum(value * value for value in raw) / len(raw))
+    table = np.array([value / root for value in raw], np.float32)
     table.setflags(write=False)
     return table

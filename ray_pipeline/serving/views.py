@@ -185,6 +185,7 @@ def explanation(found: dict[str, Any] | None) -> str:
     score, rounding, movie = found["score"], found["rounding"], found["movie"]
     signed = {name: f"{value:+.3f}" for name, value in score.items()}
     genres = ", ".join(movie["genres"])
+    drift = f" {signed['drift']} drift" if score["drift"] else ""
     rows = [
         ("rating", f"{found['index']:,} of partition {found['partition']}, due at {found['time']['event_time']}"),
         ("user", f"{found['user']['userId']}, bias {signed['user_bias']}"),
@@ -193,14 +194,15 @@ def explanation(found: dict[str, Any] | None) -> str:
         ("noise", signed["noise"]),
         (
             "score",
-            f"{score['mean']:g} {signed['user_bias']} {signed['movie_bias']} {signed['dot_product']} {signed['noise']} "
+            f"{score['mean']:g} {signed['user_bias']} {signed['movie_bias']} {signed['dot_product']}{drift} {signed['noise']} "
             f"= {score['raw']:.3f}",
         ),
         (
-            "half star",
+            "whole star" if rounding["step"] == 1 else "half star",
             f"{rounding['rating']:.1f} ★"
             + (f", clipped from {rounding['half_star']:.1f}" if rounding["clipped"] else ""),
         ),
+        *([("attack", found["attack"]["text"])] if found["attack"] else []),
         ("windows", ", ".join(f"{w['window_type']} {_clock(w['window_start'])}" for w in found["windows"])),
         ("in Kafka", _in_kafka(kafka)),
     ]
@@ -229,7 +231,8 @@ def scoreboard(models: Sequence[dict[str, Any]]) -> str:
             f"<tr><td><b>{escape(str(score['model']))}</b></td><td>{scored}{repeated}</td>"
             f"<td>{100 * score['coverage']:.1f} %</td>{_errors(score)}</tr>"
         )
-        for name, label in (("floor", "best possible"), ("bias_only", "biases only"), ("global_mean", "global mean")):
+        about = "biases only, roughly" if score["bias_only"].get("inexact_by") else "biases only"
+        for name, label in (("floor", "best possible"), ("bias_only", about), ("global_mean", "global mean")):
             rows.append(f'<tr class="rp-beside"><td>{label}</td><td></td><td></td>{_errors(score[name])}</tr>')
     head = ("model", "scored", "coverage", "RMSE observed", "MAE observed", "RMSE truth", "MAE truth")
     return _section(title, _table(head, "".join(rows)))

@@ -17,7 +17,7 @@ from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule
 from ray_pipeline.generator.runner import RunnerState, ShardReport
 from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.model.catalogue import load_catalogue
-from ray_pipeline.model.population import build_movies, build_user_map, build_users
+from ray_pipeline.model.population import build_movies, build_user_map
 from ray_pipeline.model.ratings import ShardModel
 
 __all__ = ["MergedStream", "Piece", "untouched"]
@@ -84,10 +84,7 @@ class MergedStream:
         catalogue, user_map = load_catalogue(settings), build_user_map(settings)
         shares = [user_map.share(p) for p in range(settings.partitions)]
         movies = build_movies(settings, catalogue)
-        models = [
-            ShardModel(settings, p, build_users(settings, user_map.users_of(p)), movies)
-            for p in range(settings.partitions)
-        ]
+        models = [ShardModel.of_shard(settings, p, user_map, movies) for p in range(settings.partitions)]
         coordinator = Coordinator(settings, settings.digest(catalogue.digest), shares)
         coordinator.observe([untouched(p) for p in range(settings.partitions)])
         told = coordinator.assignments(clock.now_ms())  # the run begins here: all that takes time is done

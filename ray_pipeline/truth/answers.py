@@ -1,4 +1,4 @@
-"""The answer key: what is wrong with a partition on purpose, one record of topic ``ratings.truth`` for each case.
+"""The answer key: what is wrong with a partition on purpose, and what changes in it: a record of topic ``ratings.truth`` a case.
 
 Nothing in the stream tells these cases from honest records; this does, with index and offset.
 """
@@ -12,7 +12,8 @@ import numpy as np
 
 from ray_pipeline.codec import encode_values
 from ray_pipeline.events import EventBatch, Fault
-from ray_pipeline.model.faults import Fates
+from ray_pipeline.model.faults import Fates, Faults
+from ray_pipeline.model.labels import attack_ratings
 from ray_pipeline.truth.follower import Follower
 from ray_pipeline.truth.replay import ShardReplay
 
@@ -24,21 +25,23 @@ _TEXT_BROKEN = (Fault.MALFORMED, Fault.MISSING_FIELD, Fault.OUT_OF_RANGE)
 
 
 def answer_key(record: dict[str, Any]) -> str:
-    """Key of a record of topic ``ratings.truth``: ``<kind>/<partition>/<index>``."""
-    return f"{record['kind']}/{record['partition']}/{record['index']}"
+    """Key of a record of topic ``ratings.truth``: ``<kind>/<partition>/<index>``, with the number of a drift or an attack behind it."""
+    number = f"/{record['number']}" if "number" in record else ""
+    return f"{record['kind']}/{record['partition']}/{record['index']}{number}"
 
 
 class AnswerKey:
     """Goes along with a partition's records and says of each what is wrong with it on purpose.
 
     Args:
-        replay: the shard; faults are on.
+        replay: the shard.
         index: the first record that :meth:`take` will be given is this rating.
+        labels: what changes in the course of the partition, as :func:`ray_pipeline.model.labels.labels` has it.
     """
 
-    def __init__(self, replay: ShardReplay, index: int) -> None:
-        assert replay.model.faults is not None
+    def __init__(self, replay: ShardReplay, index: int, labels: Sequence[dict[str, Any]] = ()) -> None:
         self._replay = replay
+        self._labels = labels
         self._faults = replay.model.faults
         self._follower = Follower(replay, index)
 
@@ -76,14 +79,31 @@ class AnswerKey:
 
     def _cases(self, first: int, count: int, places: dict[int, int]) -> Iterator[dict[str, Any]]:
         events, fates = self._replay.events(first, count), self._replay.fates(first, count)
-        assert fates is not None
+        yield from self._of_attacks(events, places)
+        yield from self._changes(first, count, places)
+        if fates is None or self._faults is None:
+            return
         texts = encode_values(events)
         for at in np.flatnonzero(fates.faults).tolist():
             offset = places.get(first + at)
             if offset is not None:
                 yield self._record(events, fates, at, offset, texts[at])
-        yield from self._lost(first, count, fates, places)
-        yield from self._of_the_shard(first, fates, places)
+        yield from self._lost(self._faults, first, count, fates, places)
+        yield from self._of_the_shard(self._faults, first, fates, places)
+
+    def _of_attacks(self, events: EventBatch, places: dict[int, int]) -> Iterator[dict[str, Any]]:
+        for case in attack_ratings(self._replay.model, events.first_index, len(events)):
+            offset = places.get(case["index"])
+            if offset is not None:
+                yield {**case, "offset": offset, "rating": _rating(events, case["index"] - events.first_index)}
+
+    def _changes(self, first: int, count: int, places: dict[int, int]) -> Iterator[dict[str, Any]]:
+        """Drifts and attacks that begin here; each stands where its first rating does, or the next one that is there."""
+        for label in self._labels:
+            if first <= label["index"] < first + count:
+                behind = [index for index in places if index >= label["index"]]
+                if behind:
+                    yield {**label, "offset": places[min(behind)]}
 
     def _record(self, events: EventBatch, fates: Fates, at: int, offset: int, text: bytes | None) -> dict[str, Any]:
         fault, index = Fault(int(fates.faults[at])), fates.first + at
@@ -97,27 +117,31 @@ class AnswerKey:
             case["value"] = text.decode()
         return case
 
-    def _lost(self, first: int, count: int, fates: Fates, places: dict[int, int]) -> Iterator[dict[str, Any]]:
-        for index in self._faults.dropped(first, count).tolist():
+    def _lost(
+        self, faults: Faults, first: int, count: int, fates: Fates, places: dict[int, int]
+    ) -> Iterator[dict[str, Any]]:
+        for index in faults.dropped(first, count).tolist():
             offset = places.get(index)
             if offset is None:
                 continue
             drawn = self._replay.model.draw(_LOST_FROM + index, 1)
-            times_ms = fates.due_ms[index - first : index - first + 1] + self._faults.skew_ms
+            times_ms = fates.due_ms[index - first : index - first + 1] + faults.skew_ms
             lost = EventBatch(
                 self._replay.partition, index, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times_ms
             )
             yield {**self._head("dropped", index, offset), "rating": _rating(lost, 0)}
 
-    def _of_the_shard(self, first: int, fates: Fates, places: dict[int, int]) -> Iterator[dict[str, Any]]:
+    def _of_the_shard(
+        self, faults: Faults, first: int, fates: Fates, places: dict[int, int]
+    ) -> Iterator[dict[str, Any]]:
         """Its clock, once; and each silence, at the first rating that was held back."""
-        if first == 0 and self._faults.skew_ms and 0 in places:
-            yield {**self._head("clock_skew", 0, places[0]), "shift_ms": self._faults.skew_ms}
-        sent_ms = self._faults.sent_ms(fates.due_ms)
+        if first == 0 and faults.skew_ms and 0 in places:
+            yield {**self._head("clock_skew", 0, places[0]), "shift_ms": faults.skew_ms}
+        sent_ms = faults.sent_ms(fates.due_ms)
         held = sent_ms > fates.due_ms
-        begins = held & (np.concatenate([self._sent_before(first), sent_ms[:-1]]) != sent_ms)
+        begins = held & (np.concatenate([self._sent_before(faults, first), sent_ms[:-1]]) != sent_ms)
         for at in np.flatnonzero(begins).tolist():
-            offset, since_ms = places.get(first + at), self._faults.silent_since(int(fates.due_ms[at]))
+            offset, since_ms = places.get(first + at), faults.silent_since(int(fates.due_ms[at]))
             if offset is not None:
                 yield {
                     **self._head("silent", first + at, offset),
@@ -125,11 +149,11 @@ class AnswerKey:
                     "to_ms": int(sent_ms[at]),
                 }
 
-    def _sent_before(self, first: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _sent_before(self, faults: Faults, first: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """When the rating before one was sent, shape (1,); -1 where there is none."""
         if not first:
             return np.array([-1], np.int64)
-        return self._faults.sent_ms(np.array([self._replay.due_ms(first - 1)], np.int64))
+        return faults.sent_ms(np.array([self._replay.due_ms(first - 1)], np.int64))
 
     def _head(self, kind: str, index: int, offset: int) -> dict[str, Any]:
         return {"kind": kind, "partition": self._replay.partition, "index": index, "offset": offset}

@@ -31,11 +31,14 @@ def explain(
         specs: the window kinds.
 
     Returns:
-        ``partition``, ``index``, ``key``, ``value``, ``sent`` (whether the shard says that it has sent it); ``user``, ``movie`` (ids,
-        biases in stars, title and genres); ``factors`` (both vectors, scaled so that their product is in stars);
-        ``score`` (mean, user_bias, movie_bias, dot_product, noise, raw, in stars); ``rounding`` (``half_star`` nearest to
-        the raw score, ``clipped``, ``rating``); ``time`` (``event_time``, ``timestamp``, ``due``, ``rate`` in force); ``windows`` it
-        belongs to; ``fault``: what is wrong with it on purpose, see :func:`fault_of`; None when nothing is.
+        ``partition``, ``index``, ``key``, ``value``, ``sent`` (whether the shard says that it has sent it); ``user``, ``movie``
+        (ids, biases in stars, title and genres, the user's scale, which the movie's bias, factors and noise are times already);
+        ``factors`` (both vectors, scaled so that their product is in stars); ``score`` (mean, user_bias, movie_bias,
+        dot_product, drift, noise, raw, in stars); ``rounding`` (``step``, 0.5 or 1, ``half_star``, or whole one, nearest to the
+        raw score, ``clipped``, ``rating``); ``attack`` that it is of, None as a rule: its ``text`` in the settings, and whether
+        it is ``camouflage``, which follows the score, or else does not; ``time`` (``event_time``, ``timestamp``,
+        ``due``, ``rate`` in force); ``windows`` it belongs to; ``fault``: what is wrong with it on purpose, see
+        :func:`fault_of`; None when nothing is.
 
     Raises:
         UncheckedError: the plan does not reach the index.
@@ -51,7 +54,7 @@ def explain(
     parts = replay.model.parts(index if fates is None else int(fates.sources[0]))
     movie_id, half = int(events.movie_ids[0]), int(events.half_stars[0])
     place = int(catalogue.index_of(events.movie_ids)[0])
-    nearest, value = parts.nearest_half_star, encode_values(events)[0]
+    nearest, value = parts.nearest_step, encode_values(events)[0]
     taken = replay.valid is None or events.faults is None or not replay.valid.rejects[events.faults[0]]
     return {
         "partition": replay.partition,
@@ -60,7 +63,11 @@ def explain(
         "key": encode_keys(events)[0].decode(),
         "value": None if value is None else value.decode(),
         "fault": None if fates is None else fault_of(replay, fates),
-        "user": {"userId": int(events.user_ids[0]), "bias": _stars(parts.user_bias)},
+        "user": {
+            "userId": int(events.user_ids[0]),
+            "bias": _stars(parts.user_bias),
+            "scale": _stars(parts.user_scale),
+        },
         "movie": {
             "movieId": movie_id,
             "title": catalogue.titles[place],
@@ -76,10 +83,19 @@ def explain(
             "user_bias": _stars(parts.user_bias),
             "movie_bias": _stars(parts.movie_bias),
             "dot_product": _stars(parts.dot_product),
+            "drift": _stars(parts.drift),
             "noise": _stars(parts.noise),
             "raw": _stars(parts.score),
         },
-        "rounding": {"half_star": nearest, "clipped": nearest != half / 2, "rating": half / 2},
+        "rounding": {
+            "step": parts.step,
+            "half_star": nearest,
+            "clipped": nearest != half / 2 and not parts.hit,
+            "rating": half / 2,
+        },
+        "attack": None
+        if parts.attack is None
+        else {"text": settings.attack[parts.attack], "camouflage": not parts.hit},
         "time": {
             "event_time": iso_ms(at_ms),
             "timestamp": at_ms,

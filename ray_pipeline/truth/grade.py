@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["ROLES", "Grade", "grade_deduplicated", "grade_flagged"]
 
-ROLES = ("deduplicated", "rejected", "late")
+ROLES = ("deduplicated", "rejected", "late", "attacked")
 """What a topic may be said to hold."""
 
 _FIELDS = ("userId", "movieId", "rating", "timestamp")
@@ -82,10 +82,10 @@ def grade_flagged(
     kind: str = "",
     lateness_ms: int = 0,
 ) -> Grade:
-    """Grade a topic of rejected or of late records.
+    """Grade a topic of rejected, of late, or of an attack's records.
 
     Args:
-        role: ``rejected`` or ``late``.
+        role: ``rejected``, ``late`` or ``attacked``.
         cases: records of the answer key.
         values: values of the topic's records.
         kind: only cases of this kind must be in it; others of the role count neither way.
@@ -169,6 +169,10 @@ def _standing(role: str, case: Mapping[str, Any], kind: str, lateness_ms: int) -
         if not case.get("rejected"):
             return ""
         return "must" if kind in ("", case["kind"]) else "may"
+    if role == "attacked":
+        if case["kind"] != "attack_rating":
+            return ""
+        return "may" if case["camouflage"] else "must"
     late = case.get("lateness_ms", 0)
     if case.get("rejected") or late <= 0:
         return ""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.config import EVENT_FIELDS, Settings
+from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import StateMismatchError
 from ray_pipeline.events import EventBatch, Fault
@@ -17,7 +17,7 @@ from ray_pipeline.fitted import FITTED_PREFIX
 from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.model.faults import Fates
-from ray_pipeline.model.population import Movies, build_movies, build_user_map, build_users
+from ray_pipeline.model.population import Movies, build_movies, build_user_map
 from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.truth.validity import ValidRecords
 
@@ -36,7 +36,9 @@ def published_catalogue(settings: Settings, run: Mapping[str, Any]) -> Catalogue
     Raises:
         CatalogueError: the file is missing, or a row is malformed.
     """
-    return load_catalogue(settings.model_copy(update={"movies": run["settings"]["movies"]}))
+    # what one's own drift and attacks name has nothing to do with the run's movies
+    names_nothing: dict[str, Any] = {"drift": (), "attack": ()}
+    return load_catalogue(settings.model_copy(update={"movies": run["settings"]["movies"], **names_nothing}))
 
 
 def published_settings(settings: Settings, run: Mapping[str, Any], catalogue: Catalogue) -> Settings:
@@ -50,7 +52,7 @@ def published_settings(settings: Settings, run: Mapping[str, Any], catalogue: Ca
     Raises:
         StateMismatchError: catalogue or model file at hand are not the run's, so that its ratings cannot be made again.
     """
-    found = settings.model_copy(update={name: run["settings"][name] for name in EVENT_FIELDS})
+    found = settings.with_events(run["settings"])
     if found.digest(catalogue.digest) != run["config"]:
         raise _another_world(settings, run, catalogue)
     return found
@@ -87,7 +89,7 @@ def build_models(
     """
     movies = movies or build_movies(settings, catalogue)
     user_map = build_user_map(settings)
-    return {p: ShardModel(settings, p, build_users(settings, user_map.users_of(p)), movies) for p in partitions}
+    return {p: ShardModel.of_shard(settings, p, user_map, movies) for p in partitions}
 
 
 class ShardReplay:

@@ -1,8 +1,9 @@
 """The scoreboard: learners' predictions against the truth, beside the best that anybody can reach. Pure: no Kafka, no clock.
 
-A prediction names a rating of the stream by user, movie and event time. The truth of user and movie is E[rating], exact,
-with rounding and clipping (:mod:`ray_pipeline.truth.law`); the observed rating is drawn again (:mod:`ray_pipeline.truth.lookup`).
-The baselines are scored on the same ratings as the model beside them.
+A prediction names a rating of the stream by user, movie and event time. The truth of user and movie is E[rating], exact, with
+rounding, clipping and what drift adds at its time (:mod:`ray_pipeline.truth.law`); the observed rating is drawn again
+(:mod:`ray_pipeline.truth.lookup`). The baselines are scored on the same ratings as the model beside them. What an attack gives
+its movie is nobody's taste: predictions of such ratings are counted, and scored against nothing.
 """
 
 from __future__ import annotations
@@ -154,6 +155,9 @@ class _Seen:
 
 
 # what is summed up for each model, over the ratings that count
+_DISTURB_BIAS_ONLY = ("taste_exposure", "new_user_share", "new_movie_share", "attack")
+"""Settings under which what the biases alone can tell is computed for another law of users and movies than the stream's."""
+
 _PREDICTORS = ("model", "bias_only", "global_mean", "floor")
 _SUMS = (
     "scored",
@@ -169,6 +173,7 @@ class _Tally:
         self.name = name
         self.came = 0
         self.repeated = 0
+        self.attacked = 0
         self.sums = dict.fromkeys(_SUMS, 0.0)
         self.seen = _Seen()
         self.first_ms: int | None = None
@@ -213,8 +218,9 @@ class Scoreboard:
         self._user_ids = np.sort(np.concatenate([model.users.user_ids for model in models.values()]))
         self._shares = shares
         self._run, self._config = run, config
-        self._law = RatingLaw(models[0].noise_sd)
+        self._law = RatingLaw(models[0].noise_sd, models[0].step)
         self._bias_only = BiasOnly([models[p] for p in range(settings.partitions)], shares)
+        self._disturbing = [name for name in _DISTURB_BIAS_ONLY if getattr(settings, name)]
         self.global_mean = _mean_of_stream(models, shares)
         self._replays: dict[int, ShardReplay] = {}
         self._reached = np.full(settings.partitions, -1, np.int64)
@@ -332,15 +338,19 @@ class Scoreboard:
         index, half_stars = np.full(len(batch), -1, np.int64), np.zeros(len(batch), np.uint8)
         if replay is not None:
             index, half_stars = find_ratings(replay, batch.user_id, batch.movie_id, batch.time_ms)
-        counts = index < 0
+        counts, hits = index < 0, self._models[partition].hits(index)
         for code in np.unique(batch.model).tolist():
+            tally = self._tallies[code]
             mine = np.flatnonzero((batch.model == code) & (index >= 0))
-            fresh = self._tallies[code].seen.add(partition, index[mine])
-            self._tallies[code].repeated += int(len(mine) - fresh.sum())
-            counts[mine] = fresh
-            self._note_times(self._tallies[code], batch.time_ms[mine])
+            fresh = tally.seen.add(partition, index[mine])
+            tally.repeated += int(len(mine) - fresh.sum())
+            tally.attacked += int((fresh & hits[mine]).sum())
+            counts[mine] = fresh & ~hits[mine]
+            self._note_times(tally, batch.time_ms[mine])
         if counts.any():
-            self._sum_up(batch.where(counts), half_stars[counts])
+            # what names no rating has the scores of its time
+            at = index if replay is None else np.where(index < 0, replay.first_at(batch.time_ms), index)
+            self._sum_up(batch.where(counts), half_stars[counts], np.maximum(at[counts], 0))
 
     def _note_times(self, tally: _Tally, times_ms: npt.NDArray[np.int64]) -> None:
         if not len(times_ms):
@@ -358,11 +368,13 @@ class Scoreboard:
         at = np.array([time_ms], np.int64)
         return sum(int(replay.first_at(at)[0]) for replay in self._replays.values())
 
-    def _sum_up(self, batch: _Batch, half_stars: npt.NDArray[np.uint8]) -> None:
+    def _sum_up(self, batch: _Batch, half_stars: npt.NDArray[np.uint8], index: npt.NDArray[np.int64]) -> None:
         model = self._models[int(batch.partition[0])]
         user = np.searchsorted(model.users.user_ids, batch.user_id)
         movie = np.searchsorted(model.movies.movie_ids, batch.movie_id)
-        truth = self._law.moments(model.score(user, movie))
+        scales = None if model.users.scales is None else model.users.scales[user]
+        truth = self._law.moments(model.score_at(user, movie, index), scales)
+        drift = model.drift_at(user, movie, index)
         matched = (half_stars > 0).astype(np.float64)
         observed = half_stars / 2.0
         columns = {
@@ -373,7 +385,7 @@ class Scoreboard:
         }
         for name, stars in (
             ("model", batch.stars),
-            ("bias_only", self._bias_only.predict(model, user, movie)),
+            ("bias_only", self._bias_only.predict(model, user, movie, drift)),
             ("global_mean", np.full(len(batch), self.global_mean)),
         ):
             for against, wanted, weight in (("truth", truth.mean, 1.0), ("observed", observed, matched)):
@@ -386,7 +398,7 @@ class Scoreboard:
     def _score(self, tally: _Tally, waiting: int, delivered: int) -> dict[str, Any]:
         scored, matched = int(tally.sums["scored"]), int(tally.sums["matched"])
         # progress may be a moment behind what a learner has read
-        since = max(delivered - tally.before, matched) if tally.first_ms is not None else 0
+        since = max(delivered - tally.before, matched + tally.attacked) if tally.first_ms is not None else 0
         return {
             "model": tally.name,
             "run": self._run,
@@ -396,14 +408,15 @@ class Scoreboard:
             "matched": matched,
             "unmatched": scored - matched,
             "repeated": tally.repeated,
+            "attacked": tally.attacked,
             "waiting": waiting,
             "first_event_ms": tally.first_ms,
             "last_event_ms": tally.last_ms,
             "delivered": since,
-            "coverage": round(matched / since, 6) if since else 0.0,
+            "coverage": round((matched + tally.attacked) / since, 6) if since else 0.0,
             **tally.errors("model"),
             "floor": tally.errors("floor"),
-            "bias_only": tally.errors("bias_only"),
+            "bias_only": {**tally.errors("bias_only"), "inexact_by": self._disturbing},
             "global_mean": {"value": round(self.global_mean, 6), **tally.errors("global_mean")},
         }
 

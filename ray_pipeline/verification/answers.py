@@ -22,6 +22,7 @@ from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.read import Record, follow, read_compacted
+from ray_pipeline.model.labels import labels
 from ray_pipeline.restart import Decision, RestartPolicy
 from ray_pipeline.truth.answers import AnswerKey, answer_key
 from ray_pipeline.truth.oracle import published_windows
@@ -120,8 +121,8 @@ class AnswerFeed:
         if "windows" in published:
             settings = published_windows(settings, published["windows"])
         models = build_models(settings, catalogue, range(settings.partitions))
-        if all(model.faults is None for model in models.values()):
-            self._state, self._reason = "not needed", "nothing is broken on purpose"
+        if all(model.faults is None for model in models.values()) and not settings.drift and not settings.attack:
+            self._state, self._reason = "not needed", "nothing is broken on purpose, drifts or is attacked"
             self._wait_for_the_end()
             return True
         self._state, self._reason = "running", ""
@@ -197,8 +198,7 @@ class _Session:
         if shard.replay is None or shard.key is None:
             model = self._models[progress.partition]
             shard.replay = ShardReplay(model, progress, self._settings.guard_ms)
-            if model.faults is not None:
-                shard.key = AnswerKey(shard.replay, shard.index)
+            shard.key = AnswerKey(shard.replay, shard.index, labels(self._settings, progress.partition, progress.share))
         elif progress.next_index >= shard.replay.progress.next_index:
             changed = progress.epochs != shard.replay.progress.epochs
             shard.replay.update(progress)

@@ -17,6 +17,7 @@ _KINDS = {
     "deduplicated": (),
     "rejected": ("malformed", "missing_field", "out_of_range", "tombstone", "future"),
     "late": ("late", "out_of_order"),
+    "attacked": (),
 }
 
 
@@ -63,6 +64,6 @@ def _cases(settings: Settings, bootstrap: str) -> list[dict[str, Any]]:
             raise UncheckedError(
                 problem=f"topic {settings.truth_topic} tells of {reached:,} of the {progress.next_index:,} records of partition "
                 f"{partition}",
-                fix="It is written by run and verify, where something is broken on purpose: have one of them catch up, or stop sending",
+                fix="It is written by run and verify, where something is broken or changes: let one catch up, or stop sending",
             )
     return [case for case in newest.values() if "kind" in case]

@@ -24,7 +24,7 @@ from ray_pipeline.conformance.registry import CHECKS, NOT_OF_THE_DATA, checks_of
 from ray_pipeline.conformance.sample import Sample, regenerate
 from ray_pipeline.conformance.world import START_MS, World
 from ray_pipeline.delivery.interface import ShardProgress
-from ray_pipeline.errors import UncheckedError
+from ray_pipeline.errors import ConfigurationError, UncheckedError
 from ray_pipeline.fitted import REPLACED_FIELDS, FittedModel, FittedSide, write_fitted
 from ray_pipeline.verification.audit import PublishedRun
 from ray_pipeline.verification.conformance import declared_world
@@ -41,6 +41,9 @@ TURNED: dict[str, Any] = {
     "factor_share": 0.6,
     "clock_skew": "1:-30s",
     "silent": "2:every=60s,for=10s",
+    "rating_step": 1.0,
+    "drift": ("abrupt at=20000 size=-0.6 genre=Drama",),
+    "attack": ("review-bomb movie=31 at=10000 ratings=1000",),
 }
 """Other values of settings for which a generic change does not do."""
 
@@ -88,6 +91,9 @@ def with_turned(name: str, tmp_path: Path) -> tuple[dict[str, Any], dict[str, An
         return {}, {"users": None, "movies": None, "model": tmp_path / "model.npz"}
     if name == "duration_s":
         return {"ratings": None, "duration_s": 400.0}, {"ratings": None, "duration_s": 500.0}
+    if name == "arrival_ratings":
+        newcomers = {"new_user_share": 0.5, "new_movie_share": 0.5}
+        return {**newcomers, name: 30_000}, {**newcomers, name: 60_000}
     said = BROKEN.get(name, {})
     return said, {**said, name: turned(name, declared(**said).settings)}
 
@@ -124,6 +130,17 @@ def small_model() -> FittedModel:
     return FittedModel(sides[0], sides[1], tuple(map(str, range(100))), ((),) * 100, settings)
 
 
+WORKLOADS: list[dict[str, Any]] = [
+    {"genre_share": 0.7},
+    {"user_scale_sigma": 0.4},
+    {"rating_step": 1.0},
+    {"taste_exposure": 0.7},
+    {"session_length": 6.0},
+    {"new_user_share": 0.5, "new_movie_share": 0.4, "arrival_ratings": 15_000},
+    {"drift": ("gradual from=5000 to=15000 size=-1 genre=Drama", "recurring period=3000 size=1.5 cohort=0.3")},
+    {"attack": ("review-bomb movie=31 at=5000 ratings=2000 stealth=0.4 intensity=0.3",)},
+]
+WORKLOADS.append({name: value for changes in WORKLOADS for name, value in changes.items()})
 COVERED = sorted({name for check in CHECKS for name in check.settings})
 EXPENSIVE = "identifiability"
 
@@ -183,6 +200,7 @@ def test_a_stream_that_is_as_declared_conforms(seed: int) -> None:
         {"ratings": 1},
         {"rank": 1},
         {"rank": 100},
+        *WORKLOADS,
     ],
 )
 def test_no_setting_is_too_extreme_to_be_judged(changes: dict[str, Any]) -> None:
@@ -191,6 +209,17 @@ def test_no_setting_is_too_extreme_to_be_judged(changes: dict[str, Any]) -> None
     report = judge(Evidence(regenerate(world, None, 1_000_000), world), "right", checks)
     assert report.verdict == "conforms", [row for row in report.checks if row.verdict == "deviates"]
     assert all(row.reason for row in report.checks if row.verdict == "unchecked")
+
+
+def test_a_fitted_model_behaves_as_it_is_told_too(tmp_path: Path) -> None:
+    write_fitted(tmp_path / "model.npz", small_model())
+    changes = {**WORKLOADS[-1], "model": tmp_path / "model.npz", "users": None, "movies": None, "genre_share": None}
+    changes |= {"drift": "abrupt at=9000 movie=1005 size=1", "attack": "review-bomb movie=1001 at=5000 ratings=900"}
+    world = World(load_settings(**{**SMALL, "ratings": 20_000, **changes}))
+    report = judge(Evidence(regenerate(world, None, 1_000_000), world), "right")
+    assert report.verdict == "conforms", [row for row in report.checks if row.verdict == "deviates"]
+    with pytest.raises(ConfigurationError, match="genre_share does not go with model"):
+        load_settings(**{**changes, "genre_share": 0.5})
 
 
 def test_many_checks_do_not_make_a_false_alarm_likely() -> None:

@@ -57,7 +57,9 @@ class World:
         model = self.models[ratings.partition]
         user = np.searchsorted(model.users.user_ids, ratings.user_ids)
         movie = np.searchsorted(model.movies.movie_ids, ratings.movie_ids)
-        return RatingLaw(model.noise_sd).moments(model.score(user, movie)).mean
+        scales = None if model.users.scales is None else model.users.scales[user]
+        scores = model.score_at(user, movie, ratings.first_index + np.arange(len(ratings)))
+        return RatingLaw(model.noise_sd, model.step).moments(scores, scales).mean
 
     def records(self, predict: Callable[[EventBatch], np.ndarray], model: str = "m") -> list[bytes]:
         """Predictions of all ratings."""
@@ -134,7 +136,18 @@ def test_probabilities_of_an_alias_table_are_its_weights(small: World) -> None:
     assert np.abs(np.bincount(drawn, minlength=len(law)) / len(drawn) - law).max() < 0.002
 
 
-@pytest.mark.parametrize("changes", [{}, {"rank": 1}, {"factor_share": 0.0}, {"factor_share": 0.65}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rank": 1},
+        {"factor_share": 0.0},
+        {"factor_share": 0.65},
+        {"rating_step": 1.0},
+        {"genre_share": 0.8},
+        {"session_length": 7.0},
+    ],
+)
 def test_no_additive_fit_beats_the_biases_line(changes: dict[str, Any]) -> None:
     """The best additive prediction, fitted to the truth of as many ratings as one likes, comes close and no further."""
     world = World(50.0, 400, users=120, movies=150, partitions=1, actors=1, popularity_exponent=0.5, **changes)
@@ -142,7 +155,7 @@ def test_no_additive_fit_beats_the_biases_line(changes: dict[str, Any]) -> None:
     drawn = model.draw(0, 60_000)
     user = np.searchsorted(model.users.user_ids, drawn.user_ids)
     movie = np.searchsorted(model.movies.movie_ids, drawn.movie_ids)
-    truth = RatingLaw(model.noise_sd).moments(model.score(user, movie)).mean
+    truth = RatingLaw(model.noise_sd, model.step).moments(model.score(user, movie)).mean
     line = rms(BiasOnly([model], [1.0]).predict(model, user, movie) - truth)
     by_user, by_movie = np.full(120, truth.mean()), np.zeros(150)
     for _ in range(20):
@@ -206,6 +219,66 @@ def test_the_truth_scores_0_against_the_truth_and_the_floor_against_what_was_obs
     assert found["truth"] == {"rmse": 0.0, "mae": 0.0} == found["floor"]["truth"]
     assert found["observed"]["rmse"] == pytest.approx(found["floor"]["observed"]["rmse"], rel=0.02)
     assert found["observed"]["mae"] >= 0.98 * found["floor"]["observed"]["mae"]
+
+
+WORKLOADS: dict[str, dict[str, Any]] = {
+    "genres": {"genre_share": 0.7},
+    "scales": {"user_scale_sigma": 0.5},
+    "whole stars": {"rating_step": 1.0},
+    "taste": {"taste_exposure": 1.0},
+    "sessions": {"session_length": 9.0},
+    "arrivals": {"new_user_share": 0.5, "new_movie_share": 0.5, "arrival_ratings": 12_000},
+    "drift": {"drift": ["gradual from=0 to=10000 size=-1.5", "recurring period=5000 size=2 genre=Drama"]},
+    "attack": {"attack": ["review-bomb movie=18 at=2000 ratings=2000 stealth=0.4 intensity=0.2"]},
+}
+WORKLOADS["all"] = {name: value for changes in WORKLOADS.values() for name, value in changes.items()}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_truth_and_floor_are_right_under_every_workload(workload: str) -> None:
+    """Who knows the truth makes no error against it, and against what was observed just as much as the floor says."""
+    changes = WORKLOADS[workload]
+    world = World(1_000.0, 15_000, users=3_000, movies=800, **changes)
+    found = score(world.board(), world.records(world.truth))
+    hits = sum(int(world.models[r.partition].hits(np.arange(len(r))).sum()) for r in world.ratings)
+    assert found["attacked"] == pytest.approx(hits, rel=0.01) and (hits > 1_000) is ("attack" in changes)
+    assert found["scored"] + found["attacked"] + found["repeated"] == found["predictions"] and found["unmatched"] == 0
+    assert found["coverage"] == pytest.approx(1.0, abs=0.02)
+    assert found["truth"] == {"rmse": 0.0, "mae": 0.0} == found["floor"]["truth"]
+    assert found["observed"]["rmse"] == pytest.approx(found["floor"]["observed"]["rmse"], rel=0.015)
+    assert found["observed"]["mae"] >= 0.99 * found["floor"]["observed"]["mae"]
+    line = [found[name]["truth"]["rmse"] for name in ("floor", "bias_only", "global_mean")]
+    assert line[0] < line[1] < line[2]
+    assert set(found["bias_only"]["inexact_by"]) == set(changes) & {
+        "taste_exposure",
+        "new_user_share",
+        "new_movie_share",
+        "attack",
+    }
+
+
+@given(score=st.floats(-3, 9, width=32), scale=st.sampled_from([0.3, 1.0, 2.5]), step=st.sampled_from([0.5, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_the_law_with_scales_and_whole_stars(score: float, scale: float, step: float) -> None:
+    sd, scales = np.float32(0.6), np.array([scale], np.float32)
+    moments = RatingLaw(sd, step).moments(np.array([score], np.float32), scales)
+    drawn = to_half_stars(np.float32(score) + sd * normal_table() * scales, step).astype(np.float64) / 2
+    # a noise of 65,536 may fall to the other side of each edge
+    assert moments.mean[0] == pytest.approx(drawn.mean(), abs=9 * step / 65_536)
+    assert moments.variance[0] == pytest.approx(drawn.var(), abs=1e-3)
+    assert moments.deviation[0] == pytest.approx(np.abs(drawn - np.median(drawn)).mean(), abs=1e-3)
+
+
+def test_predictions_without_a_rating_are_judged_by_the_drift_of_their_time() -> None:
+    world = World(1_000.0, 4_000, users=300, movies=200, partitions=1, actors=1, drift=["abrupt at=2000 size=-2"])
+    ratings, board = world.ratings[0], world.board()
+    user, movie = int(ratings.user_ids[0]), int(ratings.movie_ids[0])
+    board.take(
+        [record(user, movie, 0.0, int(t), str(t)) for t in (START_MS - 1, ratings.timestamps_ms[-1] + 60_000)], 0
+    )
+    board.settle(None)
+    before, after = (found["truth"]["mae"] for found in board.scores())
+    assert before > after + 0.8
 
 
 def test_floor_then_biases_then_global_mean(world: World) -> None:

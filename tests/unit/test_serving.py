@@ -373,13 +373,31 @@ def test_predictions_pass_the_same_gate_as_control_and_a_full_queue_says_so() ->
 # -- page fragments
 
 
-def explained() -> dict[str, Any]:
-    settings = load_settings(users=50, movies=50)
+def explained(index: int = 3, **changes: Any) -> dict[str, Any]:
+    settings = load_settings(users=50, movies=50, **changes)
     catalogue = load_catalogue(settings)
     plan = (Epoch(NOW, 100.0),)
     progress = ShardProgress("run", "config", 0, 10, NOW, NOW, plan, 0.25, 0.125)
     replay = ShardReplay(build_models(settings, catalogue, [0])[0], progress)
-    return explain(replay, 3, settings, catalogue, window_specs(settings))
+    return explain(replay, index, settings, catalogue, window_specs(settings))
+
+
+def test_an_explanation_names_drift_scale_and_attack() -> None:
+    bomb = "review-bomb movie=7 at=0 ratings=100 intensity=1 stealth=0.5"
+    changes = {"drift": ["abrupt at=0 size=-1.25"], "attack": [bomb], "user_scale_sigma": 0.4, "rating_step": 1.0}
+    found = [explained(index, **changes) for index in range(8)]
+    assert {f["attack"]["camouflage"] for f in found} == {True, False} and {f["attack"]["text"] for f in found} == {
+        bomb
+    }
+    for one in found:
+        score, kafka = one["score"], {"offset": 3, "value": one["value"], "agrees": True}
+        parts = ("mean", "user_bias", "movie_bias", "dot_product", "drift", "noise")
+        assert sum(score[name] for name in parts) == pytest.approx(score["raw"], abs=1e-4) and score["drift"] == -1.25
+        assert one["user"]["scale"] != 1.0 and one["rounding"]["half_star"] % 1 == 0
+        hit = not one["attack"]["camouflage"]
+        assert (one["movie"]["movieId"] == 7 and one["rounding"]["rating"] == 1.0) or not hit
+        html = views.explanation({**one, "kafka": kafka})
+        assert "-1.250 drift" in html and bomb in html
 
 
 def test_an_explanation_adds_up_and_can_be_read() -> None:
@@ -397,6 +415,7 @@ def test_an_explanation_adds_up_and_can_be_read() -> None:
     html = views.explanation({**found, "kafka": kafka})
     assert found["movie"]["title"].replace("'", "&#x27;") in html and "byte for byte the same" in html
     assert "not there" in views.explanation({**found, "kafka": None})
+    assert score["drift"] == 0 and found["attack"] is None and "drift" not in html and "attack" not in html
     foreign = {"partition": 0, "index": None, "foreign": True, "kafka": {**kafka, "value": "<b>"}}
     assert "somebody else" in views.explanation(foreign)
 
