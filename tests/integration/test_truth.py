@@ -275,7 +275,7 @@ def watermark_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_partition_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     real = stage_module.parse
-    monkeypatch.setattr(stage_module, "parse", lambda raw: real(raw.where("partition <> 1")))
+    monkeypatch.setattr(stage_module, "parse", lambda raw, guard_ms: real(raw.where("partition <> 1"), guard_ms))
 
 
 def rating_as_int(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,9 @@ def rating_as_int(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         stage_module,
         "parse",
-        lambda raw: real(raw).selectExpr("*", f"{whole} as w").drop("half").withColumnRenamed("w", "half"),
+        lambda raw, guard_ms: (
+            real(raw, guard_ms).selectExpr("*", f"{whole} as w").drop("half").withColumnRenamed("w", "half")
+        ),
     )
 
 
