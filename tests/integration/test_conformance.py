@@ -42,8 +42,6 @@ def deliver(broker: str, said: Settings, real: Settings) -> None:
     producer = make_producer(broker)
     value = json.dumps({**run, "settings": said.event_settings()}).encode()
     producer.produce(said.progress_topic, key=b"run", value=value)
-    # what is no rating is counted, and does not shift what comes after it
-    producer.produce(said.ratings_topic, key=b"1", value=b"rubbish", partition=0)
     assert producer.flush(20) == 0
 
 
@@ -65,9 +63,15 @@ def test_what_lies_in_the_topic_is_judged_against_what_the_run_published(broker:
     deliver(broker, right, right)
     deliver(broker, wrong, settings("wrong", factor_share=0.45))
     code, found = judged(broker, right, tmp_path, "--report", tmp_path / "report.html")
-    assert (code, found["verdict"], found["events"], found["unreadable"]) == (0, "conforms", 2 * EACH, 1)
+    assert (code, found["verdict"], found["events"], found["unreadable"]) == (0, "conforms", 2 * EACH, 0)
     assert {row["name"] for row in found["checks"] if row["verdict"] == "unchecked"} == {"amount"}
     assert "<svg" in (tmp_path / "report.html").read_text()
+    producer = make_producer(broker)
+    producer.produce(right.ratings_topic, key=b"1", value=b"rubbish", partition=0)
+    assert producer.flush(20) == 0
+    code, found = judged(broker, right, tmp_path)
+    assert (code, found["events"], found["unreadable"]) == (1, 2 * EACH, 1)
+    assert [row["name"] for row in found["checks"] if row["verdict"] == "deviates"] == ["malformed"]
     code, found = judged(broker, wrong, tmp_path)
     assert (code, found["verdict"]) == (1, "deviates")
     deviate = {row["name"]: row["estimate"] for row in found["checks"] if row["verdict"] == "deviates"}
