@@ -28,15 +28,9 @@ Ids = npt.NDArray[np.int64]
 
 _STEPS_MOST = 100
 _FEWEST = 100
-_CROWDING = {
-    "session_length": "session_length: a user's ratings come in runs",
-    "new_user_share": "new_user_share: who there is changes all the time",
-}
-_LEANING = {
-    "taste_exposure": "taste_exposure: popularity alone does not decide what is watched",
-    "new_movie_share": "new_movie_share: what there is changes all the time",
-}
-"""Settings under which the plain law of users, or of movies, does not hold: their own checks judge those ratings."""
+_CROWDING = {"session_length": 1.0, "new_user_share": 0.0}
+_LEANING = {"taste_exposure": 0.0, "new_movie_share": 0.0}
+"""Settings, with what turns them off, beside which the law of users, or of movies, is another than activity's or popularity's."""
 _TOO_FEW = Unchecked("fewer than 100 ratings are of declared users and movies")
 
 
@@ -51,68 +45,54 @@ def movie_ids(evidence: Evidence) -> Measure:
 
 
 def distinct_users(evidence: Evidence) -> Measure:
-    """How many different users have rated, as many as the declared law lets rate in so many ratings."""
-    other = _other_law(evidence, _CROWDING)
-    if other:
-        return other
-    law, partition = evidence.declared.user_law, evidence.declared.user_map.partition
-    sizes = _sizes(evidence)
+    """How many different users have rated, as many as the declared law lets rate in so many sessions."""
+    world = evidence.declared
+    law, partition = world.user_law, world.user_map.partition
     expected = variance = 0.0
-    for p, size in enumerate(sizes.tolist()):
+    for p, size in enumerate(_sizes(evidence)):
         of_shard = law[partition == p]
-        some, spread = _occupied(of_shard / of_shard.sum(), size)
+        some, spread = _occupied(of_shard / of_shard.sum(), size / world.settings.session_length)
         expected, variance = expected + some, variance + spread
-    return Estimate(len(np.unique(evidence.sample.user_ids[~evidence.struck])), np.sqrt(max(variance, 0.25)), expected)
+    if _other_law(evidence, _CROWDING):
+        expected, variance = _distinct(evidence.again, evidence.again.sample.user_ids), 2 * variance + 1
+    return Estimate(_distinct(evidence, evidence.sample.user_ids), np.sqrt(max(variance, 0.25)), expected)
 
 
 def distinct_movies(evidence: Evidence) -> Measure:
     """How many different movies have been rated."""
-    other = _other_law(evidence, _LEANING)
-    if other:
-        return other
-    expected, variance = _occupied(evidence.declared.movie_law, int((~evidence.struck).sum()))
-    return Estimate(len(np.unique(evidence.sample.movie_ids[~evidence.struck])), np.sqrt(max(variance, 0.25)), expected)
+    expected, variance = _occupied(evidence.declared.movie_law, float((~evidence.struck).sum()))
+    if _other_law(evidence, _LEANING):
+        expected, variance = _distinct(evidence.again, evidence.again.sample.movie_ids), 2 * variance + 1
+    return Estimate(_distinct(evidence, evidence.sample.movie_ids), np.sqrt(max(variance, 0.25)), expected)
 
 
 def activity(evidence: Evidence) -> Measure:
     """``activity_sigma``: by which power of the activity that belongs to sigma 1 users of a shard rate."""
-    other = _other_law(evidence, _CROWDING)
-    if other:
-        return other
-    world, known = evidence.declared, evidence.known
-    if len(known) < _FEWEST:
-        return _TOO_FEW
-    counts = np.bincount(known.user, minlength=len(world.user_law))
-    return _power(np.log(world.unit.user_law), counts, world.user_map.partition, world.laws_power[0])
+    found = _activity(evidence)
+    return _beside(found, _activity(evidence.again), evidence) if _other_law(evidence, _CROWDING) else found
 
 
 def popularity(evidence: Evidence) -> Measure:
     """``popularity_exponent``: by which power of their rank movies are rated."""
-    other = _other_law(evidence, _LEANING)
-    if other:
-        return other
-    world, known = evidence.declared, evidence.known
-    if len(known) < _FEWEST:
-        return _TOO_FEW
-    counts = np.bincount(known.movie, minlength=len(world.movie_law))
-    one_group = np.zeros(len(counts), np.int32)
-    return _power(np.log(world.unit.movie_law), counts, one_group, world.laws_power[1])
+    found = _popularity(evidence)
+    return _beside(found, _popularity(evidence.again), evidence) if _other_law(evidence, _LEANING) else found
 
 
 def genres(evidence: Evidence) -> Measure:
     """Ratings by genre, against what catalogue and popularity give; a movie counts in each of its genres."""
-    other = _other_law(evidence, _LEANING)
-    if other:
-        return other
     movie = evidence.movie[(evidence.movie >= 0) & ~evidence.struck]
     if len(movie) < _FEWEST:
         return _TOO_FEW
     matrix, law = evidence.declared.catalogue.genre_matrix.astype(np.float64), evidence.declared.movie_law
     if not matrix.any():
         return Unchecked("the catalogue names no genres")
+    spread = 1.0
+    if _other_law(evidence, _LEANING):
+        other = evidence.again.movie[~evidence.struck]
+        law, spread = np.bincount(other, minlength=len(law)) / len(other), 2 * _alike(evidence)
     observed = np.bincount(movie, minlength=len(law)) @ matrix / len(movie)
     expected = law @ matrix
-    covariance = ((matrix.T * law) @ matrix - np.outer(expected, expected)) / len(movie)
+    covariance = ((matrix.T * law) @ matrix - np.outer(expected, expected)) * spread / len(movie)
     chi_square, degrees = quadratic(observed - expected, covariance)
     return Distance(float(np.abs(observed - expected).sum() / 2 / expected.sum()), chi_square, degrees)
 
@@ -136,12 +116,44 @@ def partition_shares(evidence: Evidence) -> Measure:
     return Distance(float(np.abs(sizes / len(there) - law).sum()) / 2, chi_square, degrees)
 
 
-def _other_law(evidence: Evidence, reasons: Mapping[str, str]) -> Unchecked | None:
-    """Why the plain law does not hold; None when it does."""
-    settings = evidence.declared.settings
-    plain = {"session_length": 1.0}
-    turned = [why for name, why in reasons.items() if getattr(settings, name) != plain.get(name, 0.0)]
-    return Unchecked(turned[0]) if turned else None
+def _other_law(evidence: Evidence, turned: Mapping[str, float]) -> bool:
+    """Whether the plain law does not hold."""
+    return any(getattr(evidence.declared.settings, name) != plain for name, plain in turned.items())
+
+
+def _alike(evidence: Evidence) -> float:
+    """How many ratings tell as much as one: those of a session, of a mean length and nearly geometric, are one choice."""
+    return 2.0 * evidence.declared.settings.session_length - 1.0
+
+
+def _beside(found: Measure, again: Measure, evidence: Evidence) -> Measure:
+    """An estimate by the plain law, less what another play of the declared stream makes of it."""
+    if not isinstance(found, Estimate) or not isinstance(again, Estimate):
+        return found
+    error = found.error * float(np.sqrt(2 * _alike(evidence)))
+    return Estimate(found.declared + found.value - again.value, error, found.declared)
+
+
+def _distinct(evidence: Evidence, ids: Ids) -> int:
+    """How many different ids there are, those of attacks aside."""
+    return len(np.unique(ids[~evidence.struck]))
+
+
+def _activity(evidence: Evidence) -> Measure:
+    world, known = evidence.declared, evidence.known
+    if len(known) < _FEWEST:
+        return _TOO_FEW
+    counts = np.bincount(known.user, minlength=len(world.user_law))
+    return _power(np.log(world.unit.user_law), counts, world.user_map.partition, world.laws_power[0])
+
+
+def _popularity(evidence: Evidence) -> Measure:
+    world, known = evidence.declared, evidence.known
+    if len(known) < _FEWEST:
+        return _TOO_FEW
+    counts = np.bincount(known.movie, minlength=len(world.movie_law))
+    one_group = np.zeros(len(counts), np.int32)
+    return _power(np.log(world.unit.movie_law), counts, one_group, world.laws_power[1])
 
 
 def _sizes(evidence: Evidence) -> Ids:
@@ -150,7 +162,7 @@ def _sizes(evidence: Evidence) -> Ids:
     return np.bincount(evidence.sample.partition[~evidence.struck], minlength=partitions)[:partitions]
 
 
-def _occupied(law: Floats, draws: int) -> tuple[float, float]:
+def _occupied(law: Floats, draws: float) -> tuple[float, float]:
     """Mean and variance of the number of different items in so many draws (Johnson and Kotz, "Urn Models", 1977)."""
     with np.errstate(divide="ignore"):
         missed = np.exp(draws * np.log1p(-law))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -177,6 +177,15 @@ class Evidence:
     def true_scores(self) -> npt.NDArray[np.float32]:
         """The declared score of each scored rating, without noise, stars."""
         return self.declared.model.score(self.scored.user, self.scored.movie) + self.drift
+
+    @functools.cached_property
+    def again(self) -> Evidence:
+        """The same users and movies at the same places of the stream, with other random numbers: what else might have happened."""
+        sample, users, movies = self.sample, np.zeros_like(self.sample.user_ids), np.zeros_like(self.sample.movie_ids)
+        for p, row in self._by_shard(np.arange(len(sample))):
+            drawn = self.declared.shard_again(p).draw(0, int(sample.index[row].max()) + 1)
+            users[row], movies[row] = drawn.user_ids[sample.index[row]], drawn.movie_ids[sample.index[row]]
+        return Evidence(replace(sample, user_ids=users, movie_ids=movies), self.declared)
 
     def _by_shard(self, row: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         """Places in ``row``, by declared partition."""

@@ -22,6 +22,8 @@ __all__ = ["START_MS", "World"]
 START_MS = 1_767_225_600_000
 """Event time of the first instant where none is declared: 2026-01-01T00:00:00Z. A verdict must not depend on the clock."""
 
+_OTHER_SEED = 0x5EED
+
 _UNIT = {
     "mean_rating": 0.0,
     "rating_sd": 1.0,
@@ -81,6 +83,12 @@ class World:
         if partition not in self._shards:
             self._shards[partition] = ShardModel.of_shard(self.settings, partition, self.user_map, self.movies)
         return self._shards[partition]
+
+    def shard_again(self, partition: int) -> ShardModel:
+        """One shard with its users and the movies as they are, and other random numbers for what they do; nobody attacks."""
+        users = self.shard(partition).users
+        settings = self.settings.model_copy(update={"seed": self.settings.seed ^ _OTHER_SEED, "attack": ()})
+        return ShardModel(settings, partition, users, self.movies, self.user_map.share(partition))
 
     @functools.cached_property
     def user_law(self) -> npt.NDArray[np.float64]:

@@ -343,3 +343,29 @@ def test_a_difference_that_is_called_detectable_is_detected(check: str, setting:
     other = row.declared + row.detectable + abs(row.estimate - row.declared) / 2
     report = judge(Evidence(sample_of(**{setting: other}), declared()), "a little off", checks)
     assert verdicts(report)[check] == "deviates"
+
+
+BENT: dict[str, Any] = {
+    "taste_exposure": 0.7,
+    "session_length": 3.0,
+    "new_user_share": 0.4,
+    "new_movie_share": 0.4,
+    "arrival_ratings": 15_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        ("popularity", {"popularity_exponent": 1.2}),
+        ("genres", {"popularity_exponent": 1.4}),
+        ("activity", {"activity_sigma": 0.9}),
+        ("distinct users", {"activity_sigma": 2.0}),
+        ("distinct movies", {"popularity_exponent": 1.6}),
+    ],
+)
+def test_the_laws_are_judged_also_where_other_settings_bend_them(check: str, change: dict[str, float]) -> None:
+    checks = tuple(c for c in CHECKS if c.name != EXPENSIVE)
+    report = judge(Evidence(sample_of(**BENT, **change), declared(**BENT)), "bent", checks)
+    assert verdicts(report)[check] == "deviates"
+    assert judge(Evidence(sample_of(**BENT), declared(**BENT)), "right", checks).verdict == "conforms"
