@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_pipeline.config import load_settings
 from ray_pipeline.windows.checkpoint import BrokenFile, find_broken, state_problem
+from ray_pipeline.windows.marker import marker_for, mismatch
 
 OFFSETS = 'v1\n{"batchWatermarkMs":0}\n{"ratings":{"0":7,"1":12}}'
 COMMITS = 'v1\n{"nextBatchWatermarkMs":0}'
@@ -58,3 +62,11 @@ def test_a_broken_state_file_is_told_from_other_errors() -> None:
     assert state_problem(text) == "java.io.EOFException: Stream ended prematurely"
     assert state_problem("Job aborted: executor 1 lost") is None
     assert "commits/17" in BrokenFile("state/17", "x", True).way_out
+
+
+def test_a_checkpoint_of_another_guard_goes_on_unless_records_are_ahead_on_purpose() -> None:
+    first, later = load_settings(start_time_ms=1_700_000_000_000), load_settings()
+    assert mismatch(later, json.dumps(marker_for(first))) is None
+    ahead = {"future_share": 0.1, "future_s": 86_400.0}
+    found = mismatch(load_settings(**ahead), json.dumps(marker_for(load_settings(**ahead, max_ahead_s=0))))
+    assert found == "max_ahead_s was 0.0, is 600.0"
