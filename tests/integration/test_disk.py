@@ -107,7 +107,7 @@ def newest(folder: Path) -> int:
 
 def test_a_broken_newest_file_is_named_and_the_way_out_skips_nothing(broker: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
-    settings = job_settings("broken", broker, checkpoint)
+    settings = job_settings("cutoff", broker, checkpoint)
     sent = 0
     for where, share in (("offsets", 0.5), ("commits", 0.0), ("state", 0.5)):
         with job(settings, broker) as stage:
