@@ -1,4 +1,4 @@
-"""Delivered rate over 10 s beside the target: the generator alone, exactly-once, two actors."""
+"""Delivered rate over 10 s beside the target or the plan: the generator alone, exactly-once, two actors."""
 
 from __future__ import annotations
 
@@ -6,61 +6,94 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.common import BIN, embedded_broker
+from ray_pipeline.delivery.interface import Epoch
+from ray_pipeline.generator.plan import RatePlan
 from ray_pipeline.kafka.read import count_records, read_compacted
 
+PLAN = "ramp(0..5000, 20s) then sine(mean=5000, amplitude=4000, period=30s) + burst(20000 for 2s every 15s)"
+PLAN_SPANS = 6
 RATES = (10.0, 1_000.0, 10_000.0, 50_000.0, 100_000.0)
 SETTLE_S, SPAN_S = 5.0, 10.0
 
 
 def run() -> dict[str, Any]:
-    rows = []
+    rows, spans = [], []
     with embedded_broker() as bootstrap, tempfile.TemporaryDirectory() as folder:
         for rate in RATES:
-            topic = f"pacing-{rate:g}"
-            summary = Path(folder) / f"{topic}.json"
-            process = subprocess.Popen(
-                [
-                    *(BIN / "ray-pipeline", "generate", "--bootstrap-servers", bootstrap, "--rate", str(rate)),
-                    *(
-                        "--duration",
-                        str(SETTLE_S + SPAN_S + 5),
-                        "--ratings-topic",
-                        topic,
-                        "--progress-topic",
-                        f"{topic}.p",
-                    ),
-                    *("--state-dir", folder, "--summary-json", summary),
-                ],
-                stdout=subprocess.DEVNULL,
-            )
-            sent = _sample(bootstrap, f"{topic}.p")
-            process.wait(120)
-            delivered = json.loads(summary.read_text())["delivered"]
-            assert delivered == count_records(bootstrap, topic).total
+            with _generating(
+                bootstrap, folder, f"pacing-{rate:g}", SETTLE_S + SPAN_S + 5, "--rate", str(rate)
+            ) as topic:
+                (sent,) = _sample(bootstrap, topic, 1)
             rows.append({"target": rate, "delivered": round(sent, 2), "off_percent": round(100 * (sent / rate - 1), 2)})
             print(rows[-1], flush=True)
-    return {"span_s": SPAN_S, "rows": rows}
+        seconds = SETTLE_S + SPAN_S * PLAN_SPANS + 5
+        with _generating(bootstrap, folder, "pacing-plan", seconds, "--plan", PLAN) as topic:
+            for expected, sent in _against_plan(bootstrap, topic):
+                off_percent = round(100 * (sent / expected - 1), 2)
+                spans.append({"plan": round(expected, 1), "delivered": round(sent, 1), "off_percent": off_percent})
+                print(spans[-1], flush=True)
+    return {"span_s": SPAN_S, "rows": rows, "plan": PLAN, "spans": spans}
 
 
-def _sample(bootstrap: str, topic: str) -> float:
-    """Ratings a second over the span, from the shards' own progress records."""
+@contextmanager
+def _generating(bootstrap: str, folder: str, topic: str, seconds: float, *load: str) -> Iterator[str]:
+    """A generator while it sends; the name of its progress topic."""
+    summary = Path(folder) / f"{topic}.json"
+    process = subprocess.Popen(
+        [
+            *(BIN / "ray-pipeline", "generate", "--bootstrap-servers", bootstrap, *load, "--duration", str(seconds)),
+            *("--ratings-topic", topic, "--progress-topic", f"{topic}.p"),
+            *("--state-dir", folder, "--summary-json", summary),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    yield f"{topic}.p"
+    process.wait(120)
+    assert json.loads(summary.read_text())["delivered"] == count_records(bootstrap, topic).total
 
-    def progress() -> tuple[float, int]:
-        try:
-            records = read_compacted(bootstrap, topic)
-        except Exception:  # noqa: BLE001 - the topic is still to be made
-            return 0.0, 0
-        shards = [r for key, r in records.items() if key.startswith("shard/")]
-        return max((r["committed_ms"] for r in shards), default=0) / 1000, sum(r["next_index"] for r in shards)
 
-    while progress()[1] == 0:
+def _progress(bootstrap: str, topic: str) -> list[dict[str, Any]]:
+    try:
+        records = read_compacted(bootstrap, topic)
+    except Exception:  # noqa: BLE001 - the topic is still to be made
+        return []
+    return [record for key, record in records.items() if key.startswith("shard/")]
+
+
+def _sent(shards: list[dict[str, Any]]) -> tuple[float, int]:
+    """When the newest was committed, seconds, and how many ratings all have sent."""
+    return max((r["committed_ms"] for r in shards), default=0) / 1000, sum(r["next_index"] for r in shards)
+
+
+def _sample(bootstrap: str, topic: str, count: int) -> Iterator[float]:
+    """Ratings a second over each of the next spans, from the shards' own progress records."""
+    while _sent(_progress(bootstrap, topic))[1] == 0:
         time.sleep(0.2)
     time.sleep(SETTLE_S)
-    first = progress()
-    time.sleep(SPAN_S)
-    last = progress()
-    return (last[1] - first[1]) / (last[0] - first[0])
+    for _ in range(count):
+        first = _sent(_progress(bootstrap, topic))
+        time.sleep(SPAN_S)
+        last = _sent(_progress(bootstrap, topic))
+        yield (last[1] - first[1]) / (last[0] - first[0])
+
+
+def _against_plan(bootstrap: str, topic: str) -> Iterator[tuple[float, float]]:
+    """What the plan says and what was sent, ratings a second, over each of the next spans."""
+    while not (shards := _progress(bootstrap, topic)) or not _sent(shards)[1]:
+        time.sleep(0.2)
+    plan = RatePlan(Epoch.from_record(epoch) for epoch in shards[0]["epochs"])
+    time.sleep(SETTLE_S)
+    for _ in range(PLAN_SPANS):
+        begin, before = _sent(_progress(bootstrap, topic))
+        time.sleep(SPAN_S)
+        end, after = _sent(_progress(bootstrap, topic))
+        yield (
+            (plan.expected(end * 1000) - plan.expected(begin * 1000)) / (end - begin),
+            (after - before) / (end - begin),
+        )

@@ -18,7 +18,7 @@ app = typer.Typer(
 
 for _command in (running.run, running.broker, running.generate, running.process, running.serve, running.verify):
     app.command(rich_help_panel="Run")(_command)
-for _command in (asking.rate, asking.pause, asking.resume, asking.scale, backfilling.backfill):
+for _command in (asking.rate, asking.plan, asking.pause, asking.resume, asking.scale, backfilling.backfill):
     app.command(rich_help_panel="Control a running pipeline")(_command)
 for _command in (asking.status, asking.scoreboard, asking.batch, asking.doctor_command, asking.reset):
     app.command(name=_command.__name__.removesuffix("_command"), rich_help_panel="Look and tidy")(_command)

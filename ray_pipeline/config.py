@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ from pydantic_settings import (
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.fitted import REPLACED_FIELDS, declared_settings
 from ray_pipeline.presets import load_preset
+from ray_pipeline.rates.language import parse_plan, tidy
 from ray_pipeline.scenario import parse_attack, parse_drift
 from ray_pipeline.spans import parse_clock_skew, parse_silent
 
@@ -78,6 +80,7 @@ _FIRST_EVENT_FIELDS = (
 
 EVENT_FIELDS = (
     *_FIRST_EVENT_FIELDS,
+    "arrivals",
     *FAULT_FIELDS,
     "genre_share",
     "user_scale_sigma",
@@ -112,6 +115,12 @@ class Settings(BaseSettings):
         description="settings that belong together, by name (see ray-pipeline presets); any other source beats them",
     )
     rate: float = Field(100.0, gt=0, le=1e9, description="target rate, ratings per second; fractions allowed")
+    plan: str | None = Field(
+        None, min_length=1, description="rates over time in place of rate, such as 'ramp(0..500, 10m) then 500'"
+    )
+    arrivals: Literal["regular", "poisson"] = Field(
+        "regular", description="how ratings follow each other: regular (evenly) or poisson (at random)"
+    )
     duration_s: float | None = Field(None, gt=0, description="stop after this many seconds of event time")
     ratings: int | None = Field(None, gt=0, description="stop after exactly this many ratings")
     backfill: int | None = Field(
@@ -121,6 +130,10 @@ class Settings(BaseSettings):
     )
     start_time_ms: int | None = Field(
         None, ge=0, description="event time of the first instant, epoch ms UTC; default: now"
+    )
+    speed: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] | Literal["max"] = Field(
+        1.0,
+        description="event time by real time, a number or max: from start_time_ms on, until it has reached the present",
     )
 
     # -- where the ratings go
@@ -331,10 +344,21 @@ class Settings(BaseSettings):
             parse_attack(text)
         return value
 
+    @field_validator("plan")
+    @classmethod
+    def _plan_is_well_formed(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parse_plan(value)
+        return tidy(value)
+
     @model_validator(mode="after")
     def _belong_together(self) -> Settings:
         if self.duration_s is not None and self.ratings is not None:
             msg = "duration_s and ratings exclude each other: give one of them"
+            raise ValueError(msg)
+        if self.speed != 1.0 and self.start_time_ms is None:
+            msg = f"speed={self.speed} needs start_time_ms: give the time in the past to begin at, or drop speed"
             raise ValueError(msg)
         if self.actors > self.partitions:
             msg = (
@@ -372,6 +396,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _sink_fits(self) -> Settings:
         to_file = self.sink in ("ndjson", "parquet")
+        if self.sink != "kafka" and self.speed != 1.0:
+            msg = f"speed={self.speed} does not go with sink={self.sink}: the past is written there at once, so drop speed"
+            raise ValueError(msg)
         if to_file and self.output is None:
             msg = f"sink={self.sink} needs a file: give output"
             raise ValueError(msg)
@@ -555,6 +582,29 @@ def _of_model(settings: Settings) -> dict[str, Any]:
     return declared_settings(settings.model)
 
 
+def _rate_or_plan(merged: Settings, given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """Which of rate and plan counts where both were given: the one that was given with the higher precedence.
+
+    Raises:
+        ConfigurationError: both were given in the same place.
+    """
+    if merged.plan is None or not {"rate", "plan"} <= merged.model_fields_set:
+        return {}
+
+    in_file = tomllib.loads(file.read_text()) if file else {}
+
+    def precedence(name: str) -> int:
+        return 3 if name in given else 2 if ENVIRONMENT_PREFIX + name.upper() in os.environ else int(name in in_file)
+
+    if precedence("rate") == precedence("plan"):
+        raise ConfigurationError(
+            "rate and plan exclude each other: a plan says the rates itself", "Give one of --rate and --plan"
+        )
+    return (
+        {"plan": None} if precedence("rate") > precedence("plan") else {"rate": Settings.model_fields["rate"].default}
+    )
+
+
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:
     """Settings from flags, environment, file, preset and defaults, in this order of precedence.
 
@@ -590,7 +640,8 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         merged = _FromFile(**given)
-        return Settings.model_validate({**merged.model_dump(), **_of_model(merged)})
+        chosen = {**_of_model(merged), **_rate_or_plan(merged, given, file)}
+        return Settings.model_validate({**merged.model_dump(), **chosen})
     except ValidationError as error:
         raise _explain(error) from None
     except ValueError as error:  # malformed TOML

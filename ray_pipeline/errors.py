@@ -5,6 +5,7 @@
     RayPipelineError                 exit code 1
     ├── ConfigurationError           exit code 2: a setting is wrong; names it and the fix
     │   ├── CatalogueError           a row of the movie catalogue is malformed; names the line
+    │   ├── PlanError                the text of a rate plan is malformed; names the place
     │   ├── RatingsFileError         a file of ratings is malformed; names the line
     │   └── StateMismatchError       state on disk or in Kafka belongs to another configuration
     ├── EnvironmentProblem           exit code 3: Java, a port, disk or CPUs are missing
@@ -29,6 +30,7 @@ __all__ = [
     "DeliveryError",
     "EnvironmentProblem",
     "FencedError",
+    "PlanError",
     "ProcessingError",
     "RatingsFileError",
     "RayPipelineError",
@@ -65,6 +67,10 @@ class ConfigurationError(RayPipelineError):
 
 class CatalogueError(ConfigurationError):
     """A row of the movie catalogue is malformed."""
+
+
+class PlanError(ConfigurationError, ValueError):
+    """The text of a rate plan is malformed; in a record, so is the record."""
 
 
 class RatingsFileError(ConfigurationError):

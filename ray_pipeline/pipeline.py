@@ -42,6 +42,7 @@ _ANSWER_S = 60.0
 _TELL_EVERY_S = 3.0
 _PUBLISH_S = 2.0
 _VERIFY_DEADLINE_S = 15.0
+_LEAST_LEASH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Status:
         windows: open and closed tumbling windows counted into, of this run's Spark job.
         lag: ratings in Kafka that Spark has not read.
         behind_s: how long the most overdue rating has been due, seconds.
+        event_reached_ms: event time up to which all was sent, epoch milliseconds; None before the start.
         batch_ms: length of the last micro-batch, milliseconds.
         verified: windows that are final and hold what they must; None where nobody serves here.
         wrong: windows that do not.
@@ -68,6 +70,7 @@ class Status:
     windows: int
     lag: int
     behind_s: float
+    event_reached_ms: int | None
     batch_ms: int
     verified: int | None
     wrong: int
@@ -254,6 +257,17 @@ class Pipeline:
         """
         self._need("generate").set_rate(rate)
 
+    def set_plan(self, plan: str) -> None:
+        """Follow another rate plan from now on.
+
+        Args:
+            plan: text in the language of plans, such as ``"ramp(0..500, 10m) then 500"``.
+
+        Raises:
+            PlanError: it is malformed.
+        """
+        self._need("generate").set_plan(plan)
+
     def pause(self) -> None:
         """Send nothing until :meth:`resume`."""
         self._need("generate").pause()
@@ -306,6 +320,7 @@ class Pipeline:
             windows=len(job.get("ledger", {}).get("open", ())),
             lag=int(job.get("lag", 0)),
             behind_s=float(generator.get("behind_s", 0.0)),
+            event_reached_ms=generator.get("event_reached_ms"),
             batch_ms=int(job.get("batch_duration_ms", 0)),
             verified=checked["verified"] + checked["late"] if checked else None,
             wrong=checked["wrong"] if checked else 0,
@@ -414,7 +429,9 @@ class Pipeline:
             )
             self._verifying.start()
         if "generate" in self.stages:
-            self._generator = GeneratorStage(settings, bootstrap, files, on_event=self._tell)
+            # half the watermark for shards to be apart, the other half for what a micro-batch reads of one and not of another
+            leash_s = max(_LEAST_LEASH_S, settings.watermark_s / 2) if "process" in self.stages else None
+            self._generator = GeneratorStage(settings, bootstrap, files, on_event=self._tell, leash_s=leash_s)
             self._timed("model", self._generator.start)
         waits = {
             "generator": lambda: self._generator and self._generator.wait_until_ready(_START_DEADLINE_S),

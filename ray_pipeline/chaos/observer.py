@@ -86,7 +86,9 @@ class Observer:
             generator, job = self._records.get("generator", {}), self._records.get("job", {})
             shards = {
                 int(record["partition"]): ShardSeen(
-                    int(record["event_time_ms"] or 0), float(record["epochs"][-1]["rate"]), float(record["share"])
+                    int(record["event_time_ms"] or 0),
+                    float(record["epochs"][-1].get("rate", 0.0)),
+                    float(record["share"]),
                 )
                 for key, record in self._records.items()
                 if key.startswith("shard/")

@@ -135,12 +135,13 @@ class Fleet:
         while len(self._actors) > actors:
             ray.kill(self._actors.pop().handle)
 
-    def exchange(self, news: dict[int, Assignment], stop: bool) -> list[ShardReport]:
+    def exchange(self, news: dict[int, Assignment], stop: bool, leash_ms: int | None = None) -> list[ShardReport]:
         """Tell every actor what is wanted, and hear how its shards stand; waits a moment for the answers.
 
         Args:
             news: what is new for shards, by partition.
             stop: have all shards commit and end.
+            leash_ms: nothing is sent that is due after this event time; None = as the event clock says.
 
         Returns:
             What was heard of each shard from the actor that has it.
@@ -151,7 +152,7 @@ class Fleet:
         for actor in self._actors:
             if actor.pending is None:
                 shards = {p: news.get(p) for p in self._placement.of(actor.number)}
-                actor.pending = actor.handle.exchange.remote(Orders(shards, stop))
+                actor.pending = actor.handle.exchange.remote(Orders(shards, stop, leash_ms))
         pending = [actor.pending for actor in self._actors]
         ready, _ = ray.wait(pending, num_returns=len(pending), timeout=_ANSWER_S)
         reports: list[ShardReport] = []

@@ -34,10 +34,12 @@ __all__ = ["GeneratorStage", "build_shared_movies"]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
+_HURRY_S = 0.02
 _PUBLISH_MS = 1_000
 _MOVIES_PER_TASK = 1 << 17
 _EVENTS_KEPT = 50
 _ANSWERS_KEPT = 20
+_EPOCHS_TOLD = 20
 _ROOM_MS = 3_000  # Ray tells of CPUs that were let go with some delay
 _NEW_ACTORS_MS = 90_000
 
@@ -78,6 +80,7 @@ class GeneratorStage:
         files: what the settings name, for the actors.
         clock: tells the time.
         on_event: is called with a line when something noteworthy happens.
+        leash_s: how far a shard may be ahead of the slowest one while the past is made, seconds of event time; None = however far.
     """
 
     def __init__(
@@ -87,10 +90,12 @@ class GeneratorStage:
         files: SharedFiles,
         clock: Clock | None = None,
         on_event: Callable[[str], None] | None = None,
+        leash_s: float | None = None,
     ) -> None:
         self._settings = settings
         self._bootstrap = bootstrap
         self._files = files
+        self._leash_s = leash_s
         self._clock = clock or SystemClock()
         self._on_event = on_event or (lambda line: _log.info("%s", line))
         self._lock = threading.RLock()
@@ -119,7 +124,7 @@ class GeneratorStage:
         catalogue = load_catalogue(settings)
         user_map = build_user_map(settings)
         shares = [user_map.share(p) for p in range(settings.partitions)]
-        self._coordinator = Coordinator(settings, settings.digest(catalogue.digest), shares)
+        self._coordinator = Coordinator(settings, settings.digest(catalogue.digest), shares, self._leash_s)
         self._lending = Lending(
             settings,
             self._bootstrap,
@@ -248,6 +253,10 @@ class GeneratorStage:
         """Change the target rate, ratings per second."""
         self._change(f"rate {rate:g}/s", rate=rate)
 
+    def set_plan(self, plan: str) -> None:
+        """Follow another rate plan from now on; a text in the language of plans."""
+        self._change(f"plan {plan}", plan=plan)
+
     def pause(self) -> None:
         """Send nothing until :meth:`resume`."""
         self._change("pause", paused=True)
@@ -281,14 +290,17 @@ class GeneratorStage:
             return {
                 "run": coordinator.run,
                 "state": self._state,
-                "target_rate": coordinator.rate,
+                "target_rate": coordinator.target_rate(now_ms),
                 "plan_rate": coordinator.plan_rate(now_ms),
+                "plan": coordinator.plan,
+                "epochs": [epoch.to_record() for epoch in coordinator.epochs[-_EPOCHS_TOLD:]],
                 "delivered": totals.delivered,
                 "base": totals.base,
                 "requested": coordinator.requested,
                 "behind_s": round(totals.behind_s, 3),
                 "started_ms": self._started_ms,
-                "clock_offset_ms": coordinator.clock_offset_ms,
+                "clock_offset_ms": coordinator.event_now_ms(now_ms) - now_ms,
+                "event_reached_ms": coordinator.event_reached_ms(now_ms),
                 "updated_ms": now_ms,
                 "restarts": self.fleet.restarts + totals.failures,
                 "last_control": next(reversed(answers), ""),
@@ -333,7 +345,7 @@ class GeneratorStage:
                 if self._clock.now_ms() - self._published_ms >= _PUBLISH_MS:
                     self._published_ms = self._clock.now_ms()
                     publisher.put(self._settings.progress_topic, "generator", self.status())
-                self._clock.wait(self._wake, _POLL_S)
+                self._clock.wait(self._wake, _HURRY_S if self._state == "backfilling" else _POLL_S)
         finally:
             control.close()
 
@@ -350,17 +362,24 @@ class GeneratorStage:
 
     def _exchange(self) -> None:
         """Tell the actors what is wanted and hear them; once more at once when that leaves something to tell."""
-        reports = self.fleet.exchange(self._news(), self._stopping)
+        news = self._news()
+        reports = self.fleet.exchange(news, self._stopping, self.coordinator.leash_ms(self._clock.now_ms()))
         with self._lock:
             coordinator = self.coordinator
             coordinator.observe(reports)
             failed = coordinator.totals().failed
             if failed and not self._stopping:
                 raise StageFailedError(problem=failed, fix="See the log of the generator actors")
-            if coordinator.started and self._state in ("starting", "running", "paused"):
-                self._state = "paused" if coordinator.paused else "running"
+            if coordinator.started and self._state in ("starting", "backfilling", "running", "paused"):
+                self._state = self._state_while_sending()
         if self._news().keys() & {report.partition for report in reports}:
             self._wake.set()
+
+    def _state_while_sending(self) -> str:
+        backfilling = self.coordinator.backfilling(self._clock.now_ms())
+        if self._settings.speed != 1.0 and self._state in ("starting", "backfilling") and not backfilling:
+            self._note("the stream has reached the present: it is live")
+        return "paused" if self.coordinator.paused else "backfilling" if backfilling else "running"
 
     def _news(self) -> dict[int, Assignment]:
         with self._lock:
@@ -377,6 +396,8 @@ class GeneratorStage:
         try:
             if what == "rate":
                 self.set_rate(float(command["rate"]))
+            elif what == "plan":
+                self.set_plan(str(command["plan"]))
             elif what == "pause":
                 self.pause()
             elif what == "resume":
@@ -421,11 +442,13 @@ class GeneratorStage:
         self.lending.begin(identity, events)
         self._wake.set()
 
-    def _change(self, what: str, *, rate: float | None = None, paused: bool | None = None) -> None:
+    def _change(
+        self, what: str, *, rate: float | None = None, plan: str | None = None, paused: bool | None = None
+    ) -> None:
         if self.lending.active:
             raise ConfigurationError(problem="not now: a backfill is under way", fix="Wait for its end")
         with self._lock:
-            self.coordinator.change(self._clock.now_ms(), rate=rate, paused=paused)
+            self.coordinator.change(self._clock.now_ms(), rate=rate, plan=plan, paused=paused)
         self._note(what)
         self._wake.set()
 

@@ -127,7 +127,8 @@ class Lending:
             before = progress[p]
             first = before.next_index if before else 0
             place = ShardProgress(
-                *(told.run, told.config, p, first, None, self._clock.now_ms(), told.epochs, told.share, told.phase)
+                *(told.run, told.config, p, first, None, self._clock.now_ms(), told.epochs, told.share, told.phase),
+                poisson_seed=told.poisson_seed,
             )
             shards.append({**json.loads(place.to_json()), "end": told.end_index})
         event_settings = self._settings.event_settings()

@@ -36,15 +36,17 @@ from ray_pipeline.kafka.control import send_command
 from ray_pipeline.kafka.read import count_records, newest_of_key, read_compacted, tail
 from ray_pipeline.kafka.topics import delete_topics, partitions_of
 from ray_pipeline.metrics.verdicts import Verdicts, difference_text
+from ray_pipeline.rates.language import parse_plan
 from ray_pipeline.state import active_run, broker_for_reading
 from ray_pipeline.verification.scoring import score_all
-from ray_pipeline.windows.spec import epoch_ms
+from ray_pipeline.windows.spec import epoch_ms, iso_ms
 
 __all__ = [
     "batch",
     "doctor_command",
     "jobs",
     "pause",
+    "plan",
     "rate",
     "reset",
     "resume",
@@ -91,6 +93,17 @@ def rate(
 
 
 @with_settings(*_CONTROL)
+def plan(
+    settings: Settings,
+    text: Annotated[str, typer.Argument(metavar="PLAN", help="rates over time, such as 'ramp(0..500, 10m) then 500'")],
+    as_json: JSON = False,
+) -> None:
+    """Have a running pipeline follow another rate plan from now on."""
+    parse_plan(text)
+    _say(_send(settings, "plan", plan=text), as_json)
+
+
+@with_settings(*_CONTROL)
 def pause(settings: Settings, as_json: JSON = False) -> None:
     """Have a running pipeline send nothing until it is resumed."""
     _say(_send(settings, "pause"), as_json)
@@ -113,7 +126,12 @@ def scale(
 
 
 def _send(
-    settings: Settings, command: str, rate: float | None = None, actors: int | None = None, answer_s: float = _ANSWER_S
+    settings: Settings,
+    command: str,
+    rate: float | None = None,
+    actors: int | None = None,
+    answer_s: float = _ANSWER_S,
+    plan: str | None = None,
 ) -> dict[str, Any]:
     """Send a command and wait for the generator's answer.
 
@@ -122,7 +140,7 @@ def _send(
         StageFailedError: it did not answer in time.
     """
     bootstrap = _running_broker(settings)
-    identity = send_command(bootstrap, settings.control_topic, command, rate, actors=actors)
+    identity = send_command(bootstrap, settings.control_topic, command, rate, actors=actors, plan=plan)
     deadline = time.monotonic() + answer_s
     while time.monotonic() < deadline:
         said = _newest(settings, bootstrap, settings.progress_topic, "generator")
@@ -140,9 +158,12 @@ def _send(
 def _say(said: dict[str, Any], as_json: bool) -> None:
     actors = len(said["actors"])
     if as_json:
-        emit_json({**{name: said[name] for name in ("id", "command", "state", "target_rate")}, "actors": actors})
+        emit_json(
+            {**{name: said[name] for name in ("id", "command", "state", "target_rate", "plan")}, "actors": actors}
+        )
     else:
-        typer.echo(f"{said['state']}, target rate {said['target_rate']:g}/s, {actors} actors")
+        following = f", plan {said['plan']}" if said["plan"] else ""
+        typer.echo(f"{said['state']}, target rate {said['target_rate']:g}/s{following}, {actors} actors")
 
 
 # -- topics
@@ -230,12 +251,18 @@ def status(settings: Settings, as_json: JSON = False) -> None:
     if generator:
         typer.echo(
             f"Generator: {generator['state']}, target {generator['plan_rate']:g}/s, {generator['delivered']:,} delivered, "
-            f"behind by {generator['behind_s']:.1f} s, {len(generator['actors'])} actors, {generator['restarts']} restarts"
+            f"{_pace(generator)}, {len(generator['actors'])} actors, {generator['restarts']} restarts"
         )
     if job:
         _print_job(job)
     if found["windows"]:
         _print_verdicts(found["windows"])
+
+
+def _pace(generator: dict[str, Any]) -> str:
+    if generator["state"] == "backfilling":
+        return f"event time {iso_ms(generator['event_reached_ms'])} reached"
+    return f"behind by {generator['behind_s']:.1f} s"
 
 
 def _verdicts(settings: Settings, bootstrap: str) -> dict[str, Any]:

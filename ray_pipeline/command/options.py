@@ -61,6 +61,7 @@ EVENTS = (
     "arrival_ratings",
     "drift",
     "attack",
+    "arrivals",
     *FAULT_FIELDS,
 )
 TOPICS = (
@@ -79,9 +80,11 @@ TOPICS = (
 )
 GENERATOR = (
     "rate",
+    "plan",
     "duration_s",
     "ratings",
     "start_time_ms",
+    "speed",
     "actors",
     "delivery",
     "fast",

@@ -26,7 +26,7 @@ from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status, Summary
 from ray_pipeline.sinks.writing import write_ratings
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
-from ray_pipeline.windows.spec import window_specs
+from ray_pipeline.windows.spec import iso_ms, window_specs
 
 __all__ = ["broker", "generate", "process", "run", "serve", "verify"]
 
@@ -270,7 +270,9 @@ class _StatusLine:
             parts.append(
                 f"target {status.target_rate:g}/s, delivered {status.delivered_rate:,.1f}/s ({status.delivered:,})"
             )
-            if status.behind_s >= 1:
+            if status.state == "backfilling" and status.event_reached_ms is not None:
+                parts.append(f"event time {iso_ms(status.event_reached_ms)}")
+            elif status.behind_s >= 1:
                 parts.append(f"behind by {status.behind_s:.1f} s")
         if "process" in self._stages:
             parts.append(f"windows {status.windows}, lag {status.lag:,}, batch {status.batch_ms} ms")

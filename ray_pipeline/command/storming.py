@@ -157,7 +157,13 @@ def _storm(settings: Settings, run: RunInfo, wanted: _Wanted, stop: threading.Ev
     observer = Observer(settings, run.bootstrap, clock)
     observer.start()
     try:
-        rate = float(observer.record("generator")["target_rate"])
+        generator = observer.record("generator")
+        if generator.get("plan") is not None:
+            raise ConfigurationError(
+                problem="a storm measures how soon the set rate is back, and this pipeline follows a rate plan",
+                fix="Give it a constant rate first, such as: ray-pipeline rate 100",
+            )
+        rate = float(generator["target_rate"])
         tree = ProcessTree(run.pid, run.process_started)
         injector = Injector(settings, run.bootstrap, tree, observer, clock, rate, stop)
         storm = Storm(injector, observer, clock, say, stop)

@@ -38,8 +38,14 @@ class Check:
 CHECKS: tuple[Check, ...] = (
     Check("seed", ("seed",), "share of ratings with the user and movie that the seed draws", "", identity.same_draws),
     Check("start", ("start_time_ms",), "event time of the first rating", "ms", timing.start),
-    Check("rate", ("rate",), "ratings a second of event time", "1/s", timing.rate),
-    Check("arrivals", ("rate",), "variance over mean of counts in stretches of the plan", "", timing.arrivals),
+    Check("rate", ("rate", "plan"), "ratings a second of event time", "1/s", timing.rate),
+    Check(
+        "arrivals",
+        ("rate", "plan", "arrivals"),
+        "variance over mean of counts in stretches of the plan",
+        "",
+        timing.arrivals,
+    ),
     Check("amount", ("ratings", "duration_s"), "ratings of the whole run", "", timing.amount),
     Check("placement", ("partitions",), "ratings in a partition that is not their key's", "", choices.placement),
     Check("partition shares", ("partitions",), "distance from the shares of activity", "", choices.partition_shares),
@@ -129,6 +135,7 @@ CHECKS: tuple[Check, ...] = (
 
 NOT_OF_THE_DATA: Mapping[str, tuple[str, ...]] = {
     "who sends, and when it is sent, not what": (
+        "speed",
         "actors",
         "delivery",
         "fast",

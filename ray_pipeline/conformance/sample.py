@@ -89,6 +89,9 @@ def regenerate(world: World, events: int | None, most: int) -> Sample:
     declared = world.declared_total
     total = events if events is not None else min(declared or most, most)
     schedules = [world.schedules[p] for p in range(world.settings.partitions)]
+    ever = world.plan.total()
+    if np.isfinite(ever):  # a plan that ends makes no more
+        total = min(total, sum(s.arrivals.count_upto(ever * s.share) for s in schedules))
     batches = []
     for partition, end in enumerate(allocate(schedules, [0] * len(schedules), total)):
         batches.append(ShardSequence(world.shard(partition), schedules[partition], 0).events(0, end))

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.conformance.evidence import Evidence
-from ray_pipeline.conformance.measure import Counted, Measure, Unchecked
+from ray_pipeline.conformance.measure import Counted, Estimate, Measure, Unchecked
 
 __all__ = ["amount", "arrivals", "rate", "start", "windows"]
 
@@ -35,6 +35,9 @@ def rate(evidence: Evidence) -> Measure:
         return Unchecked("a partition has no rating yet")
     count = int((evidence.sample.timestamps_ms <= through_ms).sum())
     plan = declared.plan
+    if declared.settings.arrivals == "poisson":
+        due = plan.expected(through_ms + 1)
+        return Estimate(count / elapsed_s, max(1.0, due) ** 0.5 / elapsed_s, due / elapsed_s)
     # each shard's phase moves it by less than a rating
     reach = declared.settings.partitions + plan.rate_at(through_ms) / 1000.0
     planned = plan.expected(through_ms + 1)
@@ -48,7 +51,11 @@ def arrivals(evidence: Evidence) -> Measure:
     counts, expected, _ = windows(evidence)
     if len(counts) < _WINDOWS_FEWEST:
         return Unchecked(f"fewer than {_WINDOWS_FEWEST} stretches of {_WINDOW_MS} ms with ratings enough")
-    index = float(((counts - expected) ** 2).mean() / expected.mean())
+    there = expected > 0  # in a pause of the plan nothing must come, which the rate shows
+    index = float(((counts - expected)[there] ** 2 / expected[there]).mean())
+    if evidence.declared.settings.arrivals == "poisson":
+        variance = (2.0 + 1.0 / expected[there]).mean() / there.sum()
+        return Estimate(index, float(variance) ** 0.5, 1.0)
     return Counted(index, 0.0, max(0.0, index - _REGULAR_MOST), index)
 
 

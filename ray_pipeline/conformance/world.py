@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.config import Settings
+from ray_pipeline.generator.arrivals import poisson_arrivals
 from ray_pipeline.generator.coordination import Coordinator
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
@@ -115,7 +116,12 @@ class World:
         if self._schedules is not None:
             return dict(self._schedules)
         told = self._coordinator.assignments(START_MS)
-        return {p: ShardSchedule(RatePlan(orders.epochs), orders.share, orders.phase) for p, orders in told.items()}
+        return {
+            p: ShardSchedule(
+                RatePlan(orders.epochs), orders.share, orders.phase, poisson_arrivals(orders.poisson_seed, p)
+            )
+            for p, orders in told.items()
+        }
 
     @functools.cached_property
     def plan(self) -> RatePlan:

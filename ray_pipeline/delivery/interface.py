@@ -13,15 +13,40 @@ __all__ = ["Epoch", "ShardDelivery", "ShardProgress", "progress_key"]
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """A stretch of the rate plan.
+    """A stretch of the rate plan: a constant rate, or the text of a plan.
 
     Attributes:
         from_ms: event time from which it holds, epoch milliseconds UTC.
-        rate: ratings per second over all shards, ≥ 0; 0 = paused.
+        rate: ratings per second over all shards, ≥ 0; 0 = paused, or a plan says it.
+        plan: what the rate is, in the language of plans; None = constant.
+        zero_ms: when that plan began, epoch milliseconds UTC: a pause or another start does not move it.
     """
 
     from_ms: int
     rate: float
+    plan: str | None = None
+    zero_ms: int = 0
+
+    def same_rates(self, other: Epoch) -> bool:
+        """Whether both say the same at any time."""
+        return (self.rate, self.plan, self.zero_ms) == (other.rate, other.plan, other.zero_ms)
+
+    def to_record(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        if self.plan is None:
+            return {"from_ms": self.from_ms, "rate": self.rate}
+        return {"from_ms": self.from_ms, "plan": self.plan, "zero_ms": self.zero_ms}
+
+    @classmethod
+    def from_record(cls, record: Any) -> Epoch:
+        """Read from JSON already.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no epoch.
+        """
+        if "plan" in record:
+            return cls(int(record["from_ms"]), 0.0, str(record["plan"]), int(record["zero_ms"]))
+        return cls(int(record["from_ms"]), float(record["rate"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +63,7 @@ class ShardProgress:
         epochs: the rate plan as this shard lived it.
         share: the shard's share of all ratings.
         phase: the shard's phase in the plan.
+        poisson_seed: seed of the arrivals' randomness; None = they are regular.
     """
 
     run: str
@@ -49,6 +75,7 @@ class ShardProgress:
     epochs: tuple[Epoch, ...]
     share: float
     phase: float
+    poisson_seed: int | None = None
 
     def to_json(self) -> bytes:
         """The record's value."""
@@ -59,10 +86,12 @@ class ShardProgress:
             "next_index": self.next_index,
             "event_time_ms": self.event_time_ms,
             "committed_ms": self.committed_ms,
-            "epochs": [{"from_ms": e.from_ms, "rate": e.rate} for e in self.epochs],
+            "epochs": [epoch.to_record() for epoch in self.epochs],
             "share": self.share,
             "phase": self.phase,
         }
+        if self.poisson_seed is not None:
+            fields["poisson_seed"] = self.poisson_seed
         return json.dumps(fields, separators=(",", ":")).encode()
 
     @classmethod
@@ -83,7 +112,7 @@ class ShardProgress:
         """
         try:
             fields = dict(record)
-            epochs = tuple(Epoch(int(e["from_ms"]), float(e["rate"])) for e in fields.pop("epochs"))
+            epochs = tuple(Epoch.from_record(e) for e in fields.pop("epochs"))
             return cls(**fields, epochs=epochs)
         except (KeyError, TypeError, ValueError) as error:
             msg = f"not a progress record: {str(record)[:200]}"

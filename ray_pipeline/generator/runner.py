@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ray_pipeline.clock import Clock
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
 from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, RayPipelineError
+from ray_pipeline.generator.event_clock import EventClock
 from ray_pipeline.generator.plan import RatePlan
 from ray_pipeline.generator.shard import Shard
 from ray_pipeline.generator.standing import Standing
@@ -53,7 +54,8 @@ class Assignment:
         share: the shard's share of all ratings.
         phase: the shard's phase.
         end_index: where to end (exclusive); None = never.
-        clock_offset_ms: event time minus wall clock, milliseconds.
+        clock: which event time is due when.
+        poisson_seed: seed of random arrivals; None = regular ones.
     """
 
     revision: int
@@ -63,7 +65,8 @@ class Assignment:
     share: float
     phase: float
     end_index: int | None
-    clock_offset_ms: int
+    clock: EventClock
+    poisson_seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class ShardReport:
         next_index: committed so far: index of the next rating.
         progress: last committed progress; None before the first commit of the shard.
         behind_s: how long the next rating has been due, seconds.
+        waiting_ms: event time of the first rating that is not committed, epoch milliseconds; None before the plan is known.
         failures: how often delivery failed or was fenced, and was begun again.
         error: the last failure; empty when there was none.
     """
@@ -89,6 +93,7 @@ class ShardReport:
     behind_s: float
     failures: int
     error: str
+    waiting_ms: int | None = None
 
 
 class ShardRunner:
@@ -133,6 +138,7 @@ class ShardRunner:
         self._shard: Shard | None = None
         self._committed: ShardProgress | None = None
         self._plan_changed = False
+        self._leash_ms: int | None = None
         self._failures = 0
         self._error = ""
         self._thread = threading.Thread(target=self._run, name=f"shard-{partition}", daemon=True)
@@ -143,15 +149,17 @@ class ShardRunner:
         """Begin, on a thread of its own."""
         self._thread.start()
 
-    def tell(self, assignment: Assignment | None) -> None:
+    def tell(self, assignment: Assignment | None, leash_ms: int | None = None) -> None:
         """Tell that the shard is this runner's, and what is wanted; as often as you like.
 
         A runner that was fenced begins again: one that nobody tells anything any more never does.
 
         Args:
             assignment: None = nothing new.
+            leash_ms: nothing is sent that is due after this event time; None = as the event clock says.
         """
         with self._lock:
+            self._leash_ms = leash_ms
             known = 0 if self._assignment is None else self._assignment.revision
             if assignment is not None and assignment.revision > known:
                 self._assignment = assignment
@@ -181,16 +189,18 @@ class ShardRunner:
             behind_ms = 0
             over = (RunnerState.DONE, RunnerState.STOPPED, RunnerState.FAILED)
             if shard is not None and assignment is not None and self._state not in over:
-                behind_ms = shard.behind_ms(self._clock.now_ms() + assignment.clock_offset_ms)
+                behind_ms = max(0, self._clock.now_ms() - assignment.clock.wall_ms(shard.next_due_ms()))
+            next_index = self._committed.next_index if self._committed else 0
             return ShardReport(
                 partition=self.partition,
                 state=self._state,
                 revision=assignment.revision if assignment else 0,
-                next_index=self._committed.next_index if self._committed else 0,
+                next_index=next_index,
                 progress=self._committed,
                 behind_s=behind_ms / 1000.0,
                 failures=self._failures,
                 error=self._error,
+                waiting_ms=None if shard is None else shard.due_ms(next_index),
             )
 
     # -- the steps
@@ -269,7 +279,8 @@ class ShardRunner:
         if self._shard is None:
             assert self._model is not None
             plan = RatePlan(assignment.epochs)
-            shard = Shard(self._model, assignment.share, assignment.phase, plan, assignment.end_index)
+            told = assignment
+            shard = Shard(self._model, told.share, told.phase, plan, told.end_index, told.poisson_seed)
             shard.resume(self._standing)
             self._shard = shard
         self._plan_changed = True
@@ -284,8 +295,10 @@ class ShardRunner:
         now_ms = self._clock.now_ms()
         with self._lock:
             stopping, changed = self._stop, self._plan_changed
+            until_ms = assignment.clock.event_ms(now_ms)
+            until_ms = until_ms if self._leash_ms is None else min(until_ms, self._leash_ms)
             # the plan goes on record first: whatever half of a commit is kept, it has the time of each rating that was sent
-            due = 0 if stopping or changed else shard.due_now(now_ms + assignment.clock_offset_ms)
+            due = 0 if stopping or changed else shard.due_now(until_ms)
             batch = shard.take(min(due, MOST_RATINGS_AT_ONCE)) if due else None
             ending = stopping or shard.done
         if not self._uncommitted and batch is None:
@@ -310,7 +323,7 @@ class ShardRunner:
         now_ms = self._clock.now_ms()
         with self._lock:
             ahead = _WORTH_SENDING if self._uncommitted else 0
-            next_ms = shard.next_due_ms(ahead) - assignment.clock_offset_ms - now_ms
+            next_ms = assignment.clock.wall_ms(shard.next_due_ms(ahead)) - now_ms
         wait_s = max(_TICK_S, min(next_ms / 1000.0, _LONGEST_WAIT_S))
         if self._uncommitted:
             wait_s = min(wait_s, max(0.001, (self._last_commit_ms + self._commit_interval_ms - now_ms) / 1000.0))
@@ -328,6 +341,7 @@ class ShardRunner:
                 epochs=shard.plan.epochs,
                 share=assignment.share,
                 phase=assignment.phase,
+                poisson_seed=assignment.poisson_seed,
             )
             self._plan_changed = False
         delivery.commit(progress)

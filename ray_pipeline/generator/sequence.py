@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ray_pipeline.codec import encode_values
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.events import EventBatch, Fault
-from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.model.faults import Fates
 from ray_pipeline.model.ratings import Drawn, ShardModel
 
@@ -42,8 +42,7 @@ class ShardSequence:
     @classmethod
     def of(cls, model: ShardModel, progress: ShardProgress) -> ShardSequence:
         """By a progress record of the shard."""
-        schedule = ShardSchedule(RatePlan(progress.epochs), progress.share, progress.phase)
-        return cls(model, schedule, progress.next_index)
+        return cls(model, ShardSchedule.lived(progress), progress.next_index)
 
     def events(self, first: int, count: int) -> EventBatch:
         """Ratings ``first … first + count - 1``, as they are sent."""

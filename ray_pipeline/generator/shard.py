@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ray_pipeline.events import EventBatch
+from ray_pipeline.generator.arrivals import poisson_arrivals
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule
 from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.generator.standing import Standing
@@ -24,16 +25,25 @@ class Shard:
         phase: the shard's phase, see :class:`ShardSchedule`.
         plan: the rate plan to follow.
         end_index: where to end (exclusive); None = never.
+        poisson_seed: seed of random arrivals; None = regular ones.
     """
 
-    def __init__(self, model: ShardModel, share: float, phase: float, plan: RatePlan, end_index: int | None) -> None:
+    def __init__(
+        self,
+        model: ShardModel,
+        share: float,
+        phase: float,
+        plan: RatePlan,
+        end_index: int | None,
+        poisson_seed: int | None = None,
+    ) -> None:
         self.partition = model.partition
         self.next_index = 0
         self.end_index = end_index
         self.last_event_ms: int | None = None
         self._model = model
         self._faults = model.faults
-        self._schedule = ShardSchedule(plan, share, phase)
+        self._schedule = ShardSchedule(plan, share, phase, poisson_arrivals(poisson_seed, model.partition))
 
     @property
     def plan(self) -> RatePlan:
@@ -68,9 +78,10 @@ class Shard:
         due_ms = self._schedule.due_ms(index, 1)
         return int((due_ms if self._faults is None else self._faults.sent_ms(due_ms))[0])
 
-    def behind_ms(self, now_ms: int) -> int:
-        """How long the next rating has been due."""
-        return max(0, now_ms - self.next_due_ms())
+    def due_ms(self, index: int) -> int:
+        """Event time of one rating, epoch milliseconds; :data:`NEVER_MS` when it is none of this shard's."""
+        beyond = self.end_index is not None and index >= self.end_index
+        return NEVER_MS if beyond else int(self._schedule.due_ms(index, 1)[0])
 
     def take(self, count: int) -> EventBatch:
         """The next ``count`` ratings, which must be due; the shard moves past them."""

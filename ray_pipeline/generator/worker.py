@@ -26,10 +26,12 @@ class Orders:
     Attributes:
         shards: the partitions that it has, each with what is new for it; None = nothing is. It lets go of all others.
         stop: have every shard commit and end.
+        leash_ms: nothing is sent that is due after this event time; None = as the event clock says.
     """
 
     shards: dict[int, Assignment | None] = field(default_factory=dict)
     stop: bool = False
+    leash_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class GeneratorWorker:
                 continue  # comes back before it is gone: begins anew when it is
             if partition not in self._runners:
                 self._runners[partition] = self._start(partition)
-            self._runners[partition].tell(assignment)
+            self._runners[partition].tell(assignment, orders.leash_ms)
             if orders.stop:
                 self._runners[partition].stop()
         shards = tuple(runner.report() for runner in self._runners.values())

@@ -17,6 +17,7 @@ from ray_pipeline.clock import SystemClock
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.factory import open_delivery
 from ray_pipeline.errors import DeliveryError, FencedError, ProcessingError, StateMismatchError
+from ray_pipeline.generator.event_clock import EventClock
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardRunner
 from ray_pipeline.history.loan import LentShard
 from ray_pipeline.history.making import ModelSource
@@ -79,7 +80,8 @@ def send_shard(settings: Settings, source: ModelSource, shard: LentShard, open_s
         RestartPolicy(),
     )
     place = (progress.run, progress.config, progress.epochs, progress.share, progress.phase)
-    runner.tell(Assignment(1, *place, shard.end, _ALL_IS_DUE_MS - clock.now_ms()))
+    all_is_due = EventClock(_ALL_IS_DUE_MS, clock.now_ms())
+    runner.tell(Assignment(1, *place, shard.end, all_is_due, progress.poisson_seed))
     idle = threading.Event()
     while (wait_s := runner.step()) is not None:
         report = runner.report()

@@ -17,7 +17,7 @@ __all__ = ["COMMANDS", "ControlFeed", "send_command"]
 
 _log = logging.getLogger(__name__)
 
-COMMANDS = ("rate", "pause", "resume", "scale", "lend", "keep", "return", "stop")
+COMMANDS = ("rate", "plan", "pause", "resume", "scale", "lend", "keep", "return", "stop")
 _KEY = b"control"
 
 
@@ -28,6 +28,7 @@ def send_command(
     rate: float | None = None,
     timeout_s: float = 15.0,
     actors: int | None = None,
+    plan: str | None = None,
     **more: Any,
 ) -> str:
     """Send a command.
@@ -39,6 +40,7 @@ def send_command(
         rate: ratings per second, for ``rate``.
         timeout_s: how long to wait for the broker, seconds.
         actors: how many generator actors, for ``scale``.
+        plan: text of the rate plan, for ``plan``.
         more: ``events``, how many ratings, for ``lend``; ``loan``, the id of that command, for ``keep`` and ``return``.
 
     Returns:
@@ -56,6 +58,8 @@ def send_command(
         record["rate"] = rate
     if actors is not None:
         record["actors"] = actors
+    if plan is not None:
+        record["plan"] = plan
     failures: list[str] = []
     producer = make_producer(bootstrap, message_timeout_ms=int(timeout_s * 1000))
     producer.produce(

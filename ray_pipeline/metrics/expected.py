@@ -14,6 +14,7 @@ import numpy as np
 
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import Epoch
+from ray_pipeline.generator.arrivals import poisson_arrivals
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.model.faults import Faults, make_faults
 from ray_pipeline.truth.validity import ValidRecords
@@ -102,5 +103,6 @@ def due_ms(progress: Mapping[str, Any], index: int) -> int:
 
 
 def _schedule(progress: Mapping[str, Any]) -> ShardSchedule:
-    plan = RatePlan(Epoch(int(e["from_ms"]), float(e["rate"])) for e in progress["epochs"])
-    return ShardSchedule(plan, float(progress["share"]), float(progress["phase"]))
+    plan = RatePlan(Epoch.from_record(epoch) for epoch in progress["epochs"])
+    poisson = poisson_arrivals(progress.get("poisson_seed"), int(progress.get("partition", 0)))
+    return ShardSchedule(plan, float(progress["share"]), float(progress["phase"]), poisson)

@@ -97,7 +97,7 @@ def assess(evidence: Evidence) -> Health:
         age_ms = now_ms - int(generator["updated_ms"])
         if age_ms > _STALE_MS:
             degraded.append(f"the generator has said nothing for {age_ms / 1000:.0f} s")
-        if float(generator.get("behind_s", 0)) > _BEHIND_S:
+        if float(generator.get("behind_s", 0)) > _BEHIND_S and generator.get("state") != "backfilling":
             degraded.append(f"the generator is behind by {float(generator['behind_s']):.1f} s")
         dead = [str(actor["actor"]) for actor in generator.get("actors", ()) if not actor["alive"]]
         if dead:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray_pipeline.metrics.curve import DeliveredCurve, planned
 from ray_pipeline.metrics.expected import ReadCheck, check_of, due_ms, surplus
 from ray_pipeline.metrics.health import Evidence, Health, assess
 from ray_pipeline.metrics.latency import LatencyMeter
@@ -58,6 +59,7 @@ class MetricsStore:
         self._first: dict[int, int] = {}
         self._rated_ms = 0
         self._rate = RateMeter()
+        self._delivered = DeliveredCurve()
         self._latency = LatencyMeter()
         self._verdicts = Verdicts()
         self._oracle: dict[str, Any] = {}
@@ -100,7 +102,9 @@ class MetricsStore:
                 self._first.setdefault(partition, sent)  # what was there before is no rate
                 # when it was committed, not when it was read here: a feed that begins reads an hour in a moment
                 self._rated_ms = max(self._rated_ms, int(record["committed_ms"]))
-                self._rate.add(self._rated_ms, sum(self._sent.values()) - sum(self._first.values()))
+                grown = sum(self._sent.values()) - sum(self._first.values())
+                self._rate.add(self._rated_ms, grown)
+                self._delivered.add(self._rated_ms, grown)
             elif key == "generator":
                 self._generator = record
             elif key == "run":
@@ -121,7 +125,8 @@ class MetricsStore:
             self._job = record
             if fresh:
                 offset_ms = int(self._generator.get("clock_offset_ms", 0))
-                live = now_ms - int(record["updated_ms"]) < _LIVE_MS  # not when a feed that begins reads older records
+                # not when a feed that begins reads older records, nor while the past is made
+                live = now_ms - int(record["updated_ms"]) < _LIVE_MS and self._generator.get("state") != "backfilling"
                 self._latency.add(self._with_due_times(record.get("partitions", {})), now_ms, offset_ms, live)
             self._compare(now_ms)
             self.version += 1
@@ -217,6 +222,31 @@ class MetricsStore:
                 "delivered_total": sum(self._sent.values()),
                 "partitions": {str(p): n for p, n in sorted(self._sent.items())},
             }
+
+    def plan(self, now_ms: int, typed: str | None = None) -> dict[str, Any]:
+        """The plan's text, and its rate from five minutes ago to ten minutes ahead beside the rate delivered.
+
+        Args:
+            now_ms: wall-clock time, epoch milliseconds.
+            typed: a plan that might be set; None = none.
+
+        Returns:
+            ``plan``: the text, None where the rate is constant; ``planned``, ``delivered``, ``typed``: pairs of event time
+            (epoch milliseconds) and ratings per second. None is delivered on time while the past is made.
+
+        Raises:
+            PlanError: ``typed`` is malformed.
+        """
+        with self._lock:
+            generator, delivered = self._generator, self._delivered.points()
+        offset_ms = int(generator.get("clock_offset_ms", 0))
+        live = generator.get("state") != "backfilling"
+        return {
+            "plan": generator.get("plan"),
+            "planned": planned(generator, now_ms),
+            "delivered": [(at_ms + offset_ms, rate) for at_ms, rate in delivered] if live else [],
+            "typed": [] if typed is None else planned(generator, now_ms, typed),
+        }
 
     def pipeline(self) -> dict[str, Any]:
         """The record ``pipeline``: cluster and who holds what of it; empty when the stages run on their own."""

@@ -23,9 +23,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ray_pipeline.clock import Clock
-from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError, UncheckedError
+from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError, PlanError, UncheckedError
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.rates.language import MOST_TEXT, parse_plan, tidy
 from ray_pipeline.serving.control import Control
 from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
@@ -46,6 +47,14 @@ class RateChange(BaseModel):
     """Body of ``POST /control/rate``."""
 
     rate: float = Field(gt=0, le=1e9, allow_inf_nan=False, description="ratings per second; fractions allowed")
+
+
+class PlanChange(BaseModel):
+    """Body of ``POST /control/plan``."""
+
+    plan: str = Field(
+        min_length=1, max_length=MOST_TEXT, description="rates over time, such as ramp(0..500, 10m) then 500"
+    )
 
 
 class ScaleChange(BaseModel):
@@ -169,6 +178,12 @@ def make_api(
             )
         return {"status": "ok" if windows else _NO_DATA, "window_type": name, "windows": windows}
 
+    @app.get("/metrics/plan", tags=["metrics"])
+    def plan_ahead() -> dict[str, Any]:
+        """The rate plan: its text, its rate from five minutes ago to ten minutes ahead, and the rate delivered."""
+        found = store.plan(clock.now_ms())
+        return {name: found[name] for name in ("plan", "planned", "delivered")}
+
     @app.get("/metrics/stream", tags=["metrics"], response_class=StreamingResponse)
     async def stream(request: Request) -> StreamingResponse:
         """Server-sent events: event ``summary`` with the JSON of ``/metrics/summary``, when it changed, at most once a second."""
@@ -223,11 +238,15 @@ def make_api(
     app.include_router(scoreboard_routes(store, predictions, admit))
 
     async def obey(
-        request: Request, command: str, rate: float | None = None, actors: int | None = None
+        request: Request,
+        command: str,
+        rate: float | None = None,
+        actors: int | None = None,
+        plan: str | None = None,
     ) -> dict[str, Any]:
         admit(request)
         try:
-            identity, applied = await run_in_threadpool(control.send, command, rate, actors)
+            identity, applied = await run_in_threadpool(control.send, command, rate, actors, plan)
         except ConfigurationError as error:
             raise HTTPException(409, str(error)) from None
         return {"id": identity, "command": command, "applied": applied}
@@ -236,6 +255,16 @@ def make_api(
     async def rate(request: Request, change: RateChange) -> dict[str, Any]:
         """Change the target rate; ``applied`` tells whether the generator has said so within two seconds."""
         return {**await obey(request, "rate", change.rate), "rate": change.rate}
+
+    @app.post("/control/plan", tags=["control"])
+    async def plan(request: Request, change: PlanChange) -> dict[str, Any]:
+        """Change the rate plan; ``applied`` tells whether the generator has said so within two seconds."""
+        admit(request)
+        try:
+            parse_plan(change.plan)
+        except PlanError as error:
+            raise HTTPException(422, str(error)) from None
+        return {**await obey(request, "plan", plan=change.plan), "plan": tidy(change.plan)}
 
     @app.post("/control/pause", tags=["control"])
     async def pause(request: Request) -> dict[str, Any]:

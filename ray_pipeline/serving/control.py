@@ -31,13 +31,16 @@ class Control:
         self._store = store
         self._clock = clock
 
-    def send(self, command: str, rate: float | None = None, actors: int | None = None) -> tuple[str, bool]:
+    def send(
+        self, command: str, rate: float | None = None, actors: int | None = None, plan: str | None = None
+    ) -> tuple[str, bool]:
         """Send a command.
 
         Args:
-            command: ``rate``, ``pause``, ``resume`` or ``scale``.
+            command: ``rate``, ``plan``, ``pause``, ``resume`` or ``scale``.
             rate: ratings per second, for ``rate``.
             actors: how many, for ``scale``.
+            plan: text of the rate plan, for ``plan``.
 
         Returns:
             The command's id, and whether the generator has obeyed it within two seconds.
@@ -46,7 +49,7 @@ class Control:
             BrokerUnavailableError: it could not be sent.
             ConfigurationError: the generator refused it.
         """
-        identity = send_command(self._bootstrap, self._topic, command, rate, actors=actors)
+        identity = send_command(self._bootstrap, self._topic, command, rate, actors=actors, plan=plan)
         deadline_ms = self._clock.now_ms() + int(_APPLIED_WITHIN_S * 1000)
         never = threading.Event()
         while self._clock.now_ms() < deadline_ms:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 from fastapi import FastAPI
 
 from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import RayPipelineError
+from ray_pipeline.errors import PlanError, RayPipelineError
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.rates.language import parse_plan, tidy
 from ray_pipeline.serving import views
 from ray_pipeline.serving.control import Control
 from ray_pipeline.serving.explanations import Explanations
@@ -31,6 +33,18 @@ document.addEventListener("click", (event) => {
   if (!row) return;
   window.rpPlace = row.dataset.rpPlace;
   document.querySelector("#rp-explain").click();
+});
+// pieces of a plan: the browser itself drops the text where it is let go; a click puts it at the end
+document.addEventListener("dragstart", (event) => {
+  const piece = event.target.closest?.("[data-rp-piece]");
+  if (piece) event.dataTransfer.setData("text/plain", piece.dataset.rpPiece);
+});
+document.addEventListener("click", (event) => {
+  const piece = event.target.closest("[data-rp-piece]");
+  const field = document.querySelector("#rp-plan textarea, #rp-plan input");
+  if (!piece || !field) return;
+  field.value += piece.dataset.rpPiece;
+  field.dispatchEvent(new Event("input", {bubbles: true}));
 });</script>"""
 _WINDOWS_SHOWN = 120
 _MOVIES_SHOWN = 10
@@ -38,6 +52,7 @@ _RATINGS_SHOWN = 8
 _VERDICTS_SHOWN = 8
 _MODELS_SHOWN = 10
 _REFRESH_CHOICES_S = (1.0, 2.0, 5.0)
+_CURVE_COLOURS = {"plan": "#64748b", "delivered": "#14b8a6", "as typed": "#d97706"}
 _PLOT: dict[str, Any] = {"height": 260, "min_width": 340}
 
 
@@ -63,8 +78,15 @@ class _Page:
         self._clock = clock
         self._titles = dict(zip(catalogue.movie_ids.tolist(), catalogue.titles, strict=True))
 
-    def refresh(self, window_type: str) -> tuple[Any, ...]:
-        """Everything that changes, in the order of the page's outputs."""
+    def refresh(self, window_type: str, draft: str, shown: str) -> tuple[Any, ...]:
+        """Everything that changes, in the order of the page's outputs.
+
+        Args:
+            window_type: of which windows.
+            draft: a plan that somebody is writing; empty when nobody is.
+            shown: the plan in force when the page last looked.
+        """
+        plan = self.plan_text()
         now_ms = self._clock.now_ms()
         store = self._store
         summary = store.summary(now_ms)
@@ -88,7 +110,34 @@ class _Page:
             views.ratings_tail(newest, self._titles),
             views.windows(store.history(window_type, limit=_VERDICTS_SHOWN, now_ms=now_ms)),
             views.scoreboard(store.scores()["models"][:_MODELS_SHOWN]),
+            self.curve(draft),
+            gr.skip() if draft or plan == shown else plan,
+            plan,
         )
+
+    def curve(self, typed: str) -> pd.DataFrame:
+        """The plan ahead, the delivered rate, and how the plan would be that somebody has typed."""
+        now_ms = self._clock.now_ms()
+        changed = bool(typed.strip()) and tidy(typed) != self.plan_text()
+        try:
+            return views.plan_curve(self._store.plan(now_ms, tidy(typed) if changed else None), now_ms)
+        except PlanError:  # said beside the field while it is typed
+            return views.plan_curve(self._store.plan(now_ms), now_ms)
+
+    def check_plan(self, typed: str) -> tuple[str, pd.DataFrame, str]:
+        """What is wrong with a plan, as a line of HTML, how it would look, and the plan again while it is not the one in force."""
+        said = ""
+        try:
+            if typed.strip():
+                parse_plan(typed)
+        except PlanError as error:
+            said = _note(str(error), bad=True)
+        return said, self.curve(typed), "" if typed.strip() == self.plan_text() else typed
+
+    def plan_text(self) -> str:
+        """The plan in force; a constant rate as its number."""
+        generator = self._store.generator(self._clock.now_ms())
+        return generator.get("plan") or f"{generator.get('target_rate', 0.0):g}"
 
     def explain(self, place: str) -> str:
         """Where the record at ``partition/offset`` comes from, as HTML."""
@@ -105,13 +154,17 @@ class _Page:
         rate = self._store.generator(self._clock.now_ms()).get("target_rate")
         return gr.skip() if rate is None else rate
 
-    def command(self, request: gr.Request, token: str, command: str, rate: float | None = None) -> str:
+    def command(
+        self, request: gr.Request, token: str, command: str, rate: float | None = None, plan: str | None = None
+    ) -> str:
         """Send a command; what became of it, as a line of HTML."""
         try:
             client = request.client.host if request.client else None
             headers = request.headers
             self._gate.check(client, headers.get("host"), headers.get("origin"), token or None)
-            _, applied = self._control.send(command, rate)
+            if plan is not None:
+                parse_plan(plan)
+            _, applied = self._control.send(command, rate, plan=plan)
         except Refused as error:
             return _note(f"refused: {error.reason}", bad=True)
         except RayPipelineError as error:
@@ -182,7 +235,7 @@ def make_dashboard(
 
 
 def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -> gr.Slider:
-    first = page.refresh(store.window_types[0])
+    first = page.refresh(store.window_types[0], "", "")
     head = gr.HTML(first[0])
     numbers = gr.HTML(first[1])
     with gr.Row(elem_classes="rp-controls"):
@@ -217,6 +270,23 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
             min_width=160,
         )
     said = gr.HTML("", elem_id="rp-said")
+    with gr.Row(elem_classes="rp-controls"):
+        plan = gr.Textbox(first[12], label="Rate plan", lines=2, elem_id="rp-plan", min_width=320, scale=4)
+        follow = gr.Button("Follow this plan", elem_id="rp-follow", min_width=140, scale=0)
+    gr.HTML(views.pieces())
+    wrong = gr.HTML("", elem_id="rp-plan-said")
+    draft, shown = gr.State(""), gr.State(first[13])
+    curve = gr.LinePlot(
+        first[11],
+        x="time",
+        y="ratings a second",
+        color="rate",
+        color_map=_CURVE_COLOURS,
+        title="Plan and delivered rate, to ten minutes ahead",
+        x_title=" ",
+        elem_id="rp-curve",
+        **_PLOT,
+    )
     with gr.Row():
         count = gr.LinePlot(
             first[2], x="window", y="ratings", title="Ratings by window", x_title=" ", elem_id="rp-count", **_PLOT
@@ -245,15 +315,21 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
         f'<a href="{api_url}/metrics/history?format=csv" target="_blank">history as CSV</a> · '
         f'<a href="{api_url}/predictions/scores" target="_blank">scores</a></p>'
     )
-    outputs = [head, numbers, count, mean, stars, genres, movies, actors, tail, checked, scores]
+    outputs = [head, numbers, count, mean, stars, genres, movies, actors, tail, checked, scores, curve, plan, shown]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     timer = gr.Timer(settings.refresh_s)
-    timer.tick(page.refresh, [window_type], outputs, trigger_mode="once", **quiet)
-    window_type.change(page.refresh, [window_type], outputs, **quiet)
+    timer.tick(page.refresh, [window_type, draft, shown], outputs, trigger_mode="once", **quiet)
+    window_type.change(page.refresh, [window_type, draft, shown], outputs, **quiet)
+    # not only what is typed: a piece that was clicked is written by the page itself
+    plan.change(page.check_plan, [plan], [wrong, curve, draft], trigger_mode="always_last", **quiet)
     every.change(lambda seconds: gr.Timer(seconds), [every], [timer], **quiet)
 
     def change_rate(value: float, given: str, request: gr.Request) -> str:
         return page.command(request, given, "rate", value)
+
+    def follow_plan(text: str, given: str, request: gr.Request) -> tuple[str, str]:
+        said = page.command(request, given, "plan", plan=text)
+        return said, text if "rp-note-bad" in said else ""
 
     def do_pause(given: str, request: gr.Request) -> str:
         return page.command(request, given, "pause")
@@ -263,6 +339,7 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
 
     explain.click(page.explain, [place], [explained], js="() => [window.rpPlace]", **quiet)
     rate.release(change_rate, [rate, token], [said], **quiet)
+    follow.click(follow_plan, [plan, token], [said, draft], **quiet)
     pause.click(do_pause, [token], [said], **quiet)
     resume.click(do_resume, [token], [said], **quiet)
     return rate

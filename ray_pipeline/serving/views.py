@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -21,12 +22,20 @@ __all__ = [
     "histogram",
     "history",
     "movies",
+    "pieces",
+    "plan_curve",
     "ratings_tail",
     "scoreboard",
     "tiles",
     "windows",
 ]
 
+_PIECES = {
+    "burst": " + burst(500 for 5s every 30s)",
+    "spike": " + spike(peak=800, rise=20s, hold=20s, fall=40s)",
+    "wave": " + sine(mean=100, amplitude=100, period=2m)",
+    "then ramp": " for 1m then ramp(100..400, 3m) then 400",
+}
 _NOTHING = '<p class="rp-none">no data yet</p>'
 
 
@@ -51,12 +60,11 @@ def tiles(summary: dict[str, Any], window_type: str) -> str:
     window = summary["windows"].get(window_type) or {}
     checked = summary["verification"]
     target = generator.get("plan_rate")
-    paused = generator.get("state") == "paused"
-    behind = float(generator.get("behind_s") or 0)
+    pace = _pace(generator)
     base = int(generator.get("base") or 0)
     delivered_note = f"{generator['delivered_total']:,} in all" + (f", {base:,} before this run" if base else "")
     rows: list[tuple[str, str, str]] = [
-        ("Target", _number(target, "/s"), "paused" if paused else f"behind by {behind:.1f} s"),
+        ("Target", _number(target, "/s"), pace),
         ("Delivered", _number(generator.get("delivered_rate"), "/s"), delivered_note),
         ("Ratings a minute", f"{generator.get('delivered_last_minute', 0):,}", "delivered in the last 60 s"),
         ("Mean rating", _fixed(window.get("avg_rating"), 3, " ★"), _percentiles(window)),
@@ -76,6 +84,15 @@ def tiles(summary: dict[str, Any], window_type: str) -> str:
     return f'<div class="rp-tiles">{cells}</div>'
 
 
+def _pace(generator: dict[str, Any]) -> str:
+    state, reached_ms = generator.get("state"), generator.get("event_reached_ms")
+    if state == "paused":
+        return "paused"
+    if state == "backfilling" and reached_ms is not None:
+        return f"backfilling: {iso_ms(reached_ms)[:16].replace('T', ' ')} reached"
+    return f"behind by {float(generator.get('behind_s') or 0):.1f} s"
+
+
 def history(windows: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Count and mean by window, for two charts; without the window that is still filling, once there are others."""
     if len(windows) > 1 and not windows[-1]["final"]:
@@ -85,6 +102,29 @@ def history(windows: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFra
     count = pd.DataFrame({"window": times, "ratings": [float(w["count"]) for w in windows]})
     mean = pd.DataFrame({"window": times, "mean rating": [w["avg_rating"] for w in windows]})
     return count, mean
+
+
+def plan_curve(curves: dict[str, Any], now_ms: int) -> pd.DataFrame:
+    """The plan's rate and the one delivered over event time, for a chart."""
+    names = {"planned": "plan", "delivered": "delivered", "typed": "as typed"}
+    # a chart draws only those lines that it was begun with, so a line without points has one that is not drawn
+    rows = [(at_ms, rate, name) for key, name in names.items() for at_ms, rate in curves[key] or [(now_ms, math.nan)]]
+    return pd.DataFrame(
+        {
+            "time": pd.to_datetime([row[0] for row in rows], unit="ms").astype("datetime64[ns]"),
+            "ratings a second": pd.Series([row[1] for row in rows], dtype="float64"),
+            "rate": pd.Series([row[2] for row in rows], dtype="object"),
+        }
+    )
+
+
+def pieces() -> str:
+    """What can be dragged into a plan, or clicked on."""
+    found = "".join(
+        f'<button type="button" draggable="true" data-rp-piece="{escape(text)}" title="{escape(text)}">{escape(name)}</button>'
+        for name, text in _PIECES.items()
+    )
+    return f'<p class="rp-pieces">drag into the plan, or click: {found}</p>'
 
 
 def histogram(window: dict[str, Any] | None) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.events import EventBatch
+from ray_pipeline.generator.arrivals import poisson_arrivals
 from ray_pipeline.generator.coordination import Coordinator
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule
 from ray_pipeline.generator.runner import RunnerState, ShardReport
@@ -74,7 +75,7 @@ class MergedStream:
 
     Attributes:
         requested: how many ratings there are; None = without end.
-        clock_offset_ms: event time minus wall clock, milliseconds.
+        event_now_ms: gives the event time that belongs to a wall-clock time, both epoch milliseconds.
 
     Raises:
         ConfigurationError: a partition has no users.
@@ -89,11 +90,12 @@ class MergedStream:
         coordinator.observe([untouched(p) for p in range(settings.partitions)])
         told = coordinator.assignments(clock.now_ms())  # the run begins here: all that takes time is done
         self.requested = coordinator.requested
-        self.clock_offset_ms = coordinator.clock_offset_ms
+        self.event_now_ms = coordinator.event_now_ms
         self._shards = []
         for model in models:
             orders = told[model.partition]
-            schedule = ShardSchedule(RatePlan(orders.epochs), orders.share, orders.phase)
+            poisson = poisson_arrivals(orders.poisson_seed, model.partition)
+            schedule = ShardSchedule(RatePlan(orders.epochs), orders.share, orders.phase, poisson)
             at_once = math.ceil(_AT_ONCE * orders.share)
             self._shards.append(_Shard(ShardSequence(model, schedule, 0), 0, orders.end_index, at_once))
 
@@ -109,10 +111,13 @@ class MergedStream:
         """
         horizon_ms = min(shard.next_due_ms(shard.at_once - 1) for shard in self._shards)
         if horizon_ms >= NEVER_MS and self.next_due_ms() < NEVER_MS:
-            raise ConfigurationError(
-                problem="the rate plan ends before the ratings that were asked for",
-                fix="Lower ratings, or raise the rate",
-            )
+            if self.requested is None:  # the plan ends, and so does the stream
+                horizon_ms = NEVER_MS - 2
+            else:
+                raise ConfigurationError(
+                    problem="the rate plan ends before the ratings that were asked for",
+                    fix="Lower ratings, or raise the rate",
+                )
         if horizon_ms >= NEVER_MS:
             return Piece((), np.empty(0, np.int64))
         if until_ms is not None:

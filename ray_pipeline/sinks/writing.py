@@ -92,7 +92,7 @@ def _copy(merged: MergedStream, writer: PieceWriter, stop: threading.Event, cloc
     written = 0
     try:
         while not stop.is_set() and (due_ms := merged.next_due_ms()) < NEVER_MS:
-            now_ms = clock.now_ms() + merged.clock_offset_ms
+            now_ms = merged.event_now_ms(clock.now_ms())
             if paced and due_ms > now_ms:
                 clock.wait(stop, min(max(_TICK_S, (due_ms - now_ms) / 1000), _LONGEST_WAIT_S))
                 continue

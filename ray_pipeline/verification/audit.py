@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, TopicPartition
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress, progress_key
 from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, UncheckedError
-from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
 from ray_pipeline.kafka.read import Record, newest_of_key, read_topic
 from ray_pipeline.kafka.topics import partitions_of
@@ -133,8 +133,9 @@ def _shards(
     findings = []
     for partition, records in sorted(shards.items()):
         share, phase = user_map.share(partition), (partition + 0.5) / settings.partitions
+        poisson_seed = settings.seed if settings.arrivals == "poisson" else None
         for record in reversed(records):
-            reason = _untrue(record, partition, run, share, phase)
+            reason = _untrue(record, partition, run, share, phase, poisson_seed)
             if not reason:
                 progress[partition] = ShardProgress.from_record(record)
                 break
@@ -144,11 +145,13 @@ def _shards(
     return progress, findings
 
 
-def _untrue(record: dict[str, Any], partition: int, run: dict[str, Any], share: float, phase: float) -> str:
+def _untrue(
+    record: dict[str, Any], partition: int, run: dict[str, Any], share: float, phase: float, poisson_seed: int | None
+) -> str:
     """Why a progress record cannot be what the shard wrote; empty when it can."""
     try:
         said = ShardProgress.from_record(record)
-        schedule = ShardSchedule(RatePlan(said.epochs), said.share, said.phase)
+        schedule = ShardSchedule.lived(said)
     except ValueError as error:
         return str(error)
     if said.partition != partition:
@@ -158,6 +161,7 @@ def _untrue(record: dict[str, Any], partition: int, run: dict[str, Any], share: 
         ("configuration", said.config, run["config"]),
         ("share", said.share, share),
         ("phase", said.phase, phase),
+        ("seed of arrivals", said.poisson_seed, poisson_seed),
     ):
         if has != must:
             return f"its {name} is {has}, must be {must}"

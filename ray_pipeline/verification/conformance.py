@@ -18,7 +18,7 @@ from ray_pipeline.conformance.texts import classify
 from ray_pipeline.conformance.world import World
 from ray_pipeline.errors import UncheckedError
 from ray_pipeline.events import Fault
-from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.kafka.read import Record, newest_of_key, read_topic
 from ray_pipeline.verification.audit import PublishedRun, published_run
 
@@ -134,7 +134,7 @@ def declared_world(run: PublishedRun, bootstrap: str) -> World:
     Raises:
         UncheckedError: a shard has sent nothing yet.
     """
-    schedules = {p: ShardSchedule(RatePlan(s.epochs), s.share, s.phase) for p, s in run.progress.items()}
+    schedules = {p: ShardSchedule.lived(s) for p, s in run.progress.items()}
     missing = sorted(set(range(run.settings.partitions)) - set(schedules))
     if missing:
         raise UncheckedError(

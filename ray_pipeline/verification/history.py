@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import ConfigurationError
-from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule, allocate
+from ray_pipeline.generator.plan import NEVER_MS, ShardSchedule, allocate
 from ray_pipeline.history.making import ModelSource
 from ray_pipeline.history.parquet import ParquetOrder
 from ray_pipeline.history.ranges import ShardRange
@@ -41,7 +41,7 @@ def parquet_order(settings: Settings, bootstrap: str, events: int, uri: str, tas
     catalogue = published_catalogue(settings, run)
     own = published_settings(settings, run, catalogue)
     shards = [lived[p] for p in sorted(lived)]
-    schedules = [ShardSchedule(RatePlan(p.epochs), p.share, p.phase) for p in shards]
+    schedules = [ShardSchedule.lived(p) for p in shards]
     ends = allocate(schedules, [0] * len(schedules), events)
     for schedule, end in zip(schedules, ends, strict=True):
         if end and int(schedule.due_ms(end - 1, 1)[0]) == NEVER_MS:

@@ -54,6 +54,12 @@ def number(text: str) -> float:
     return float(found) if found else -1.0
 
 
+def wait_until_it_has_refreshed(page: Page) -> None:
+    """What the page sets by itself when it is opened, it has set then."""
+    first = page.locator(".rp-tiles").inner_text()
+    wait_for("a refresh", lambda: page.locator(".rp-tiles").inner_text() != first, 30)
+
+
 def test_it_shows_the_stream_live(board: Page) -> None:
     expect(board.locator(".rp-health")).to_contain_text("healthy", timeout=60_000)
     wait_for("a delivered rate", lambda: 150 < number(tile(board, "Delivered")) < 250)
@@ -89,6 +95,7 @@ def test_rate_pause_and_resume_act_on_the_generator(board: Page, urls: dict[str,
     def generator() -> Any:
         return get(urls, "/metrics/summary")["generator"]
 
+    wait_until_it_has_refreshed(board)
     field = board.locator("#rp-rate input[type=number]")
     assert field.input_value() == f"{generator()['target_rate']:g}"
     slider = board.locator("#rp-rate input[type=range]")
@@ -105,6 +112,38 @@ def test_rate_pause_and_resume_act_on_the_generator(board: Page, urls: dict[str,
     field.fill("200")
     field.press("Enter")
     wait_for("the target", lambda: generator()["target_rate"] == 200, 15)
+
+
+def test_a_burst_is_dragged_into_the_plan_and_the_stream_follows(board: Page, urls: dict[str, str]) -> None:
+    def plan() -> Any:
+        return get(urls, "/metrics/plan")["plan"]
+
+    wait_until_it_has_refreshed(board)
+    field, said = board.locator("#rp-plan textarea"), board.locator("#rp-plan-said")
+    expect(field).to_have_value("200", timeout=10_000)
+    box = field.bounding_box()
+    assert box is not None
+    end = {"x": box["width"] - 20, "y": box["height"] / 2}
+    board.locator("[data-rp-piece]", has_text="burst").drag_to(field, target_position=end)
+    expect(field).to_have_value("200 + burst(500 for 5s every 30s)", timeout=10_000)
+    assert plan() is None  # not yet
+    board.click("#rp-follow")
+    expect(board.locator("#rp-said")).to_contain_text("plan: done", timeout=10_000)
+    wait_for("the plan", lambda: plan() == "200 + burst(500 for 5s every 30s)", 10)
+    wait_for("the burst", lambda: number(tile(board, "Delivered")) > 500, 15)
+    assert board.locator("#rp-curve canvas, #rp-curve svg").count() >= 1
+    field.fill("200 then 3")
+    expect(said).to_contain_text("character 5", timeout=10_000)
+    board.click("#rp-follow")
+    expect(board.locator("#rp-said")).to_contain_text("character 5", timeout=10_000)
+    field.fill("200")
+    expect(said).not_to_contain_text("character", timeout=10_000)
+    board.click("#rp-follow")
+    wait_for("the plan", lambda: plan() == "200", 10)
+    httpx.post(urls["api"] + "/control/rate", json={"rate": 210}, timeout=20)
+    expect(field).to_have_value("210", timeout=15_000)  # whoever changed it, while nobody writes here
+    httpx.post(urls["api"] + "/control/rate", json={"rate": 200}, timeout=20)
+    wait_for("the rate", lambda: plan() is None, 10)
 
 
 def test_windows_are_shown_with_what_they_must_hold(board: Page) -> None:

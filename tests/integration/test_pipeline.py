@@ -134,6 +134,23 @@ def test_rate_pause_and_resume_from_the_command_line(pipeline: Running, api: Api
     wait_for("200/s", lambda: 180 < api.delivered_rate() < 220, 10)
 
 
+def test_a_plan_is_followed_and_on_record_at_every_shard(pipeline: Running, api: Api) -> None:
+    text = "200 + burst(700 for 3s every 7s)"
+    done = command("plan", text, "--state-dir", pipeline.state_dir)
+    assert done.returncode == 0 and f"plan {text}" in done.stdout, done.stderr
+    for _ in range(2):
+        wait_for("a burst", lambda: api.delivered_rate() > 600, 15)
+        wait_for("its end", lambda: api.delivered_rate() < 400, 15)
+    ahead = api.get("/metrics/plan")
+    assert ahead["plan"] == text and max(rate for _, rate in ahead["planned"]) > 600 and ahead["delivered"]
+    records = read_compacted(pipeline.info()["bootstrap"], "ratings.progress")
+    lived = [record["epochs"][-1] for key, record in records.items() if key.startswith("shard/")]
+    assert len(lived) == 4 and {epoch["plan"] for epoch in lived} == {text}
+    assert len({epoch["zero_ms"] for epoch in lived}) == 1
+    healthy(api)
+    assert api.post("/control/rate", rate=200)["applied"] is True
+
+
 def test_a_change_shows_in_the_delivered_rate_within_two_seconds(api: Api) -> None:
     assert api.post("/control/rate", rate=500)["applied"] is True
     began = time.monotonic()

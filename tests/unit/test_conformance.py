@@ -37,6 +37,7 @@ MOVIES_CSV = "movieId,title,genres\n" + "".join(
 
 TURNED: dict[str, Any] = {
     "seed": 43,
+    "plan": "ramp(20..300, 100s) then 50 + burst(400 for 5s every 20s)",
     "start_time_ms": START_MS + 1_000,
     "factor_share": 0.6,
     "clock_skew": "1:-30s",
@@ -197,6 +198,10 @@ def test_a_stream_that_is_as_declared_conforms(seed: int) -> None:
         {"mean_rating": 5.0, "rating_sd": 5.0},
         {"rate": 1e9},
         {"rate": 0.01},
+        {"arrivals": "poisson"},
+        {"plan": "loop(ramp(0..500, 30s) then 0 for 5s)"},
+        {"plan": "sine(mean=200, amplitude=200, period=20s) + burst(900 for 2s every 9s)", "arrivals": "poisson"},
+        {"plan": "100 for 10s", "ratings": None},
         {"ratings": 1},
         {"rank": 1},
         {"rank": 100},

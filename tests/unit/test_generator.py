@@ -18,6 +18,7 @@ from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
 from ray_pipeline.errors import ConfigurationError, StateMismatchError
 from ray_pipeline.generator.coordination import Coordinator
+from ray_pipeline.generator.event_clock import EventClock
 from ray_pipeline.generator.placement import HAND_OVER_MS, Placement
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule, allocate
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport, ShardRunner
@@ -118,7 +119,7 @@ def test_a_plan_with_another_past_is_each_of_them_on_its_side(
         assert found.rate_at(min(at_ms, through_ms)) == past.rate_at(min(at_ms, through_ms))
     for epoch in plan.epochs:
         assert found.rate_at(max(epoch.from_ms, through_ms + 1)) == plan.rate_at(max(epoch.from_ms, through_ms + 1))
-    assert found.rate == plan.rate_at(2**50)
+    assert found.epochs[-1].rate == plan.rate_at(2**50)
     assert found.with_past(past, through_ms).epochs == found.epochs
 
 
@@ -131,7 +132,7 @@ def test_no_rating_that_was_taken_changes_its_time(
     taken = int(np.count_nonzero(before[:taken] != NEVER_MS))  # only what is due can be taken
     found = schedule.going_on(plan_of(wanted), taken)
     assert (found.due_ms(0, taken) == before[:taken]).all()
-    assert found.plan.rate == plan_of(wanted).rate
+    assert found.plan.epochs[-1].rate == plan_of(wanted).epochs[-1].rate
     times = found.due_ms(0, taken + 100)
     assert (np.diff(times) >= 0).all()
 
@@ -207,7 +208,8 @@ def test_a_progress_record_that_contradicts_itself_is_refused(small: tuple[Setti
 
 
 def assignment(revision: int = 1, rate: float = 1e6, end: int | None = None, offset_ms: int = 0) -> Assignment:
-    return Assignment(revision, "run", "config", (Epoch(START_MS, rate),), 1.0, 0.5, end, offset_ms)
+    clock = EventClock(offset_ms, 0)
+    return Assignment(revision, "run", "config", (Epoch(START_MS, rate),), 1.0, 0.5, end, clock)
 
 
 def runner_of(model: ShardModel, log: MemoryLog, clock: Clock, policy: RestartPolicy | None = None) -> ShardRunner:
@@ -357,6 +359,24 @@ def test_a_runner_works_on_a_thread_of_its_own(small: tuple[Settings, list[Shard
     runner.stop()
     assert runner.join(5)
     assert runner.report().state is RunnerState.DONE and len(log.ratings[1]) == 3_000
+
+
+def test_a_runner_on_a_leash_sends_no_further_and_goes_on_when_it_is_let_go(
+    small: tuple[Settings, list[ShardModel]],
+) -> None:
+    log, clock = MemoryLog(), FakeClock(START_MS + 100_000)
+    runner = runner_of(small[1][1], log, clock)
+    runner.tell(assignment(rate=100.0), leash_ms=START_MS + 7_000)
+    take_steps(runner, clock, RunnerState.RUNNING)
+    for _ in range(50):
+        clock.advance(runner.step() or 0.0)
+    report = runner.report()
+    assert report.next_index == len(log.ratings[1]) == 700
+    assert report.waiting_ms == START_MS + 7_005 and report.behind_s > 90
+    runner.tell(None)
+    for _ in range(50):
+        clock.advance(runner.step() or 0.0)
+    assert runner.report().next_index > 10_000
 
 
 def test_a_runner_that_keeps_failing_gives_up_and_says_why(small: tuple[Settings, list[ShardModel]]) -> None:
@@ -529,7 +549,7 @@ def test_a_fixed_event_clock_starts_where_it_is_told() -> None:
     found = coordinator(start_time_ms=1_000_000_000_000)
     told = found.assignments(START_MS)
     assert told[0].epochs[0].from_ms == 1_000_000_000_000
-    assert START_MS + told[0].clock_offset_ms == 1_000_000_000_000
+    assert told[0].clock.event_ms(START_MS) == 1_000_000_000_000
 
 
 def test_a_partition_without_users_is_refused() -> None:
@@ -552,9 +572,9 @@ def test_a_change_is_told_until_it_is_known_and_a_report_from_before_does_not_un
     found.observe([dataclasses.replace(ready(1), state=RunnerState.OPENING)])
     last = found.assignments(START_MS + 5_000)
     assert sorted(last) == [1]
-    assert RatePlan(last[1].epochs).rate == 500.0
+    assert last[1].epochs[-1].rate == 500.0
     found.change(START_MS + 6_000, paused=True)
-    assert all(RatePlan(a.epochs).rate == 0.0 for a in found.assignments(START_MS + 6_000).values())
+    assert all(a.epochs[-1].rate == 0.0 for a in found.assignments(START_MS + 6_000).values())
 
 
 def test_what_was_delivered_never_goes_down_and_a_run_is_over_when_all_know_its_end() -> None:

@@ -104,7 +104,9 @@ def test_history_ends_now_and_live_ratings_follow_without_a_gap(source: ModelSou
     assert NOW_MS - 10_000 <= times[0] < NOW_MS - 9_900 and NOW_MS - 100 < times[-1] <= NOW_MS + 1
     found.give_back(NOW_MS + 5_000)
     live = found.assignments(NOW_MS + 5_000)
-    assert {a.clock_offset_ms for a in live.values()} == {0} and {a.end_index for a in live.values()} == {None}
+    assert {a.clock.event_ms(NOW_MS) for a in live.values()} == {NOW_MS} and {a.end_index for a in live.values()} == {
+        None
+    }
     both = [
         t
         for p, a in live.items()

@@ -19,7 +19,7 @@ from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
 from ray_pipeline.generator.coordination import Coordinator
-from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport, ShardRunner
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.ratings import ShardModel
@@ -35,6 +35,13 @@ FAILURES = ["open", "send", "commit", "commit, done", *HALVES]
 
 partitions = st.integers(0, PARTITIONS - 1)
 rates = st.sampled_from([0.5, 7.0, 60.0, 300.0])
+plans = st.sampled_from(
+    [
+        "5 + burst(300 for 50ms every 150ms)",
+        "ramp(0..200, 2s) then 20",
+        "loop(sine(mean=60, amplitude=60, period=1s) for 1300ms)",
+    ]
+)
 spans_s = st.sampled_from([0.001, 0.03, 0.11, 0.4, 2.0])
 
 
@@ -49,23 +56,31 @@ class Process:
     """One incarnation of the process that has a shard, with at most one exchange under way."""
 
     runner: ShardRunner
-    orders: list[Assignment | None] = dataclasses.field(default_factory=list)
+    orders: list[tuple[Assignment | None, int | None]] = dataclasses.field(default_factory=list)
     answers: list[ShardReport] = dataclasses.field(default_factory=list)
 
 
 class Generator(RuleBasedStateMachine):
     """A run that anything may happen to."""
 
-    @initialize(requested=st.sampled_from([None, 40, 400]), fixed=st.booleans(), under_way=st.booleans())
-    def begin(self, requested: int | None, fixed: bool, under_way: bool) -> None:
+    @initialize(
+        requested=st.sampled_from([None, 40, 400]),
+        start=st.sampled_from(["now", "fixed", "catch up", "catch up at once"]),
+        arrivals=st.sampled_from(["regular", "poisson"]),
+        plan=st.one_of(st.none(), plans),
+        under_way=st.booleans(),
+    )
+    def begin(self, requested: int | None, start: str, arrivals: str, plan: str | None, under_way: bool) -> None:
         self.clock = FakeClock()
         self.log = MemoryLog()
         self.settings: Settings = load_settings(
             partitions=PARTITIONS,
             actors=1,
-            rate=60.0,
             ratings=requested,
-            start_time_ms=1_500_000_000_000 if fixed else None,
+            arrivals=arrivals,
+            start_time_ms={"now": None, "fixed": 1_500_000_000_000}.get(start, self.clock.now_ms() - 20_000),
+            speed={"catch up": 5.0, "catch up at once": "max"}.get(start, 1.0),
+            **({"rate": 60.0} if plan is None else {"plan": plan}),
         )
         self.zombies: list[ShardRunner] = []
         self.checked: dict[int, tuple[ShardProgress, int]] = {}
@@ -74,7 +89,7 @@ class Generator(RuleBasedStateMachine):
             self.all_goes_well_for_a_while(0.11)
 
     def begin_run(self) -> None:
-        self.coordinator = Coordinator(self.settings, "config", SHARES)
+        self.coordinator = Coordinator(self.settings, "config", SHARES, leash_s=2.0)
         self.now = {p: self.new_process(p) for p in range(PARTITIONS)}
 
     def new_process(self, partition: int) -> Process:
@@ -104,13 +119,14 @@ class Generator(RuleBasedStateMachine):
     def orders_are_sent(self, partition: int) -> None:
         process = self.now[partition]
         if not process.orders and not process.answers:
-            process.orders.append(self.coordinator.assignments(self.clock.now_ms()).get(partition))
+            news = self.coordinator.assignments(self.clock.now_ms()).get(partition)
+            process.orders.append((news, self.coordinator.leash_ms(self.clock.now_ms())))
 
     @rule(partition=partitions)
     def orders_arrive(self, partition: int) -> None:
         process = self.now[partition]
         if process.orders:
-            process.runner.tell(process.orders.pop())
+            process.runner.tell(*process.orders.pop())
             process.answers.append(process.runner.report())
 
     @rule(partition=partitions)
@@ -143,6 +159,10 @@ class Generator(RuleBasedStateMachine):
     @rule(rate=rates)
     def the_rate_is_changed(self, rate: float) -> None:
         self.coordinator.change(self.clock.now_ms(), rate=rate)
+
+    @rule(plan=plans)
+    def the_plan_is_changed(self, plan: str) -> None:
+        self.coordinator.change(self.clock.now_ms(), plan=plan)
 
     @rule(paused=st.booleans())
     def it_is_paused_or_resumed(self, paused: bool) -> None:
@@ -181,10 +201,10 @@ class Generator(RuleBasedStateMachine):
     def the_broker_gives_a_transaction_up(self, partition: int) -> None:
         self.log.owner.pop(partition, None)
 
-    @rule(rate=rates)
-    def the_driver_dies_and_the_run_is_started_again(self, rate: float) -> None:
+    @rule(rate=rates, plan=st.one_of(st.none(), plans))
+    def the_driver_dies_and_the_run_is_started_again(self, rate: float, plan: str | None) -> None:
         self.zombies += [process.runner for process in self.now.values()]
-        self.settings = self.settings.model_copy(update={"rate": rate})
+        self.settings = self.settings.model_copy(update={"rate": rate, "plan": plan})
         self.begin_run()
 
     # -- what is always so
@@ -224,10 +244,9 @@ class Generator(RuleBasedStateMachine):
         assert sent == totals.base + totals.delivered
         event_now_ms = self.coordinator.event_now_ms(self.clock.now_ms())
         for progress in self.log.progress.values():
-            plan = RatePlan(progress.epochs)
-            assert plan.rate == 300.0
+            assert progress.epochs[-1].rate == 300.0
             if self.settings.ratings is None:
-                due = ShardSchedule(plan, progress.share, progress.phase).count_due(event_now_ms - 1_000)
+                due = ShardSchedule.lived(progress).count_due(event_now_ms - 1_000)
                 assert progress.next_index >= due
         if self.settings.ratings is not None:
             assert totals.finished and totals.delivered == self.settings.ratings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.health import Health
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.rates.language import parse_plan
 from ray_pipeline.serving import views
 from ray_pipeline.serving.api import make_api
 from ray_pipeline.serving.gate import ControlGate, Refused
@@ -40,13 +42,15 @@ class Feed:
 
 class Control:
     def __init__(self) -> None:
-        self.sent: list[tuple[str, float | None]] = []
+        self.sent: list[tuple[str, float | str | None]] = []
         self.error: Exception | None = None
 
-    def send(self, command: str, rate: float | None = None, actors: int | None = None) -> tuple[str, bool]:
+    def send(
+        self, command: str, rate: float | None = None, actors: int | None = None, plan: str | None = None
+    ) -> tuple[str, bool]:
         if self.error is not None:
             raise self.error
-        self.sent.append((command, rate if actors is None else actors))
+        self.sent.append((command, next((value for value in (rate, actors, plan) if value is not None), None)))
         return "id", True
 
 
@@ -444,6 +448,46 @@ def test_the_scoreboard_shows_each_model_beside_floor_and_baselines() -> None:
     assert html.count("biases only") == 2 and "7 repeated" in html and "50.0 %" in html
     assert "<i>" not in views.scoreboard([score("<i>", 0.9)])
     assert "no predictions yet" in views.scoreboard([])
+
+
+def test_the_plan_is_changed_over_http_and_a_malformed_one_is_refused_with_its_place() -> None:
+    client, control = make()
+    answer = client.post("/control/plan", json={"plan": " 500  for 1m then 3"})
+    assert answer.json() == {"id": "id", "command": "plan", "applied": True, "plan": "500 for 1m then 3"}
+    refused = client.post("/control/plan", json={"plan": "500 then 3"})
+    assert refused.status_code == 422 and "character 5" in refused.json()["error"]
+    assert control.sent == [("plan", " 500  for 1m then 3")]
+
+
+def test_the_plan_ahead_is_shown_beside_what_was_delivered() -> None:
+    store = MetricsStore(TYPES)
+    zero_ms = NOW - 60_000
+    text = "100 for 90s then 400"
+    generator = {"state": "running", "plan": text, "clock_offset_ms": 0}
+    store.progress("generator", {**generator, "epochs": [Epoch(zero_ms, 0.0, text, zero_ms).to_record()]}, NOW)
+    for second in range(0, 40, 2):
+        at_ms = NOW - 40_000 + second * 1000
+        shard = ShardProgress("r", "c", 0, second * 90, at_ms, at_ms, (Epoch(zero_ms, 90.0),), 1.0, 0.5)
+        store.progress("shard/0", json.loads(shard.to_json()), NOW)
+    found = store.plan(NOW, "7")
+    rates = {round((at_ms - NOW) / 1000): rate for at_ms, rate in found["planned"]}
+    assert min(rates) >= -63 and max(rates) >= 590 and len(rates) < 300
+    assert {rate for at, rate in rates.items() if -55 < at < 25} == {100.0} and rates[max(rates)] == 400.0
+    assert [rate for _, rate in found["delivered"]] == [90.0] * 19
+    assert {rate for _, rate in found["typed"]} == {7.0}
+    chart = views.plan_curve(found, NOW)
+    assert set(chart["rate"]) == {"plan", "delivered", "as typed"} and len(chart) < 600
+    nothing = views.plan_curve(MetricsStore(TYPES).plan(NOW), NOW)  # the chart knows all its lines from the beginning
+    assert set(nothing["rate"]) == {"plan", "delivered", "as typed"} and nothing["ratings a second"].isna().all()
+    store.progress("generator", {**generator, "state": "backfilling", "epochs": []}, NOW)
+    assert store.plan(NOW)["delivered"] == []  # another clock, while the past is made
+
+
+def test_pieces_to_drag_are_well_formed_plans_when_they_are_let_go() -> None:
+    found = re.findall(r'data-rp-piece="([^"]+)"', views.pieces())
+    assert len(found) >= 3
+    for piece in found:
+        parse_plan("100" + piece)
 
 
 def test_fragments_of_an_empty_store_say_no_data_yet() -> None:
