@@ -14,7 +14,15 @@ import pyarrow.compute as pc
 
 from ray_pipeline.events import EventBatch, Fault
 
-__all__ = ["InvalidRating", "TextColumn", "decode_value", "encode_columns", "encode_keys", "encode_values"]
+__all__ = [
+    "InvalidRating",
+    "TextColumn",
+    "check_fields",
+    "decode_value",
+    "encode_columns",
+    "encode_keys",
+    "encode_values",
+]
 
 _RATING_TEXT = pa.array([f"{half / 2:.1f}" for half in range(11)])
 _HALF_STARS = {half / 2 for half in range(1, 11)}
@@ -155,6 +163,15 @@ def decode_value(value: bytes | None) -> dict[str, Any]:
         fields = json.loads(value or b"")
     except ValueError as error:
         raise InvalidRating("not JSON") from error
+    return check_fields(fields)
+
+
+def check_fields(fields: Any) -> dict[str, Any]:
+    """The four fields of a rating, checked.
+
+    Raises:
+        InvalidRating: it is no JSON object, lacks a field, or a field is out of range.
+    """
     if not isinstance(fields, dict):
         raise InvalidRating("not a JSON object")
     for name in _FIELDS:

@@ -236,6 +236,9 @@ class Settings(BaseSettings):
     ratings_topic: str = Field("ratings", description="topic of the ratings")
     metrics_topic: str = Field("metrics", description="topic of the windows (compacted)")
     rejected_topic: str = Field("ratings.rejected", description="topic of records that are no valid rating")
+    outside_topic: str = Field(
+        "ratings.outside", description="topic of which ratings came from outside, and where they are"
+    )
     progress_topic: str = Field("ratings.progress", description="topic of the shards' progress (compacted)")
     control_topic: str = Field("ratings.control", description="topic of rate changes, pause and resume")
     job_topic: str = Field("metrics.progress", description="topic of the Spark job's progress (compacted)")

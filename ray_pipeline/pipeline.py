@@ -23,7 +23,7 @@ from ray_pipeline.generator.coordination import check_same_stream
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.publish import Publisher
-from ray_pipeline.kafka.read import newest_of_key, read_compacted
+from ray_pipeline.kafka.read import count_records, newest_of_key, read_compacted
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
 from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.metrics.rate import RateMeter
@@ -83,7 +83,7 @@ class Summary:
     Attributes:
         requested: ratings asked for; None = until stopped.
         delivered: ratings committed to Kafka.
-        counted: ratings counted in tumbling windows.
+        counted: ratings counted in tumbling windows, those from outside too.
         late_dropped: ratings dropped as late.
         rejected: records of the ratings topic that are no valid rating.
         windows: tumbling windows counted into.
@@ -147,6 +147,7 @@ class Pipeline:
         self._first_window_s: float | None = None
         self._baseline: dict[str, int] | None = None
         self._bootstrap = ""
+        self._posted_before = 0
         self._broker: BrokerSupervisor | None = None
         self._ray: Any = None
         self._generator: Any = None
@@ -392,6 +393,8 @@ class Pipeline:
             self._bootstrap = broker.bootstrap_servers
             self._tell(f"Kafka broker at {self._bootstrap}")
         ensure_topics(settings, self._bootstrap)
+        if "process" in self.stages:
+            self._posted_before = count_records(self._bootstrap, settings.outside_topic).total
         if "generate" in self.stages:
             self._check_configuration()
 
@@ -584,7 +587,9 @@ class Pipeline:
         baseline = self._baseline or {"batch": -1, "counted": 0, "late_dropped": 0, "rejected": 0}
         totals = self._generator.totals() if self._generator is not None else None
         delivered = totals.delivered if totals is not None else 0
-        base = totals.base if totals is not None else baseline["counted"] + baseline["late_dropped"]
+        # what was posted before this run is counted in no run; what is posted in it, in this one
+        base = baseline["counted"] + baseline["late_dropped"]
+        base = totals.base + self._posted_before if totals is not None else base
         counted = int(job.get("counted", 0))
         return Summary(
             requested=self._generator.coordinator.requested if self._generator is not None else None,

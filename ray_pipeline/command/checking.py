@@ -152,14 +152,21 @@ def _print_marks(marks: dict[str, Any]) -> None:
 
 
 def _in_words(row: dict[str, int]) -> str:
-    wrong = [f"{n:,} {kind.replace('_', ' ')}" for kind, n in row.items() if kind not in ("expected", "found") and n]
-    return f"{row['expected']:,} expected, {row['found']:,} found, " + (", ".join(wrong) or "all as they must be")
+    apart = ("expected", "found", "outside")
+    wrong = [f"{n:,} {kind.replace('_', ' ')}" for kind, n in row.items() if kind not in apart and n]
+    posted = f"{row['outside']:,} foreign ones posted from outside, " if row["outside"] else ""
+    return f"{row['expected']:,} expected, {row['found']:,} found, {posted}" + (
+        ", ".join(wrong) or "all as they must be"
+    )
 
 
 def _print_explanation(found: dict[str, Any]) -> None:
     kafka = found["kafka"]
     if found["index"] is None:
-        typer.echo(f"foreign: the record at offset {kafka['offset']} is no rating of this run: {kafka['value']}")
+        posted = " it was posted from outside, and is accounted for:" if found["outside"] else ""
+        typer.echo(
+            f"foreign: the record at offset {kafka['offset']} is no rating of this run:{posted} {kafka['value']}"
+        )
         return
     score, rounding, movie = found["score"], found["rounding"], found["movie"]
     typer.echo(f"rating {found['index']:,} of partition {found['partition']}: {found['value'] or 'no value'}")

@@ -68,6 +68,7 @@ TOPICS = (
     "ratings_topic",
     "metrics_topic",
     "rejected_topic",
+    "outside_topic",
     "progress_topic",
     "control_topic",
     "job_topic",

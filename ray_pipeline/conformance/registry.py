@@ -151,6 +151,7 @@ NOT_OF_THE_DATA: Mapping[str, tuple[str, ...]] = {
         "ratings_topic",
         "metrics_topic",
         "rejected_topic",
+        "outside_topic",
         "progress_topic",
         "control_topic",
         "job_topic",

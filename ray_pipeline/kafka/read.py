@@ -26,6 +26,7 @@ __all__ = [
     "read_compacted",
     "read_topic",
     "read_topic_from",
+    "record_of",
     "tail",
     "transaction_is_open",
 ]
@@ -67,7 +68,7 @@ def count_records(bootstrap: str, topic: str, timeout_s: float = 600.0) -> Topic
 def read_topic(bootstrap: str, topic: str, timeout_s: float = 600.0) -> Iterator[Record]:
     """Every committed data record of a topic, in order within a partition."""
     for message in _read_to_end(bootstrap, topic, dict.fromkeys(_partitions(bootstrap, topic), 0), timeout_s):
-        yield _record(message)
+        yield record_of(message)
 
 
 def read_topic_from(
@@ -76,7 +77,7 @@ def read_topic_from(
     """Every committed data record of a partition from an offset on (or from the first that is still there)."""
     first = max(offset, _partitions(bootstrap, topic).get(partition, 0))
     for message in _read_to_end(bootstrap, topic, {partition: first}, timeout_s):
-        yield _record(message)
+        yield record_of(message)
 
 
 def tail(bootstrap: str, topic: str, count: int, timeout_s: float = 30.0) -> list[Record]:
@@ -88,7 +89,7 @@ def tail(bootstrap: str, topic: str, count: int, timeout_s: float = 30.0) -> lis
     for froms in _further_back(starts, ends, max(100, 4 * count)):
         found: dict[int, list[Record]] = {p: [] for p in starts}
         for message in _read_to_end(bootstrap, topic, froms, timeout_s):
-            record = _record(message)
+            record = record_of(message)
             found[record.partition] = [*found[record.partition][-count + 1 :], record]
         if all(len(found[p]) >= count or froms[p] == starts[p] for p in starts):
             break
@@ -99,7 +100,7 @@ def read_compacted(bootstrap: str, topic: str, timeout_s: float = 60.0) -> dict[
     """The newest committed JSON value of each key."""
     newest: dict[str, dict[str, Any]] = {}
     for message in _read_to_end(bootstrap, topic, {p: 0 for p in _partitions(bootstrap, topic)}, timeout_s):
-        record = _record(message)
+        record = record_of(message)
         if record.key is None:
             continue
         if record.value is None:
@@ -180,7 +181,7 @@ def follow(
             for message in consumer.consume(5000, timeout=0.05):
                 error = message.error()
                 if error is None:
-                    batch.append(_record(message))
+                    batch.append(record_of(message))
                 elif error.code() == KafkaError._PARTITION_EOF:
                     continue
                 else:
@@ -224,7 +225,7 @@ class LatestRecords:
             for message in self._consumer.consume(4 * count, timeout=0.02):
                 error = message.error()
                 if error is None:
-                    found.append(_record(message))
+                    found.append(record_of(message))
                 elif error.code() == KafkaError._PARTITION_EOF:
                     left.discard(message.partition() or 0)
         self._consumer.assign([])
@@ -249,7 +250,8 @@ def transaction_is_open(bootstrap: str, topic: str, partition: int) -> bool:
         consumer.close()
 
 
-def _record(message: Message) -> Record:
+def record_of(message: Message) -> Record:
+    """A message that was read without an error."""
     key, (partition, offset) = message.key(), _place(message)
     return Record(
         message.topic() or "",

@@ -41,6 +41,7 @@ def topic_specs(settings: Settings) -> list[TopicSpec]:
         TopicSpec(settings.progress_topic, 1, _COMPACT),
         TopicSpec(settings.control_topic, 1, _KEEP_A_WEEK),
         TopicSpec(settings.rejected_topic, 1, _COMPACT),
+        TopicSpec(settings.outside_topic, 1, _KEEP),
         TopicSpec(settings.metrics_topic, 1, _COMPACT),
         TopicSpec(settings.job_topic, 1, _COMPACT),
         TopicSpec(settings.batches_topic, 1, _KEEP),

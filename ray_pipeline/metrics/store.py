@@ -14,6 +14,7 @@ from ray_pipeline.metrics.health import Evidence, Health, assess
 from ray_pipeline.metrics.latency import LatencyMeter
 from ray_pipeline.metrics.rate import RateMeter
 from ray_pipeline.metrics.verdicts import Tally, Verdicts
+from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.windows.spec import epoch_ms, iso_ms
 
 __all__ = ["MetricsStore"]
@@ -52,6 +53,8 @@ class MetricsStore:
         self._job: dict[str, Any] = {}
         self._sent: dict[int, int] = {}
         self._progress: dict[int, dict[str, Any]] = {}
+        self._outside = OutsideRatings()
+        self._plain: dict[int, dict[str, Any]] = {}
         self._surplus: dict[int, int] = {}
         self._run: dict[str, Any] = {}
         self._guard_ms = 0
@@ -137,6 +140,13 @@ class MetricsStore:
             self._rejects.append(record)
             self.version += 1
 
+    def posted(self, record: dict[str, Any], now_ms: int) -> None:
+        """A record of topic ``ratings.outside``."""
+        with self._lock:
+            self._outside.add(record)
+            self._compare(now_ms)
+            self.version += 1
+
     def score(self, key: str, record: dict[str, Any]) -> None:
         """A record of topic ``predictions.scores``: a model's score, or with an empty key the totals."""
         with self._lock:
@@ -210,7 +220,13 @@ class MetricsStore:
                 "first_wrong": tally.first_wrong,
                 "oracle": self._oracle,
                 "wrong_windows": self._verdicts.wrong(now_ms),
+                "outside": sum(self._outside.counts().values()),
             }
+
+    def outside(self) -> dict[str, int]:
+        """How many ratings from outside there are, by partition."""
+        with self._lock:
+            return {str(p): n for p, n in self._outside.counts().items()}
 
     def generator(self, now_ms: int) -> dict[str, Any]:
         """The generator's record, with what was measured here: delivered rate, ratings of the last minute, all delivered."""
@@ -347,13 +363,10 @@ class MetricsStore:
         """Compare what the job has read of each partition with what it must have read by then."""
         if int(self._job.get("batch", -1)) < 0:
             return
-        for name, said in self._job.get("partitions", {}).items():
-            partition, progress = int(name), self._progress.get(int(name))
-            if progress is None:
-                found: int | None = int(said["records"])  # nobody has said that they sent anything
-            else:
-                of = self._check(partition) or surplus
-                found = of(progress, int(said["records"]), int(said["max_event_ms"]))
+        for name, newest in self._job.get("partitions", {}).items():
+            partition = int(name)
+            said = self._telling(partition, newest)
+            found = 0 if said is None else self._surplus_of(partition, said)
             if found is not None:  # else the progress record that tells is still to come
                 self._surplus.pop(partition, None)
                 if found:
@@ -376,10 +389,33 @@ class MetricsStore:
         """What was read, with the time at which the last record was due where event times are broken on purpose."""
         found = {}
         for name, said in partitions.items():
-            progress, records = self._progress.get(int(name)), int(said["records"])
+            progress = self._progress.get(int(name))
+            records = int(said["records"]) - self._outside.before(int(name), int(said["next_offset"]))
             spoilt = progress is not None and records > 0 and self._check(int(name)) is not None
             found[name] = {**said, "max_event_ms": due_ms(progress, records - 1)} if spoilt and progress else said
         return found
+
+    def _telling(self, partition: int, newest: dict[str, Any]) -> dict[str, Any] | None:
+        """The last totals of a partition that can be compared with the shard's plan; None when there are none.
+
+        While the newest rating of all is one from outside, the totals do not say how far the shard's own have been read.
+        """
+        for said in (newest, self._plain.pop(partition, None)):
+            if said is None:
+                continue
+            outside_ms = self._outside.newest_ms(partition, int(said["next_offset"]))
+            if outside_ms < 0 or outside_ms < int(said["max_event_ms"]):
+                self._plain[partition] = said
+                return said
+        return None
+
+    def _surplus_of(self, partition: int, said: dict[str, Any]) -> int | None:
+        """By how much what the job has read of a shard's own ratings differs from what it must have read by then."""
+        own = int(said["records"]) - self._outside.before(partition, int(said["next_offset"]))
+        progress = self._progress.get(partition)
+        if progress is None:
+            return own  # nobody has said that they sent anything
+        return (self._check(partition) or surplus)(progress, own, int(said["max_event_ms"]))
 
 
 def _rank(score: dict[str, Any]) -> tuple[bool, float, str]:

@@ -16,7 +16,7 @@ __all__ = ["Tally", "Verdicts", "difference_text"]
 _DETAILS_KEPT = 200
 _WINDOWS_KEPT = 20_000
 _TOTAL_FIELDS = ("window_end", "count", "avg_rating", "p50", "p95", "histogram")
-_SUMMARY_FIELDS = ("count", "avg_rating", "late", "unread", "batch", "final")
+_SUMMARY_FIELDS = ("count", "avg_rating", "outside", "late", "unread", "batch", "final")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Verdicts:
 
     def expect(self, record: dict[str, Any]) -> None:
         """A window's record of topic ``metrics.expected``."""
+        record.setdefault("outside", 0)  # one that an earlier version wrote
         key = self._key(record)
         pair = self._pair(key)
         if pair.digest and pair.expected is not None and "movies" not in pair.expected:

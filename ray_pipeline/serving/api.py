@@ -31,6 +31,8 @@ from ray_pipeline.serving.control import Control
 from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate, Refused
+from ray_pipeline.serving.outside import OutsideQueue
+from ray_pipeline.serving.outside_routes import outside_routes
 from ray_pipeline.serving.predictions import PredictionQueue
 from ray_pipeline.serving.prometheus import make_registry
 from ray_pipeline.serving.scoreboard import scoreboard_routes
@@ -74,6 +76,8 @@ def make_api(
     clock: Clock,
     predictions: PredictionQueue,
     ending: threading.Event | None = None,
+    *,
+    outside: OutsideQueue,
 ) -> FastAPI:
     """The application.
 
@@ -88,6 +92,7 @@ def make_api(
         clock: tells the time.
         predictions: takes learners' predictions.
         ending: streams end when it is set; None = never.
+        outside: takes ratings from outside.
     """
     app = FastAPIOffline(
         title="ray-pipeline",
@@ -236,6 +241,7 @@ def make_api(
             raise HTTPException(error.status, error.reason) from None
 
     app.include_router(scoreboard_routes(store, predictions, admit))
+    app.include_router(outside_routes(store, outside, catalogue, clock, admit))
 
     async def obey(
         request: Request,

@@ -86,6 +86,7 @@ class Feed:
             settings.metrics_topic,
             settings.job_topic,
             settings.expected_topic,
+            settings.outside_topic,
             settings.rejected_topic,
             settings.scores_topic,
         ]
@@ -112,6 +113,8 @@ class Feed:
                 self._store.job(value, now_ms)
             elif record.topic == settings.expected_topic:
                 self._store.expected(record.key, value)
+            elif record.topic == settings.outside_topic:
+                self._store.posted(value, now_ms)
             elif record.topic == settings.scores_topic:
                 self._store.score(record.key, value)
             else:

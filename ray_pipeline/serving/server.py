@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
+from ray_pipeline.delivery.outside import OutsideDelivery
 from ray_pipeline.errors import EnvironmentProblem
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
@@ -23,6 +24,7 @@ from ray_pipeline.serving.control import Control
 from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate
+from ray_pipeline.serving.outside import OutsideQueue
 from ray_pipeline.serving.predictions import PredictionQueue
 from ray_pipeline.windows.spec import window_specs
 
@@ -65,6 +67,7 @@ class ServingStage:
         self._control = Control(settings, bootstrap, self._store, self._clock)
         self._explanations = Explanations(settings, bootstrap, self._clock)
         self._predictions = PredictionQueue(settings, bootstrap)
+        self._outside = OutsideQueue(lambda: OutsideDelivery(bootstrap, settings.ratings_topic, settings.outside_topic))
         self._servers: list[_Server] = []
         self._urls: dict[str, str] = {}
         self._ending = threading.Event()
@@ -96,6 +99,7 @@ class ServingStage:
             self._clock,
             self._predictions,
             self._ending,
+            outside=self._outside,
         )
         self._serve(api, api_socket, "api", settings.api_host)
         if ui_socket is not None:
@@ -140,6 +144,7 @@ class ServingStage:
             server.stop(deadline_s)
         self._feed.stop()
         self._predictions.close(deadline_s)
+        self._outside.close(deadline_s)
         self._state = "stopped"
 
     def _serve(self, app: FastAPI, bound: socket.socket, name: str, host: str) -> None:

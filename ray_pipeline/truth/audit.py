@@ -60,7 +60,8 @@ class PartitionVerdict:
     Attributes:
         partition: the partition.
         expected: ratings it must hold.
-        found: records it holds.
+        found: records it holds, but for those from outside.
+        outside: ratings from outside that it holds, as it must.
         counts: wrong ones, by kind.
         findings: the first of each kind.
         by_design: records among the expected ones that are broken on purpose, by kind; they are counted as right.
@@ -69,6 +70,7 @@ class PartitionVerdict:
     partition: int
     expected: int
     found: int = 0
+    outside: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     findings: list[Finding] = field(default_factory=list)
     by_design: dict[str, int] = field(default_factory=dict)
@@ -163,14 +165,24 @@ class PartitionAudit:
         expected: how many ratings it must hold, from index 0 on.
         first: ratings before this index are left out.
         bounded: whether what lies behind the expected ones is left out too, in place of being beyond.
+        is_outside: whether a record (offset, key, value) is one of the ratings that came from outside, of which a record was
+            kept; asked only of records that are not the next rating of the shard.
     """
 
-    def __init__(self, replay: ShardReplay, expected: int, first: int = 0, bounded: bool = False) -> None:
+    def __init__(
+        self,
+        replay: ShardReplay,
+        expected: int,
+        first: int = 0,
+        bounded: bool = False,
+        is_outside: Callable[[int, bytes | None, bytes | None], bool] = lambda *_: False,
+    ) -> None:
         self._verdict = PartitionVerdict(replay.partition, max(0, expected - first))
         self._replay = replay
         self._end = expected
         self._first = first
         self._bounded = bounded
+        self._is_outside = is_outside
         self._next = first  # all ratings before it were seen, or are in the gaps
         self._expected = _Expected(replay)
         # other blocks, for records that stand out of place, and for the far end of a gap
@@ -204,7 +216,11 @@ class PartitionAudit:
                     return
                 if at == len(values):
                     return
-            self._examine(_Found(offset_of(at), keys[at], values[at], self._identify(values[at])))
+            if self._is_outside(offset_of(at), keys[at], values[at]):
+                self._verdict.found -= 1
+                self._verdict.outside += 1
+            else:
+                self._examine(_Found(offset_of(at), keys[at], values[at], self._identify(values[at])))
             at += 1
 
     def finish(self, sent: int | None = None) -> PartitionVerdict:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.truth.replay import ShardReplay, build_models, published_catalogue, published_settings
 from ray_pipeline.truth.windows import Cut, ExpectedWindows, WindowId
 from ray_pipeline.windows.spec import WindowSpec, window_specs
@@ -43,9 +45,10 @@ class Oracle:
     Args:
         settings: one's own; events, movies and windows are taken from what the run published.
         from_ms: windows that end here or before are settled already.
+        outside: the ratings from outside, kept up by the shell; None = there are none.
     """
 
-    def __init__(self, settings: Settings, from_ms: int = 0) -> None:
+    def __init__(self, settings: Settings, from_ms: int = 0, outside: OutsideRatings | None = None) -> None:
         self.settings = settings
         self._catalogue: Catalogue | None = None
         self._from_ms = from_ms
@@ -55,6 +58,7 @@ class Oracle:
         self._replays: dict[int, ShardReplay] = {}
         self._engine: ExpectedWindows | None = None
         self._cuts: deque[Cut] = deque()
+        self._outside = outside or OutsideRatings()
         self._waiting_since_ms: int | None = None
         self._published_ms = 0
         self._final: dict[WindowId, dict[str, Any]] = {}
@@ -84,8 +88,8 @@ class Oracle:
                 self._replays[shard.partition].update(shard)
 
     def cut(self, record: dict[str, Any]) -> None:
-        """A record of topic ``metrics.batches``."""
-        self._cuts.append(Cut.from_record(record))
+        """A record of topic ``metrics.batches``; the ratings from outside that it may have read must be known."""
+        self._cuts.append(Cut.from_record(record, self._outside))
 
     # -- records out
 
@@ -148,7 +152,7 @@ class Oracle:
         if engine is None:
             engine = self._begin()
         # more than was sent is not ours: it shows as a difference, and where from is another question
-        reached = Cut(cut.batch, {p: min(n, self._sent(p)) for p, n in cut.read.items()})
+        reached = replace(cut, read={p: min(n, self._sent(p)) for p, n in cut.read.items()})
         self._replay([p for p, n in reached.read.items() if n])
         engine.advance(reached, self._replays)
         self._changed.update(engine.changed())
@@ -180,6 +184,7 @@ class Oracle:
             round(settings.watermark_s * 1000),
             settings.top_n,
             self._from_ms,
+            self._outside,
         )
         self._final.clear()
         self._moved_ms.clear()

@@ -7,7 +7,7 @@ ratings between two cuts are regenerated; which of them are too late for which w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ray_pipeline.events import HALF_STARS_MAX, EventBatch
 from ray_pipeline.model.catalogue import Catalogue
+from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.truth.replay import ShardReplay
 from ray_pipeline.windows.spec import WindowSpec, iso_ms
 
@@ -33,27 +34,37 @@ class Cut:
 
     Attributes:
         batch: its number.
-        read: records read of each partition since its first one; a partition that is not named was not read.
+        read: records of the shard read of each partition since its first one; a partition that is not named was not read.
+        offsets: up to which offset (exclusive) each partition had been read; needed where there are ratings from outside.
     """
 
     batch: int
     read: Mapping[int, int]
+    offsets: Mapping[int, int] = field(default_factory=dict)
 
     def reaches(self, read: Mapping[int, int]) -> bool:
         """Whether at least so many ratings of each partition had been read; a query that began anew has read fewer."""
         return all(n >= read.get(p, 0) for p, n in self.read.items())
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Cut:
+    def from_record(cls, record: Mapping[str, Any], outside: OutsideRatings) -> Cut:
         """A record of topic ``metrics.batches``, which counts valid records alone: others may have put more there.
 
         Where records are broken on purpose, see :meth:`in_records`.
+
+        Args:
+            record: the record.
+            outside: the ratings from outside, all that the micro-batch can have read.
         """
-        return cls(int(record["batch"]), {int(p): int(said["valid"]) for p, said in record["partitions"].items()})
+        said = {int(p): of for p, of in record["partitions"].items()}
+        offsets = {p: int(of["next_offset"]) for p, of in said.items()}
+        read = {p: int(of["valid"]) - outside.before(p, offsets[p]) for p, of in said.items()}
+        return cls(int(record["batch"]), read, offsets)
 
     def in_records(self, replays: Mapping[int, ShardReplay]) -> Cut:
         """The cut with those counted that are broken on purpose, of the shards at hand."""
-        return Cut(self.batch, {p: replays[p].records_read(n) if p in replays else n for p, n in self.read.items()})
+        read = {p: replays[p].records_read(n) if p in replays else n for p, n in self.read.items()}
+        return replace(self, read=read)
 
 
 @dataclass
@@ -95,6 +106,7 @@ class _Window:
 
     cells: npt.NDArray[np.int32]  # (movies * 10,)
     by_partition: dict[int, int] = field(default_factory=dict)
+    outside: int = 0
     batch: int = -1
 
 
@@ -107,10 +119,17 @@ class ExpectedWindows:
         delay_ms: how long a window waits for late ratings, milliseconds.
         top_n: movies in a window's top-N.
         from_ms: windows that end here or before are left out; reading may begin that much later.
+        outside: the ratings from outside; None = there are none.
     """
 
     def __init__(
-        self, catalogue: Catalogue, specs: tuple[WindowSpec, ...], delay_ms: int, top_n: int, from_ms: int = 0
+        self,
+        catalogue: Catalogue,
+        specs: tuple[WindowSpec, ...],
+        delay_ms: int,
+        top_n: int,
+        from_ms: int = 0,
+        outside: OutsideRatings | None = None,
     ) -> None:
         self.batch = -1
         self.specs = specs
@@ -121,7 +140,9 @@ class ExpectedWindows:
         self._genres = catalogue.genre_matrix.astype(np.int64)
         self._top_n = top_n
         self._from_ms = from_ms
+        self._outside = outside or OutsideRatings()
         self._read: dict[int, int] = {}
+        self._offsets: dict[int, int] = {}
         self._open: dict[WindowId, _Window] = {}
         self._changed: set[WindowId] = set()
 
@@ -142,8 +163,13 @@ class ExpectedWindows:
     def advance_together(self, cuts: Sequence[Cut], replays: Mapping[int, ShardReplay]) -> None:
         """Take the ratings up to the last of some cuts in at once; more than one cut only where they :meth:`may_merge`."""
         before, read = dict(self._read), dict(self._read)
+        posted: list[EventBatch] = []
         for cut in cuts:
             self.watermark.next_batch()
+            for events in self._posted(cut):
+                self.watermark.saw(int(events.timestamps_ms[-1]), int(events.timestamps_ms[-1]))
+                posted.append(events)
+            self._offsets.update(cut.offsets)
             for partition, until in cut.read.items():
                 if until > read.get(partition, 0):
                     newest = replays[partition].newest(read.get(partition, 0), until)
@@ -159,16 +185,21 @@ class ExpectedWindows:
                 for events in _in_pieces(replay, self._wanted_from(replay, first), until):
                     if len(events):
                         self._take(events, late_ms)
+        for events in posted:
+            self._take(events, late_ms, outside=True)
 
     def may_merge(self, cuts: Sequence[Cut], replays: Mapping[int, ShardReplay]) -> bool:
         """Whether some cuts may be taken as one: none of the ratings up to the last of them can be too late for any window."""
         read = {p: n for p, n in cuts[-1].read.items() if n > self._read.get(p, 0)}
-        if not read:
+        posted = self._posted(cuts[-1])
+        if not read and not posted:
             return True
         newest = [replays[p].newest(self._read.get(p, 0), n) for p, n in read.items()]
         oldest = [replays[p].oldest_ms(self._read.get(p, 0), n) for p, n in read.items()]
-        newest_ms = max((found[0] for found in newest if found is not None), default=-1)
-        oldest_ms = min((found for found in oldest if found is not None), default=newest_ms)
+        newest_times = [found[0] for found in newest if found is not None]
+        newest_ms = max([*newest_times, *(int(events.timestamps_ms[-1]) for events in posted)], default=-1)
+        oldest_times = [found for found in oldest if found is not None]
+        oldest_ms = min([*oldest_times, *(int(events.timestamps_ms[0]) for events in posted)], default=newest_ms)
         # a window that holds a rating ends after it
         return oldest_ms >= max(newest_ms - self.watermark.delay_ms, self.watermark.newest_ms - self.watermark.delay_ms)
 
@@ -211,18 +242,24 @@ class ExpectedWindows:
             "movies": self._top(count, half_sum),
             "genres": self._by_genre(count, half_sum),
             "partitions": {str(p): n for p, n in sorted(state.by_partition.items())},
+            "outside": state.outside,
             "late": self.late.get(window, 0),
             "batch": state.batch,
         }
 
     # -- inside
 
+    def _posted(self, cut: Cut) -> list[EventBatch]:
+        """Ratings from outside that were read since the last cut, each partition's in order of their times."""
+        found = [self._outside.between(p, self._offsets.get(p, 0), end) for p, end in sorted(cut.offsets.items())]
+        return [events for events in found if len(events)]
+
     def _wanted_from(self, replay: ShardReplay, first: int) -> int:
         """The first rating that falls into a window that is not left out."""
         longest_ms = max(spec.size_ms for spec in self.specs)
         return first if self._from_ms == 0 else max(first, replay.first_in(self._from_ms - longest_ms))
 
-    def _take(self, events: EventBatch, late_ms: int) -> None:
+    def _take(self, events: EventBatch, late_ms: int, outside: bool = False) -> None:
         movies = self._catalogue.index_of(events.movie_ids)
         cells = movies * HALF_STARS_MAX + (events.half_stars.astype(np.int64) - 1)
         for kind, spec in enumerate(self.specs):
@@ -234,9 +271,9 @@ class ExpectedWindows:
             for lo, hi in zip(starts, [*starts[1:], len(events)], strict=True):
                 end_ms = int(newest_end[lo])
                 for back in range(0, spec.size_ms, spec.slide_ms):
-                    self._add((kind, end_ms - back), placed[lo:hi], events.partition, late_ms)
+                    self._add((kind, end_ms - back), placed[lo:hi], events.partition, late_ms, outside)
 
-    def _add(self, window: WindowId, cells: npt.NDArray[np.int64], partition: int, late_ms: int) -> None:
+    def _add(self, window: WindowId, cells: npt.NDArray[np.int64], partition: int, late_ms: int, outside: bool) -> None:
         if window[1] <= self._from_ms:
             return
         self._changed.add(window)
@@ -251,6 +288,7 @@ class ExpectedWindows:
             state = self._open[window] = _Window(np.zeros(len(self._catalogue) * HALF_STARS_MAX, np.int32))
         np.add.at(state.cells, cells, 1)
         state.by_partition[partition] = state.by_partition.get(partition, 0) + len(cells)
+        state.outside += len(cells) * outside
         state.batch = self.batch
 
     def _top(self, count: npt.NDArray[np.int64], half_sum: npt.NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -24,9 +24,11 @@ from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.model.population import build_user_map
 from ray_pipeline.truth.audit import KINDS, Finding, PartitionAudit, PartitionVerdict
 from ray_pipeline.truth.oracle import expected_key, published_windows
+from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.truth.replay import ShardReplay, build_models, published_catalogue, published_settings
 from ray_pipeline.truth.verdict import compare
 from ray_pipeline.truth.windows import Cut, ExpectedWindows
+from ray_pipeline.verification.outside import OutsideLedger
 from ray_pipeline.windows.spec import epoch_ms, iso_ms, window_specs
 
 __all__ = ["AuditReport", "PublishedRun", "audit", "published_run"]
@@ -64,7 +66,8 @@ class AuditReport:
         verdict: ``agreed``, ``disagreed`` or ``unchecked``.
         reason: why it could not be checked; empty otherwise.
         run: id of the run.
-        records: ``expected``, ``found`` and the number of each kind of wrong record.
+        records: ``expected``, ``found``, ``outside`` (ratings that were posted, known by topic ``ratings.outside``, and are in
+            neither of the two), and the number of each kind of wrong record.
         partitions: the same by partition.
         by_design: records that are broken on purpose, by kind; they are among the expected ones, and right as they are.
         windows: ``checked``, ``wrong``, ``late_dropped``, ``pending``; and ``reason`` where they could not be checked.
@@ -221,12 +224,12 @@ def audit(
 
 def _add_records(report: AuditReport, verdicts: list[PartitionVerdict]) -> None:
     for verdict in verdicts:
-        row = {"expected": verdict.expected, "found": verdict.found, **verdict.counts}
+        row = {"expected": verdict.expected, "found": verdict.found, "outside": verdict.outside, **verdict.counts}
         report.partitions[str(verdict.partition)] = row
         report.findings += verdict.findings
         for kind, count in verdict.by_design.items():
             report.by_design[kind] = report.by_design.get(kind, 0) + count
-    names = ("expected", "found", *KINDS)
+    names = ("expected", "found", "outside", *KINDS)
     report.records = {name: sum(row[name] for row in report.partitions.values()) for name in names}
 
 
@@ -260,39 +263,80 @@ def _audit_partitions(
     to_ms: int | None,
 ) -> list[PartitionVerdict]:
     models = build_models(settings, load_catalogue(settings), partitions)
+    ledger = OutsideLedger(settings, bootstrap)
     verdicts = []
     for partition in partitions:
+        outside = _OutsideOf(ledger, partition)
         progress = run.progress.get(partition)
         if progress is None:
-            verdicts.append(_without_progress(settings, bootstrap, partition))
+            verdicts.append(_without_progress(settings, bootstrap, partition, outside))
             continue
         replay = ShardReplay(models[partition], progress, settings.guard_ms)
         first = 0 if from_ms is None else min(progress.next_index, replay.count_before(from_ms))
         end = progress.next_index if to_ms is None else min(progress.next_index, replay.count_before(to_ms))
-        one = PartitionAudit(replay, end, first, bounded=to_ms is not None)
+        one = PartitionAudit(replay, end, first, bounded=to_ms is not None, is_outside=outside.holds)
         for keys, values, offsets in _blocks(settings, bootstrap, partition, one, end if to_ms is not None else None):
+            outside.read_on(offsets[0], offsets[-1])
             one.take(keys, values, offsets.__getitem__)
-        verdicts.append(one.finish(_sent_by_now(settings, bootstrap, partition, progress) if to_ms is None else None))
+        verdict = one.finish(_sent_by_now(settings, bootstrap, partition, progress) if to_ms is None else None)
+        outside.count_into(verdict, from_ms, to_ms)
+        verdicts.append(verdict)
+    ledger.close()
     return verdicts
 
 
-def _without_progress(settings: Settings, bootstrap: str, partition: int) -> PartitionVerdict:
+class _OutsideOf:
+    """The ratings from outside in one partition, looked up as its records are read."""
+
+    def __init__(self, ledger: OutsideLedger, partition: int) -> None:
+        self._ledger = ledger
+        self._partition = partition
+        self._fresh = False
+        self._first: int | None = None
+        self._end = 0
+
+    def read_on(self, first: int, last: int) -> None:
+        """More records have been read, from one offset to another: the ledger may know more by now."""
+        self._fresh = False
+        self._first = first if self._first is None else self._first
+        self._end = last + 1
+
+    def holds(self, offset: int, key: bytes | None, value: bytes | None) -> bool:
+        """Whether a record is one of them."""
+        if not self._fresh:
+            self._ledger.refresh()
+            self._fresh = True
+        return self._ledger.ratings.holds(self._partition, offset, key, value)
+
+    def count_into(self, verdict: PartitionVerdict, from_ms: int | None, to_ms: int | None) -> None:
+        """Note those of a time; where all was looked at, note as missing what is not as it was written."""
+        if self._first is None:
+            return
+        known = self._ledger.refresh().between(self._partition, self._first, self._end)
+        times = known.timestamps_ms
+        if from_ms is not None or to_ms is not None:
+            verdict.outside = int(((times >= (from_ms or 0)) & (times < (to_ms or NEVER_MS))).sum())
+        elif len(known) > verdict.outside:
+            missing = len(known) - verdict.outside
+            verdict.counts["missing"] += missing
+            text = f"{missing:,} ratings that were posted are not, or not as they were written, where topic ratings.outside has them"
+            verdict.findings.append(Finding("missing", self._partition, None, None, text))
+
+
+def _without_progress(settings: Settings, bootstrap: str, partition: int, outside: _OutsideOf) -> PartitionVerdict:
     """A shard that never said that it sent anything: whatever is there is not its own."""
     verdict = PartitionVerdict(partition, 0)
-    for _, _, offsets in _blocks(settings, bootstrap, partition, None, None):
-        for offset in offsets:
+    text = "the shard of this partition has said of no rating that it was sent"
+    for keys, values, offsets in _blocks(settings, bootstrap, partition, None, None):
+        outside.read_on(offsets[0], offsets[-1])
+        for key, value, offset in zip(keys, values, offsets, strict=True):
+            if outside.holds(offset, key, value):
+                verdict.outside += 1
+                continue
             verdict.found += 1
             verdict.counts["foreign"] += 1
             if len(verdict.findings) < _LISTED:
-                verdict.findings.append(
-                    Finding(
-                        "foreign",
-                        partition,
-                        None,
-                        offset,
-                        "the shard of this partition has said of no rating that it was sent",
-                    )
-                )
+                verdict.findings.append(Finding("foreign", partition, None, offset, text))
     return verdict
 
 
@@ -392,14 +436,17 @@ def _audit_windows(
     records = list(read_topic(bootstrap, settings.batches_topic))
     actual = _actual(settings, bootstrap)  # after the cuts, so that of each of them all windows are there
     run = published_run(settings, bootstrap)  # and this too: what was read was sent before
+    ledger = OutsideLedger(settings, bootstrap)
+    outside = ledger.refresh()
+    ledger.close()
     models = build_models(settings, catalogue, run.progress)
     replays = {p: ShardReplay(models[p], progress, settings.guard_ms) for p, progress in run.progress.items()}
-    cuts = _cuts(records, replays)
+    cuts = _cuts(records, replays, outside)
     if not cuts:
         report.windows["reason"] = "no job has read anything yet"
         return
     engine = ExpectedWindows(
-        catalogue, window_specs(settings), round(settings.watermark_s * 1000), settings.top_n, from_ms or 0
+        catalogue, window_specs(settings), round(settings.watermark_s * 1000), settings.top_n, from_ms or 0, outside
     )
     check = _WindowCheck(report, actual, cuts[-1].batch, from_ms, to_ms)
     while cuts:
@@ -424,14 +471,14 @@ def _together(engine: ExpectedWindows, cuts: list[Cut], replays: dict[int, Shard
     return max(1, most)
 
 
-def _cuts(records: Iterable[Record], replays: dict[int, ShardReplay]) -> list[Cut]:
+def _cuts(records: Iterable[Record], replays: dict[int, ShardReplay], outside: OutsideRatings) -> list[Cut]:
     """What each micro-batch read, in order; of a query that began anew only what came since."""
     cuts: list[Cut] = []
     for record in records:
-        cut = Cut.from_record(json.loads(record.value or b"{}")).in_records(replays)
+        cut = Cut.from_record(json.loads(record.value or b"{}"), outside).in_records(replays)
         # what is not ours is no rating that could be regenerated: it shows among the records
         read = {p: min(n, replays[p].progress.next_index) for p, n in cut.read.items() if p in replays}
-        cut = Cut(cut.batch, read)
+        cut = replace(cut, read=read)
         if cuts and cut.batch <= cuts[-1].batch:
             if cut.reaches(cuts[-1].read):
                 continue  # the same micro-batch, run again after a failure

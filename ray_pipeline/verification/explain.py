@@ -15,6 +15,7 @@ from ray_pipeline.truth.explain import explain
 from ray_pipeline.truth.follower import Follower
 from ray_pipeline.truth.replay import ShardReplay, build_models
 from ray_pipeline.verification.audit import PublishedRun, published_run
+from ray_pipeline.verification.outside import OutsideLedger
 from ray_pipeline.windows.spec import window_specs
 
 __all__ = ["Explainer"]
@@ -37,6 +38,7 @@ class Explainer:
         self._settings = settings
         self._bootstrap = bootstrap
         self._replays: dict[int, ShardReplay] = {}
+        self._outside = OutsideLedger(settings, bootstrap)
         self._run: PublishedRun
         self.refresh()
         self._catalogue: Catalogue = load_catalogue(self._run.settings)
@@ -62,6 +64,8 @@ class Explainer:
     def by_offset(self, partition: int, offset: int) -> dict[str, Any]:
         """Explain the record at an offset, or the next data record; ``foreign`` when it is no rating of the run.
 
+        A foreign one has ``outside``: whether it is a rating that was posted and so accounted for.
+
         Raises:
             UncheckedError: there is no such partition or record.
         """
@@ -74,7 +78,10 @@ class Explainer:
             )
         index = self._index_of(replay, record)
         if index is None:
-            return {"partition": partition, "index": None, "foreign": True, "kafka": self._shown(record, None)}
+            key = None if record.key is None else record.key.encode()
+            outside = self._outside.refresh().holds(partition, record.offset, key, record.value)
+            shown = self._shown(record, None)
+            return {"partition": partition, "index": None, "foreign": True, "outside": outside, "kafka": shown}
         found = explain(replay, index, self._run.settings, self._catalogue, window_specs(self._run.settings))
         return {**found, "kafka": self._shown(record, found["value"])}
 

@@ -18,6 +18,7 @@ from ray_pipeline.kafka.read import Record, follow, read_compacted
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.restart import Decision, RestartPolicy
 from ray_pipeline.truth.oracle import Oracle, expected_key
+from ray_pipeline.verification.outside import OutsideLedger
 from ray_pipeline.windows.spec import epoch_ms
 
 __all__ = ["OracleStage"]
@@ -112,10 +113,13 @@ class OracleStage:
     def _session(self) -> None:
         settings = self._settings
         settled_ms = self._settled_ms()
-        oracle = self._oracle = Oracle(settings, settled_ms)
+        outside = OutsideLedger(settings, self._bootstrap)
+        oracle = self._oracle = Oracle(settings, settled_ms, outside.ratings)
         producer = make_producer(self._bootstrap, on_delivery=self._delivered)
         self._state, self._reason = "running", ""
         for records in follow(self._bootstrap, [settings.progress_topic, settings.batches_topic], True, self._end):
+            if any(record.topic == settings.batches_topic for record in records):
+                outside.refresh()  # before the cuts: all that those micro-batches can have read
             for record in records:
                 self._take(oracle, record)
             self._work(oracle, producer)
@@ -125,6 +129,7 @@ class OracleStage:
             continue
         self._publish(producer, "oracle", {**self.status(), "state": "stopped", "updated_ms": self._clock.now_ms()})
         producer.flush(5.0)
+        outside.close()
 
     def _take(self, oracle: Oracle, record: Record) -> None:
         if record.key is None or record.value is None:

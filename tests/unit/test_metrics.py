@@ -66,7 +66,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "state": "running",
         "batch": 3,
         "updated_ms": NOW,
-        "partitions": {"0": {"records": 100, "max_event_ms": NOW}},
+        "partitions": {"0": {"records": 100, "next_offset": 100, "max_event_ms": NOW}},
         "executors": 1,
         "executors_wanted": 1,
         "lag": 0,
@@ -232,7 +232,7 @@ def test_a_lasting_difference_between_sent_and_read_turns_health_red() -> None:
     newest = shard_progress(100)["event_time_ms"]
 
     def read(records: int) -> dict[str, Any]:
-        return job(partitions={"0": {"records": records, "max_event_ms": newest}})
+        return job(partitions={"0": {"records": records, "next_offset": records, "max_event_ms": newest}})
 
     store.progress("generator", generator(), NOW)
     store.progress("shard/0", shard_progress(120), NOW)

@@ -16,6 +16,7 @@ from ray_pipeline.clock import FakeClock
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError, UncheckedError
+from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.health import Health
 from ray_pipeline.metrics.store import MetricsStore
@@ -24,6 +25,7 @@ from ray_pipeline.rates.language import parse_plan
 from ray_pipeline.serving import views
 from ray_pipeline.serving.api import make_api
 from ray_pipeline.serving.gate import ControlGate, Refused
+from ray_pipeline.serving.outside import OutsideQueue
 from ray_pipeline.serving.predictions import QueueFull
 from ray_pipeline.truth.explain import explain
 from ray_pipeline.truth.replay import ShardReplay, build_models
@@ -83,8 +85,21 @@ class Predictions:
         return len(self.taken)
 
 
+class RefusingDelivery:
+    """Nothing is to be written."""
+
+    def deliver(self, batch: EventBatch) -> None:
+        raise AssertionError("nothing was accepted")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def make(
-    store: MetricsStore | None = None, host: str = "127.0.0.1", predictions: Predictions | None = None
+    store: MetricsStore | None = None,
+    host: str = "127.0.0.1",
+    predictions: Predictions | None = None,
+    outside: OutsideQueue | None = None,
 ) -> tuple[TestClient, Control]:
     catalogue = load_catalogue(load_settings(movies=50))
     control = Control()
@@ -98,6 +113,7 @@ def make(
         100,
         FakeClock(NOW),
         predictions or Predictions(),  # type: ignore[arg-type]
+        outside=outside or OutsideQueue(RefusingDelivery),
     )
     client = TestClient(app, base_url="http://127.0.0.1:8000", client=(host, 5), raise_server_exceptions=False)
     return client, control

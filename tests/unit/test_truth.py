@@ -161,7 +161,7 @@ def test_micro_batches_that_may_be_taken_together_make_the_same_windows(
 
 
 def batch_record(cut: Cut) -> dict[str, Any]:
-    return {"batch": cut.batch, "partitions": {str(p): {"valid": n} for p, n in cut.read.items()}}
+    return {"batch": cut.batch, "partitions": {str(p): {"valid": n, "next_offset": n} for p, n in cut.read.items()}}
 
 
 def run_record() -> dict[str, Any]:
