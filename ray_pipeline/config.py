@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,18 @@ from ray_pipeline.rates.language import parse_plan, tidy
 from ray_pipeline.scenario import parse_attack, parse_drift
 from ray_pipeline.spans import parse_clock_skew, parse_silent
 
-__all__ = ["ENVIRONMENT_PREFIX", "EVENT_FIELDS", "FAULT_FIELDS", "FAULT_SHARES", "Settings", "flag_of", "load_settings"]
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "EVENT_FIELDS",
+    "FAULT_FIELDS",
+    "FAULT_SHARES",
+    "FIELDS",
+    "FORMAT_FIELDS",
+    "Settings",
+    "flag_of",
+    "load_settings",
+    "parse_field_names",
+]
 
 ENVIRONMENT_PREFIX = "RAY_PIPELINE_"
 
@@ -100,6 +112,15 @@ _SENT_LATE_MS = 3_600_000
 """A sender may be down for so long before what the job makes of a record with a future time becomes uncertain."""
 
 
+FORMAT_FIELDS = ("format", "field_names", "padding_bytes")
+"""The settings that say how an event is written into a record's value."""
+
+FIELDS = ("userId", "movieId", "rating", "timestamp")
+"""The fields of a rating, in the contract's order."""
+
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
 def _default_state_dir() -> Path:
     return Path(platformdirs.user_state_dir("ray-pipeline"))
 
@@ -142,6 +163,18 @@ class Settings(BaseSettings):
         description="where ratings go; all but kafka are written by one process, without Ray, Spark and a broker",
     )
     output: Path | None = Field(None, description="file of sink ndjson or parquet; it must not exist")
+
+    # -- what the ratings look like in Kafka
+    format: Literal["json", "avro"] = Field("json", description="format of the values; avro needs a schema registry")
+    schema_registry_url: str | None = Field(
+        None,
+        pattern=r"^(https?|mock)://.+",
+        description="Confluent schema registry of format avro, such as http://registry:8081",
+    )
+    field_names: str = Field("", description="other names for fields, such as userId=user,movieId=item")
+    padding_bytes: int = Field(
+        0, ge=0, le=1_000_000, description="length of an additional field padding in each value, bytes; 0 = none"
+    )
 
     # -- the events: what an event is a function of
     seed: int = Field(42, ge=0, lt=2**63, description="seed of everything that is drawn")
@@ -396,6 +429,39 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return self
 
+    @field_validator("field_names")
+    @classmethod
+    def _names(cls, value: str) -> str:
+        parse_field_names(value)
+        return value
+
+    @model_validator(mode="after")
+    def _format_fits(self) -> Settings:
+        if self.plain_format:
+            return self
+        broken = next((name for name in FAULT_SHARES if getattr(self, name)), None)
+        if broken is not None:
+            msg = f"{broken} breaks the contract's JSON: drop it, or format, field_names and padding_bytes"
+            raise ValueError(msg)
+        if self.fast:
+            msg = "fast=True goes with the plain format alone: drop fast, or format, field_names and padding_bytes"
+            raise ValueError(msg)
+        if self.format != "json" and self.schema_registry_url is None:
+            msg = f"format={self.format} needs schema_registry_url"
+            raise ValueError(msg)
+        if self.format != "json" and self.sink != "kafka":
+            msg = f"format={self.format} does not go with sink={self.sink}: it is for Kafka"
+            raise ValueError(msg)
+        if self.sink == "parquet":
+            msg = "field_names and padding_bytes do not go with sink=parquet, whose columns are fixed: drop them"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def plain_format(self) -> bool:
+        """Whether values are the contract's, byte for byte."""
+        return self.format == "json" and not self.field_names and not self.padding_bytes
+
     @model_validator(mode="after")
     def _sink_fits(self) -> Settings:
         to_file = self.sink in ("ndjson", "parquet")
@@ -501,8 +567,8 @@ class Settings(BaseSettings):
         return f"{self.checkpoint_uri.rstrip('/')}-archive"
 
     def event_settings(self) -> dict[str, Any]:
-        """The settings an event is a function of, ready for JSON."""
-        return {name: getattr(self, name) for name in EVENT_FIELDS}
+        """The settings that an event and its value are functions of, ready for JSON."""
+        return {name: getattr(self, name) for name in (*EVENT_FIELDS, *FORMAT_FIELDS)}
 
     def with_events(self, published: Mapping[str, Any]) -> Settings:
         """These settings with the event settings that a run published, as :meth:`event_settings` of then, from JSON.
@@ -510,7 +576,7 @@ class Settings(BaseSettings):
         A setting that there was not yet then has its default.
         """
         fields = type(self).model_fields
-        values = {name: published.get(name, fields[name].default) for name in EVENT_FIELDS}
+        values = {name: published.get(name, fields[name].default) for name in (*EVENT_FIELDS, *FORMAT_FIELDS)}
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return self.model_copy(update={**values, **lists})
 
@@ -528,6 +594,29 @@ class Settings(BaseSettings):
         }
         text = json.dumps({**named, "catalogue": catalogue_digest}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def parse_field_names(text: str) -> dict[str, str]:
+    """``userId=user,movieId=item`` → the other names, by the contract's.
+
+    Raises:
+        ValueError: a field is unknown, or a name is not one, or given twice.
+    """
+    names: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        name, _, other = (piece.strip() for piece in part.partition("="))
+        if name not in FIELDS:
+            msg = f"{name!r} is none of {', '.join(FIELDS)}: write such as userId=user,movieId=item"
+            raise ValueError(msg)
+        if not _FIELD_NAME.fullmatch(other):
+            msg = f"{other!r} is no name for a field: use letters, digits and _"
+            raise ValueError(msg)
+        names[name] = other
+    every = [names.get(name, name).lower() for name in FIELDS]
+    if len({*every, "padding"}) < len(every) + 1:
+        msg = "two fields have one name, or one is called padding: give each its own"
+        raise ValueError(msg)
+    return names
 
 
 def flag_of(name: str) -> str:

@@ -16,10 +16,11 @@ import platformdirs
 from spark_compat.errors import SparkCompatError
 from spark_compat.versions import HADOOP, KAFKA, SCALA, SLF4J, SPARK
 
-__all__ = ["kafka_broker_jars", "kafka_tools_jars", "minidfs_jars", "spark_connector_jars"]
+__all__ = ["kafka_broker_jars", "kafka_tools_jars", "minidfs_jars", "spark_avro_jars", "spark_connector_jars"]
 
 _BROKER = f"org.apache.kafka:kafka_{SCALA}:{KAFKA}+org.slf4j:slf4j-simple:{SLF4J}"
 _CONNECTOR = f"org.apache.spark:spark-sql-kafka-0-10_{SCALA}:{SPARK}"
+_AVRO = f"org.apache.spark:spark-avro_{SCALA}:{SPARK}"
 _TOOLS = f"org.apache.kafka:kafka-tools:{KAFKA}+org.slf4j:slf4j-simple:{SLF4J}"
 _MINIDFS = f"org.apache.hadoop:hadoop-client-minicluster:{HADOOP}+org.slf4j:slf4j-simple:{SLF4J}"
 
@@ -35,6 +36,11 @@ def kafka_broker_jars() -> list[Path]:
 def spark_connector_jars() -> list[Path]:
     """Spark's Kafka source, without what pyspark ships itself."""
     return [jar for jar in _resolve(_CONNECTOR) if jar.name.startswith(_CONNECTOR_NAMES)]
+
+
+def spark_avro_jars() -> list[Path]:
+    """Spark's functions for Avro, without what pyspark ships itself."""
+    return [jar for jar in _resolve(_AVRO) if jar.name.startswith("spark-avro")]
 
 
 def kafka_tools_jars() -> list[Path]:
@@ -78,6 +84,7 @@ def _main() -> int:
     for name, resolve in (
         ("Kafka broker", kafka_broker_jars),
         ("Spark's Kafka source", spark_connector_jars),
+        ("Spark's Avro", spark_avro_jars),
         ("Kafka tools", kafka_tools_jars),
         ("HDFS for tests", minidfs_jars),
     ):

@@ -20,7 +20,7 @@ _EXIT_CODES = {"agreed": 0, "disagreed": 1, "unchecked": 2}
 TIME = "event time, ISO-8601 (UTC where no zone is given)"
 
 
-@with_settings(*BROKER, *TOPICS, "catalog", "model")
+@with_settings(*BROKER, *TOPICS, "catalog", "model", "schema_registry_url")
 def audit(
     settings: Settings,
     from_: Annotated[str | None, typer.Option("--from", metavar="TIME", help=f"look from here on: {TIME}")] = None,
@@ -49,7 +49,7 @@ def audit(
     raise typer.Exit(_EXIT_CODES[report["verdict"]])
 
 
-@with_settings(*BROKER, *TOPICS, "catalog", "model")
+@with_settings(*BROKER, *TOPICS, "catalog", "model", "schema_registry_url")
 def explain(
     settings: Settings,
     partition: Annotated[int, typer.Option(min=0, help="partition of the ratings topic")],

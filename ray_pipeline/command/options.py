@@ -21,6 +21,7 @@ from ray_pipeline.errors import RayPipelineError
 __all__ = [
     "BROKER",
     "EVENTS",
+    "FORMAT",
     "GENERATOR",
     "JSON",
     "PROCESSOR",
@@ -64,6 +65,7 @@ EVENTS = (
     "arrivals",
     *FAULT_FIELDS,
 )
+FORMAT = ("format", "field_names", "padding_bytes", "schema_registry_url")
 TOPICS = (
     "ratings_topic",
     "metrics_topic",
@@ -90,6 +92,7 @@ GENERATOR = (
     "delivery",
     "fast",
     "commit_interval_ms",
+    *FORMAT,
     "ray_address",
     "stop_timeout_s",
     *EVENTS,
@@ -113,6 +116,7 @@ PROCESSOR = (
     "executors",
     "executor_cores",
     "executor_memory",
+    *FORMAT,
     "ray_address",
     "stop_timeout_s",
     "partitions",
@@ -130,6 +134,7 @@ SERVING = (
     "ui",
     "refresh_s",
     "control_token",
+    *FORMAT,
     "tumbling_s",
     "sliding_s",
     "slide_s",

@@ -164,6 +164,12 @@ NOT_OF_THE_DATA: Mapping[str, tuple[str, ...]] = {
         "sink",
         "output",
     ),
+    "how a value is written; the audit proves it to the byte": (
+        "format",
+        "field_names",
+        "padding_bytes",
+        "schema_registry_url",
+    ),
     "a name for other settings, which are judged": ("preset",),
     "a setting of the windows; the audit proves those": (
         "tumbling_s",

@@ -12,6 +12,7 @@ from ray_pipeline.delivery.interface import ShardDelivery
 from ray_pipeline.delivery.librdkafka import obstacle
 from ray_pipeline.delivery.sending import RecordSender
 from ray_pipeline.delivery.transactional import TransactionalDelivery
+from ray_pipeline.formats.factory import open_format
 
 __all__ = ["fallback", "open_delivery"]
 
@@ -37,7 +38,9 @@ def _fallback() -> str | None:
 def open_delivery(settings: Settings, bootstrap: str, partition: int) -> ShardDelivery:
     """A fresh delivery of one shard, not opened yet."""
     place = (bootstrap, settings.ratings_topic, settings.progress_topic, partition, settings.partitions)
+    wire = open_format(settings)
     if settings.delivery == "at-least-once":
-        return IdempotentDelivery(*place)
+        return IdempotentDelivery(*place, wire)
     by_columns = settings.fast and fallback(settings) is None
-    return TransactionalDelivery(*place, ColumnSender if by_columns else RecordSender)
+    make_sender = ColumnSender if by_columns else functools.partial(RecordSender, wire=wire)
+    return TransactionalDelivery(*place, make_sender, wire)

@@ -12,6 +12,7 @@ from ray_pipeline.delivery.interface import ShardProgress, progress_key
 from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, delivery_error, reading
 from ray_pipeline.errors import DeliveryError
 from ray_pipeline.events import EventBatch
+from ray_pipeline.formats.interface import CONTRACT, WireFormat
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.read import newest_of_key, newest_values
 
@@ -29,15 +30,23 @@ class IdempotentDelivery:
         progress_topic: where progress goes.
         partition: the shard.
         partitions: how many partitions the ratings topic must have.
+        wire: how values are written.
     """
 
     def __init__(
-        self, bootstrap: str, ratings_topic: str, progress_topic: str, partition: int, partitions: int
+        self,
+        bootstrap: str,
+        ratings_topic: str,
+        progress_topic: str,
+        partition: int,
+        partitions: int,
+        wire: WireFormat = CONTRACT,
     ) -> None:
         self._bootstrap = bootstrap
         self._ratings_topic = ratings_topic
         self._progress_topic = progress_topic
         self._partition = partition
+        self._wire = wire
         self._check = PartitionCheck(ratings_topic, partitions, partition)
         self._producer: Producer | None = None
         self._failed: Any = None
@@ -56,12 +65,13 @@ class IdempotentDelivery:
     def newest(self, count: int, deadline_s: float) -> list[bytes | None]:
         """Values of the newest records of the shard's partition, the last one first."""
         with reading(self._opened(), self._partition):
-            return newest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
+            found = newest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
+        return self._wire.from_wire(found)
 
     def send(self, batch: EventBatch) -> None:
         """Queue ratings."""
         self._raise_failure()
-        RecordSender(self._opened(), self._ratings_topic).send(batch)
+        RecordSender(self._opened(), self._ratings_topic, self._wire).send(batch)
 
     def commit(self, progress: ShardProgress) -> None:
         """Wait until all ratings are acknowledged, then record the progress."""

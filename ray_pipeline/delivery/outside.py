@@ -14,6 +14,7 @@ from ray_pipeline.codec import encode_keys, encode_values
 from ray_pipeline.delivery.transactional import TRANSACTION_TIMEOUT_MS
 from ray_pipeline.errors import DeliveryError
 from ray_pipeline.events import EventBatch
+from ray_pipeline.formats.interface import CONTRACT, WireFormat
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.read import newest_values
 
@@ -29,9 +30,11 @@ class OutsideDelivery:
         bootstrap: brokers, HOST:PORT[,…].
         ratings_topic: where ratings go.
         outside_topic: where the records of them go.
+        wire: how values are written.
     """
 
-    def __init__(self, bootstrap: str, ratings_topic: str, outside_topic: str) -> None:
+    def __init__(self, bootstrap: str, ratings_topic: str, outside_topic: str, wire: WireFormat = CONTRACT) -> None:
+        self._wire = wire
         self._bootstrap = bootstrap
         self._ratings_topic = ratings_topic
         self._outside_topic = outside_topic
@@ -80,7 +83,9 @@ class OutsideDelivery:
         producer.begin_transaction()
         records = self._send(producer, batch)
         for record in records:
-            producer.produce(self._outside_topic, record, partition=0)
+            place = json.loads(record)
+            key = f"{place['partition']}/{place['offset']}"
+            producer.produce(self._outside_topic, record, key.encode(), 0)
         self._doubtful = records
         producer.commit_transaction(_DEADLINE_S)
         self._doubtful = []
@@ -102,16 +107,16 @@ class OutsideDelivery:
         records: list[bytes | None] = [None] * len(batch)
         failures: list[str] = []
 
-        def placed(at: int, error: Any, message: Any) -> None:
+        def placed(at: int, rating: bytes | None, error: Any, message: Any) -> None:
             if error is not None:
                 failures.append(error.str())
                 return
-            rating = json.loads(message.value())
-            record = {"partition": message.partition(), "offset": message.offset(), **rating}
+            record = {"partition": message.partition(), "offset": message.offset(), **json.loads(rating or b"")}
             records[at] = json.dumps(record, separators=(",", ":")).encode()
 
-        for at, (key, value) in enumerate(zip(encode_keys(batch), encode_values(batch), strict=True)):
-            producer.produce(self._ratings_topic, value, key, on_delivery=functools.partial(placed, at))
+        rows = zip(encode_keys(batch), self._wire.to_wire(batch), encode_values(batch), strict=True)
+        for at, (key, value, rating) in enumerate(rows):
+            producer.produce(self._ratings_topic, value, key, on_delivery=functools.partial(placed, at, rating))
         left = producer.flush(_DEADLINE_S)
         if failures or left:
             reason = failures[0] if failures else f"{left} were not acknowledged within {_DEADLINE_S:.0f} s"

@@ -10,9 +10,10 @@ from typing import Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from ray_pipeline.codec import encode_keys, encode_values
+from ray_pipeline.codec import encode_keys
 from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, StateMismatchError
 from ray_pipeline.events import EventBatch
+from ray_pipeline.formats.interface import CONTRACT, WireFormat
 
 __all__ = ["PartitionCheck", "QueueWait", "RecordSender", "Sender", "delivery_error", "reading"]
 
@@ -49,18 +50,20 @@ class RecordSender:
     Args:
         producer: where to queue.
         topic: the topic of the ratings; the partition is the batch's.
+        wire: how values are written.
     """
 
-    def __init__(self, producer: Producer, topic: str) -> None:
+    def __init__(self, producer: Producer, topic: str, wire: WireFormat = CONTRACT) -> None:
         self._producer = producer
         self._topic = topic
+        self._wire = wire
 
     def send(self, batch: EventBatch) -> None:
         """Queue every rating of a batch."""
         produce, topic, partition = self._producer.produce, self._topic, batch.partition
         wait = QueueWait(self._producer, partition)
         try:
-            for key, value in zip(encode_keys(batch), encode_values(batch), strict=True):
+            for key, value in zip(encode_keys(batch), self._wire.to_wire(batch), strict=True):
                 while True:
                     try:
                         produce(topic, value, key, partition)

@@ -19,6 +19,7 @@ from ray_pipeline.delivery.interface import ShardProgress, progress_key
 from ray_pipeline.delivery.sending import PartitionCheck, RecordSender, Sender, delivery_error, reading
 from ray_pipeline.errors import DeliveryError
 from ray_pipeline.events import EventBatch
+from ray_pipeline.formats.interface import CONTRACT, WireFormat
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.read import newest_of_key, newest_values, transaction_is_open
 
@@ -41,6 +42,7 @@ class TransactionalDelivery:
         partition: the shard.
         partitions: how many partitions the ratings topic must have.
         make_sender: how ratings get into the queue of a producer, for a topic.
+        wire: how values are written, for what is read back.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class TransactionalDelivery:
         partition: int,
         partitions: int,
         make_sender: Callable[[Producer, str], Sender] = RecordSender,
+        wire: WireFormat = CONTRACT,
     ) -> None:
         self._bootstrap = bootstrap
         self._ratings_topic = ratings_topic
         self._progress_topic = progress_topic
         self._partition = partition
         self._make_sender = make_sender
+        self._wire = wire
         self._check = PartitionCheck(ratings_topic, partitions, partition)
         self._producer: Producer | None = None
         self._sender: Sender | None = None
@@ -81,7 +85,8 @@ class TransactionalDelivery:
     def newest(self, count: int, deadline_s: float) -> list[bytes | None]:
         """Values of the newest committed records of the shard's partition, the last one first."""
         with reading(self._opened(), self._partition):
-            return newest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
+            found = newest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
+        return self._wire.from_wire(found)
 
     def send(self, batch: EventBatch) -> None:
         """Queue ratings inside the open transaction, or begin one."""

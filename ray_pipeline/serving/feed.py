@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from dataclasses import replace
 
 from confluent_kafka import KafkaException
 
 from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
+from ray_pipeline.errors import DeliveryError
+from ray_pipeline.formats.factory import open_format
 from ray_pipeline.kafka.client import make_admin
 from ray_pipeline.kafka.read import LatestRecords, Record, follow
 from ray_pipeline.metrics.store import MetricsStore
@@ -44,6 +47,7 @@ class Feed:
             threading.Thread(target=self._follow, name="feed", daemon=True),
             threading.Thread(target=self._ping, name="feed-ping", daemon=True),
         ]
+        self._wire = open_format(settings)
         self._tail_lock = threading.Lock()
         self._latest: LatestRecords | None = None
         self._tail: list[Record] = []
@@ -71,9 +75,11 @@ class Feed:
             if now_ms - self._tail_ms >= _TAIL_FRESH_MS and self._store.kafka_connected:
                 try:
                     self._latest = self._latest or LatestRecords(self._bootstrap, self._settings.ratings_topic)
-                    self._tail = self._latest.read(max(count, 20))
+                    records = self._latest.read(max(count, 20))
+                    values = self._wire.from_wire([record.value for record in records])
+                    self._tail = [replace(r, value=value) for r, value in zip(records, values, strict=True)]
                     self._tail_ms = now_ms
-                except KafkaException as error:
+                except (KafkaException, DeliveryError) as error:
                     _log.info("live tail: %s", error)
             return self._tail[::-1][:count]
 

@@ -17,6 +17,7 @@ from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.outside import OutsideDelivery
 from ray_pipeline.errors import EnvironmentProblem
+from ray_pipeline.formats.factory import open_format
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.serving.api import make_api
@@ -67,7 +68,9 @@ class ServingStage:
         self._control = Control(settings, bootstrap, self._store, self._clock)
         self._explanations = Explanations(settings, bootstrap, self._clock)
         self._predictions = PredictionQueue(settings, bootstrap)
-        self._outside = OutsideQueue(lambda: OutsideDelivery(bootstrap, settings.ratings_topic, settings.outside_topic))
+        self._outside = OutsideQueue(
+            lambda: OutsideDelivery(bootstrap, settings.ratings_topic, settings.outside_topic, open_format(settings))
+        )
         self._servers: list[_Server] = []
         self._urls: dict[str, str] = {}
         self._ending = threading.Event()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_pipeline.codec import encode_values
+from ray_pipeline.formats.interface import WireFormat
 from ray_pipeline.sinks.merged import Piece
 
 __all__ = ["SCHEMA", "LineWriter", "ParquetWriter", "PieceWriter"]
@@ -48,14 +48,16 @@ class LineWriter:
 
     Args:
         stream: where to write.
+        wire: how values are written.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, wire: WireFormat) -> None:
         self._stream = stream
+        self._wire = wire
 
     def write(self, piece: Piece) -> None:
         """Write a piece, and hand it over at once."""
-        values = list(chain.from_iterable(encode_values(batch) for batch in piece.batches))
+        values = list(chain.from_iterable(self._wire.to_wire(batch) for batch in piece.batches))
         self._stream.write(b"".join([(values[at] or b"") + b"\n" for at in piece.order.tolist()]))
         self._stream.flush()
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, DeliveryError
+from ray_pipeline.formats.mapped import json_format
 from ray_pipeline.generator.plan import NEVER_MS
 from ray_pipeline.sinks.files import whole_file
 from ray_pipeline.sinks.merged import MergedStream
@@ -70,8 +71,9 @@ def write_ratings(
     began, clock, stop = time.monotonic(), clock or SystemClock(), stop or threading.Event()
     with _failures_named(settings), _opened(settings, stdout) as stream:
         merged = MergedStream(settings, clock)
-        make_writer = ParquetWriter if settings.sink == "parquet" else LineWriter
-        with contextlib.closing(make_writer(stream)) as writer:
+        to_parquet = settings.sink == "parquet"
+        writer: PieceWriter = ParquetWriter(stream) if to_parquet else LineWriter(stream, json_format(settings))
+        with contextlib.closing(writer):
             written = _copy(merged, writer, stop, clock, paced=_is_paced(settings))
         if settings.sink != "stdout" and written != merged.requested:
             raise DeliveryError(

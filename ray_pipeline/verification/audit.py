@@ -16,7 +16,8 @@ from confluent_kafka import KafkaError, TopicPartition
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress, progress_key
 from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, UncheckedError
-from ray_pipeline.generator.plan import ShardSchedule
+from ray_pipeline.formats.factory import open_format
+from ray_pipeline.generator.plan import NEVER_MS, ShardSchedule
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
 from ray_pipeline.kafka.read import Record, newest_of_key, read_topic
 from ray_pipeline.kafka.topics import partitions_of
@@ -364,7 +365,7 @@ def _blocks(
     settings: Settings, bootstrap: str, partition: int, one: PartitionAudit | None, until: int | None
 ) -> Iterator[tuple[list[bytes | None], list[bytes | None], list[int]]]:
     """Keys, values and offsets of a partition's committed records, up to where it ends now, or a rating that is late enough."""
-    topic = settings.ratings_topic
+    topic, wire = settings.ratings_topic, open_format(settings)
     uncommitted = make_consumer(bootstrap, isolation_level="read_uncommitted")
     try:
         low, end = watermark_offsets(uncommitted, topic, partition)
@@ -388,7 +389,7 @@ def _blocks(
             if messages:
                 deadline = time.monotonic() + _IDLE_DEADLINE_S
                 keys = [m.key() for m in messages]
-                yield keys, [m.value() for m in messages], _Offsets(messages)
+                yield keys, wire.from_wire([m.value() for m in messages]), _Offsets(messages)
             if until is not None and one is not None and one.reached >= until:
                 return
             if consumer.position(place)[0].offset >= end:

@@ -21,6 +21,7 @@ from ray_pipeline.events import Fault
 from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.kafka.read import Record, newest_of_key, read_topic
 from ray_pipeline.verification.audit import PublishedRun, published_run
+from ray_pipeline.verification.outside import own_records
 
 __all__ = ["declared_world", "read_sample"]
 
@@ -45,7 +46,8 @@ def read_sample(settings: Settings, bootstrap: str, most: int) -> Sample:
         BrokerUnavailableError: a topic cannot be read.
     """
     run = published_run(settings, bootstrap)
-    records = islice(read_topic(bootstrap, run.settings.ratings_topic), most)
+    every = read_topic(bootstrap, run.settings.ratings_topic)
+    records = islice(own_records(run.settings, bootstrap, every), most)
     blocks, texts = _columns(records)
     if not blocks:
         raise UncheckedError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ray_pipeline.codec import encode_values
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import UncheckedError
+from ray_pipeline.formats.factory import open_format
 from ray_pipeline.kafka.read import Record, read_topic_from
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.truth.explain import explain
@@ -41,6 +43,7 @@ class Explainer:
         self._outside = OutsideLedger(settings, bootstrap)
         self._run: PublishedRun
         self.refresh()
+        self._wire = open_format(self._run.settings)
         self._catalogue: Catalogue = load_catalogue(self._run.settings)
 
     def refresh(self) -> None:
@@ -70,7 +73,7 @@ class Explainer:
             UncheckedError: there is no such partition or record.
         """
         replay = self._replay(partition)
-        record = next(iter(read_topic_from(self._bootstrap, self._run.settings.ratings_topic, partition, offset)), None)
+        record = next(iter(self._read(partition, offset)), None)
         if offset < 0 or record is None:
             raise UncheckedError(
                 problem=f"partition {partition} has no record at offset {offset} or behind it",
@@ -99,6 +102,12 @@ class Explainer:
             self._replays[partition] = ShardReplay(model, self._run.progress[partition], settings.guard_ms)
         return self._replays[partition]
 
+    def _read(self, partition: int, offset: int) -> Iterator[Record]:
+        """Records of a partition from an offset on, their values in the contract's form where they are in the run's format."""
+        topic = self._run.settings.ratings_topic
+        for record in read_topic_from(self._bootstrap, topic, partition, offset):
+            yield replace(record, value=self._wire.from_wire([record.value])[0])
+
     def _index_of(self, replay: ShardReplay, record: Record) -> int | None:
         """Which rating a record is; one that is broken on purpose follows from those that stand before it."""
         if replay.valid is None:
@@ -108,8 +117,7 @@ class Explainer:
     def _named(self, replay: ShardReplay, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Offsets and indexes of the ratings of a shard whose records are broken on purpose, at offsets ``first … last``."""
         follower = Follower(replay, None)
-        topic = self._run.settings.ratings_topic
-        for record in read_topic_from(self._bootstrap, topic, replay.partition, max(0, first)):
+        for record in self._read(replay.partition, max(0, first)):
             if record.offset > last:
                 return
             index = follower.index_of(record.value)
@@ -118,10 +126,9 @@ class Explainer:
 
     def _record_of(self, replay: ShardReplay, index: int) -> Record | None:
         """The record of a rating: markers of transactions take offsets too, so it stands at its index or behind it."""
-        topic = self._run.settings.ratings_topic
         value = encode_values(replay.events(index, 1))[0]
         low, high = index, None
-        first = next(iter(read_topic_from(self._bootstrap, topic, replay.partition, low)), None)
+        first = next(iter(self._read(replay.partition, low)), None)
         while first is not None:
             there = replay.index_of(first.value)
             if first.value == value and there == index:
@@ -130,9 +137,9 @@ class Explainer:
                 break
             step = max(index - there, 1)
             low, high = first.offset + step, first
-            first = next(iter(read_topic_from(self._bootstrap, topic, replay.partition, low)), None)
+            first = next(iter(self._read(replay.partition, low)), None)
         start = max(0, (high.offset if high else index) - _NEAR)
-        near = list(itertools.islice(read_topic_from(self._bootstrap, topic, replay.partition, start), 2 * _NEAR))
+        near = list(itertools.islice(self._read(replay.partition, start), 2 * _NEAR))
         if replay.valid is not None and near:
             place = {i: offset for offset, i in self._named(replay, start, near[-1].offset)}.get(index)
             return next((record for record in near if record.offset == place), None)

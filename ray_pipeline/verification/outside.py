@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 
 from ray_pipeline.config import Settings
+from ray_pipeline.formats.factory import open_format
 from ray_pipeline.kafka.growing import GrowingTopic
+from ray_pipeline.kafka.read import Record
 from ray_pipeline.truth.outside import OutsideRatings
 
-__all__ = ["OutsideLedger"]
+__all__ = ["OutsideLedger", "own_records"]
 
 _log = logging.getLogger(__name__)
+
+_AT_ONCE = 10_000
 
 
 class OutsideLedger:
@@ -38,3 +45,24 @@ class OutsideLedger:
     def close(self) -> None:
         """Let go of the broker."""
         self._topic.close()
+
+
+def own_records(settings: Settings, bootstrap: str, records: Iterator[Record]) -> Iterator[Record]:
+    """Records of the ratings' topic without those that came from outside, their values in the contract's form.
+
+    Args:
+        settings: the run's.
+        bootstrap: brokers, HOST:PORT[,…].
+        records: as they were read.
+    """
+    ledger, wire = OutsideLedger(settings, bootstrap), open_format(settings)
+    try:
+        while several := list(islice(records, _AT_ONCE)):
+            outside = ledger.refresh()
+            for record, value in zip(several, wire.from_wire([r.value for r in several]), strict=True):
+                if outside.before(record.partition, record.offset) == outside.before(
+                    record.partition, record.offset + 1
+                ):
+                    yield replace(record, value=value)
+    finally:
+        ledger.close()

@@ -14,6 +14,7 @@ from ray_pipeline.errors import ProcessingError
 from ray_pipeline.restart import Decision, RestartPolicy
 from ray_pipeline.windows.archive import RatingsArchive, claim
 from ray_pipeline.windows.archived import WindowsArchive
+from ray_pipeline.windows.decoding import in_contract_form
 from ray_pipeline.windows.spec import WindowSpec
 
 __all__ = ["QUERY", "ArchiveQuery"]
@@ -156,7 +157,8 @@ class ArchiveQuery:
             .load()
         )
         writer = (
-            raw.writeStream.queryName(QUERY)
+            in_contract_form(raw, self._settings)
+            .writeStream.queryName(QUERY)
             .option("checkpointLocation", self._checkpoint)
             .foreachBatch(self._ratings)
             .trigger(**trigger)

@@ -11,6 +11,7 @@ from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.windows.archive import RATINGS
+from ray_pipeline.windows.decoding import in_contract_form
 from ray_pipeline.windows.job import parse
 from spark_compat.hadoop import exists
 
@@ -56,16 +57,16 @@ def report(spark: Any, settings: Settings, bootstrap: str, archive: str | None =
 
 
 def _of_topic(spark: Any, settings: Settings, bootstrap: str) -> Any:
-    return parse(
+    raw = (
         spark.read.format("kafka")
         .option("kafka.bootstrap.servers", bootstrap)
         .option("subscribe", settings.ratings_topic)
         .option("startingOffsets", "earliest")
         .option("endingOffsets", "latest")
         .option("kafka.isolation.level", "read_committed")
-        .load(),
-        settings.guard_ms,
+        .load()
     )
+    return parse(in_contract_form(raw, settings), settings.guard_ms)
 
 
 def _of_archive(spark: Any, archive: str) -> Any:

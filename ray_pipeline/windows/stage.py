@@ -34,6 +34,7 @@ from ray_pipeline.restart import Decision, RestartPolicy
 from ray_pipeline.windows.archiving import ArchiveQuery
 from ray_pipeline.windows.checkpoint import BrokenFile, find_broken, state_problem
 from ray_pipeline.windows.collector import Collector
+from ray_pipeline.windows.decoding import in_contract_form, with_values_of
 from ray_pipeline.windows.job import aggregate, parse, rejected
 from ray_pipeline.windows.marker import MARKER, marker_for, mismatch, shuffle_partitions
 from ray_pipeline.windows.sink import BatchSink, to_groups
@@ -42,7 +43,7 @@ from ray_pipeline.windows.watchdog import ExecutorWatchdog
 from spark_compat.conf import spark_conf
 from spark_compat.errors import SparkCompatError
 from spark_compat.hadoop import list_names, read_text, write_text
-from spark_compat.jars import spark_connector_jars
+from spark_compat.jars import spark_avro_jars, spark_connector_jars
 from spark_compat.progress import BatchProgress, read_progress
 from spark_compat.session import SparkSessionOwner
 
@@ -130,7 +131,7 @@ class WindowStage:
         settings = self._settings
         try:
             conf = spark_conf(
-                jars=spark_connector_jars(),
+                jars=[*spark_connector_jars(), *(spark_avro_jars() if settings.format == "avro" else [])],
                 fair_scheduler_file=settings.fair_scheduler_file or _FAIR_SCHEDULER,
                 shuffle_partitions=self._shuffle_partitions,
             )
@@ -177,6 +178,7 @@ class WindowStage:
             # a task a core: more tasks than cores cost a small batch more than its ratings do
             .coalesce(shuffle_partitions(settings))
         )
+        raw = in_contract_form(raw, settings)
         groups = aggregate(parse(raw, settings.guard_ms), self._specs, round(settings.watermark_s * 1000))
         writer = (
             groups.writeStream.queryName(QUERY)
@@ -469,7 +471,8 @@ class WindowStage:
             .option("failOnDataLoss", "false")  # the first offset may be a marker's, or cleaned away already
             .load()
         )
-        rows: list[dict[str, Any]] = rejected(raw, self._settings.guard_ms).toArrow().to_pylist()
+        found = rejected(in_contract_form(raw, self._settings), self._settings.guard_ms)
+        rows: list[dict[str, Any]] = with_values_of(raw, found, self._settings).toArrow().to_pylist()
         return rows
 
 

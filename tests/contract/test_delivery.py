@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
 from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
 from ray_pipeline.errors import DeliveryError, FencedError
 from ray_pipeline.events import EventBatch, Fault
+from ray_pipeline.formats.factory import open_format
 from ray_pipeline.kafka.read import read_topic
 from ray_pipeline.kafka.topics import ensure_topics
 
@@ -38,25 +40,41 @@ class World:
     make: Callable[[], ShardDelivery]
     seen: Callable[[], list[tuple[bytes, bytes | None]]]
     exactly_once: bool
+    contract_json: bool
 
 
-@pytest.fixture(params=["memory", "exactly-once", "fast", "at-least-once"])
+WAYS: dict[str, dict[str, Any]] = {
+    "exactly-once": {},
+    "fast": {"fast": True},
+    "at-least-once": {"delivery": "at-least-once"},
+    "avro": {"format": "avro", "schema_registry_url": "mock://contract"},
+    "padded": {"field_names": "userId=user", "padding_bytes": 20, "delivery": "at-least-once"},
+}
+
+
+@pytest.fixture(params=["memory", *WAYS])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     if request.param == "memory":
         log = MemoryLog()
-        yield World(lambda: MemoryDelivery(log, 0), lambda: list(log.ratings[0]), True)
+        yield World(lambda: MemoryDelivery(log, 0), lambda: list(log.ratings[0]), True, True)
         return
     bootstrap: str = request.getfixturevalue("broker")
     name = f"contract-{request.param}-{abs(hash(request.node.nodeid)) % 10**8}"
-    way = {"fast": True} if request.param == "fast" else {"delivery": request.param}
-    settings = load_settings(partitions=1, actors=1, ratings_topic=name, progress_topic=f"{name}.progress", **way)
+    topics = {"ratings_topic": name, "progress_topic": f"{name}.progress"}
+    settings = load_settings(partitions=1, actors=1, **topics, **WAYS[request.param])
+    wire = open_format(settings)
     assert fallback(settings) is None
     ensure_topics(settings, bootstrap)
 
     def seen() -> list[tuple[bytes, bytes | None]]:
-        return [((r.key or "").encode(), r.value) for r in read_topic(bootstrap, name)]
+        records = list(read_topic(bootstrap, name))
+        values = wire.from_wire([r.value for r in records])
+        return [((r.key or "").encode(), value) for r, value in zip(records, values, strict=True)]
 
-    yield World(lambda: open_delivery(settings, bootstrap, 0), seen, request.param != "at-least-once")
+    exactly_once = settings.delivery == "exactly-once"
+    yield World(
+        lambda: open_delivery(settings, bootstrap, 0), seen, exactly_once, request.param not in ("avro", "padded")
+    )
 
 
 def expected(*batches: EventBatch) -> list[tuple[bytes, bytes | None]]:
@@ -64,6 +82,8 @@ def expected(*batches: EventBatch) -> list[tuple[bytes, bytes | None]]:
 
 
 def test_records_that_are_broken_on_purpose_arrive_as_they_are(world: World) -> None:
+    if not world.contract_json:
+        pytest.skip("the settings refuse broken records in another format")
     faults = np.arange(500) % len(Fault)
     broken = replace(batch(0, 500), faults=faults.astype(np.uint8), details=np.arange(500, dtype=np.uint32) * 97)
     delivery = world.make()
@@ -146,7 +166,8 @@ def test_a_successor_shuts_its_predecessor_out(world: World) -> None:
     if world.exactly_once:
         assert world.seen() == expected(batch(0, 1))
     else:
-        assert set(world.seen()) == set(expected(batch(0, 3)))
+        # what the first had not sent yet when it was closed is dropped
+        assert set(expected(batch(0, 1))) <= set(world.seen()) <= set(expected(batch(0, 3)))
 
 
 def test_one_that_was_shut_out_while_it_sent_learns_that_it_was(world: World) -> None:

@@ -56,7 +56,7 @@ TOPICS = (
 _numbers = itertools.count()
 
 
-def world_settings(state_dir: Path) -> Settings:
+def world_settings(state_dir: Path, **changes: Any) -> Settings:
     """Settings with topics of their own."""
     prefix = f"truth-{next(_numbers)}"
     names = {f"{topic}_topic": f"{prefix}.{topic}" for topic in TOPICS}
@@ -69,6 +69,7 @@ def world_settings(state_dir: Path) -> Settings:
         actors=1,
         top_n=20,
         **names,
+        **changes,
     )
 
 

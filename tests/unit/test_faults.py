@@ -426,7 +426,7 @@ def test_what_was_sent_too_late_by_design_is_not_waited_for() -> None:
         oracle.progress(f"shard/{p}", json.loads(progress(p, 1500).to_json()))
     read = {p: len(shards[p].valid_events(0, n)) for p, n in enumerate((700, 420, 280))}
     for batch in range(3):
-        oracle.cut({"batch": batch, "partitions": {str(p): {"valid": n} for p, n in read.items()}})
+        oracle.cut({"batch": batch, "partitions": {str(p): {"valid": n, "next_offset": n} for p, n in read.items()}})
     final = [r for r in oracle.step(START_MS) if r["final"]]
     late = (shards[0].valid_events(700, 800).timestamps_ms < START_MS + 10_000).sum()
     assert final and late and not any(r["unread"] for r in final)
@@ -618,7 +618,7 @@ def test_health_compares_with_what_is_broken_in_mind() -> None:
         store.progress("windows", {"max_ahead_s": 600.0}, START_MS)
         said = json.loads(progress(0, 2000).to_json())
         store.progress("shard/0", said, START_MS)
-        read = {"0": {"records": 1500 - missing, "max_event_ms": newest[0]}}
+        read = {"0": {"records": 1500 - missing, "next_offset": 1500, "max_event_ms": newest[0]}}
         store.job({"state": "running", "batch": 3, "updated_ms": START_MS, "partitions": read}, START_MS)
         reasons = store.health(START_MS + 11_000).reasons
         assert any("have not been read" in reason for reason in reasons) is disagrees, reasons
