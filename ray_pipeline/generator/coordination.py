@@ -11,7 +11,7 @@ from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import ConfigurationError, StateMismatchError
 from ray_pipeline.generator.arrivals import poisson_arrivals
 from ray_pipeline.generator.event_clock import EventClock
-from ray_pipeline.generator.plan import RatePlan, ShardSchedule, allocate
+from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule, allocate
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport
 from ray_pipeline.rates.language import curve_of, goes_by_the_calendar, parse_plan, tidy
 from ray_pipeline.rates.shapes import UNIT
@@ -290,22 +290,17 @@ class Coordinator:
         before = (self._wanted, self._start_ms, self._plan_zero_ms)
         event_now_ms = self.event_now_ms(now_ms)
         self._wanted = self._plan_of_history(event_now_ms, count, last_ms)
-        schedules = self._schedules()
-        ends = list(allocate(schedules, starts, count))
         if last_ms is None:
             self._start_ms = self._wanted.epochs[0].from_ms
         self._set_ends()
-        if any(limit is not None and end > limit for end, limit in zip(ends, self._ends, strict=True)):
+        ends = list(allocate(self._schedules(), starts, count))
+        try:
+            seam_ms = self._seam_of(starts, ends)
+        except ConfigurationError:
             self._wanted, self._start_ms, self._plan_zero_ms = before
             self._set_ends()
-            raise ConfigurationError(
-                problem=f"the run ends after {self.requested} ratings: {count} more are too many",
-                fix="Give a lower number, or run without --ratings and --duration",
-            )
-        times = [
-            int(s.due_ms(end - 1, 1)[0]) for s, end, start in zip(schedules, ends, starts, strict=True) if end > start
-        ]
-        self._seam_ms = max(event_now_ms, 1 + max(times))  # what was overdue already may be all of it
+            raise
+        self._seam_ms = max(event_now_ms, seam_ms)  # what was overdue already may be all of it
         if self.paused:
             self._wanted = self._wanted.with_epoch(Epoch(self._seam_ms, 0.0))
         self._revision += 1
@@ -339,6 +334,27 @@ class Coordinator:
         history = self._epoch(from_ms, paused=False)
         before = self._wanted if last_ms is None else self._wanted.with_epoch(Epoch(last_ms + 1, 0.0))
         return before.with_epoch(history)
+
+    def _seam_of(self, starts: list[int], ends: list[int]) -> int:
+        """Event time just behind history.
+
+        Raises:
+            ConfigurationError: history goes beyond the end of the run, or of the plan.
+        """
+        count = sum(ends) - sum(starts)
+        if any(limit is not None and end > limit for end, limit in zip(ends, self._ends, strict=True)):
+            raise ConfigurationError(
+                problem=f"the run ends after {self.requested} ratings: {count} more are too many",
+                fix="Give a lower number, or run without --ratings and --duration",
+            )
+        last = [(s, end - 1) for s, start, end in zip(self._schedules(), starts, ends, strict=True) if end > start]
+        seam_ms = 1 + max(int(schedule.due_ms(index, 1)[0]) for schedule, index in last)
+        if seam_ms > NEVER_MS:
+            raise ConfigurationError(
+                problem=f"the plan ends before {count} ratings more are due",
+                fix="Give a lower number, or another plan with: ray-pipeline plan",
+            )
+        return seam_ms
 
     def _span_ms(self, count: int, now_ms: int) -> int:
         """How long it takes for so many ratings to become due, from the beginning of the rate or the plan.

@@ -18,6 +18,7 @@ from ray_pipeline.config import Settings
 from ray_pipeline.delivery.factory import open_delivery
 from ray_pipeline.errors import DeliveryError, FencedError, ProcessingError, StateMismatchError
 from ray_pipeline.generator.event_clock import EventClock
+from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardRunner
 from ray_pipeline.history.loan import LentShard
 from ray_pipeline.history.making import ModelSource
@@ -26,7 +27,7 @@ from ray_pipeline.restart import RestartPolicy
 __all__ = ["send", "send_shard"]
 
 _COMMIT_INTERVAL_MS = 500  # nobody waits for single ratings of history
-_ALL_IS_DUE_MS = 2**50
+_AHEAD_MS = 32 * 86_400_000  # so far behind history, in event time, a task's clock is: all of it is due
 
 
 def send(spark: Any, settings: Settings, bootstrap: str, source: ModelSource, shards: list[LentShard]) -> None:
@@ -80,7 +81,8 @@ def send_shard(settings: Settings, source: ModelSource, shard: LentShard, open_s
         RestartPolicy(),
     )
     place = (progress.run, progress.config, progress.epochs, progress.share, progress.phase)
-    all_is_due = EventClock(_ALL_IS_DUE_MS, clock.now_ms())
+    last_ms = int(ShardSchedule.lived(progress).due_ms(max(0, shard.end - 1), 1)[0])
+    all_is_due = EventClock(last_ms + _AHEAD_MS, clock.now_ms())
     runner.tell(Assignment(1, *place, shard.end, all_is_due, progress.poisson_seed))
     idle = threading.Event()
     while (wait_s := runner.step()) is not None:

@@ -287,3 +287,12 @@ def test_a_loan_that_cannot_be_is_refused_and_the_actors_go_on(monkeypatch: pyte
     lend_out(lender, 6)
     assert "the run ends after 5 ratings" in str(lender.answers["a"])
     assert not lender.lending.active and lender.placement.of(0) == [0, 1]
+
+
+@pytest.mark.parametrize("clock", [{"start_time_ms": 1_000_000}, {"start_time_ms": 1_000_000, "speed": "max"}], ids=str)
+def test_history_beyond_the_end_of_a_plan_is_refused_and_changes_nothing(clock: dict[str, object]) -> None:
+    settings = load_settings(users=500, movies=200, partitions=2, plan="100 for 10s", **clock)
+    found = Coordinator(settings, "config", SHARES)
+    with pytest.raises(ConfigurationError, match="the plan ends before 1001 ratings more"):
+        found.lend(NOW_MS, 1_001, [None, None])
+    assert sum(a.end_index for a in found.lend(NOW_MS, 900, [None, None]).values()) == 900
