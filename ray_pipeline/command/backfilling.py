@@ -25,7 +25,7 @@ _LINE_EVERY_S = 3.0
 _ANSWER_S = 60.0
 
 
-@with_settings(*BROKER, *TOPICS, "catalog", "partitions", "ray_address", "fair_scheduler_file")
+@with_settings(*BROKER, *TOPICS, "catalog", "model", "partitions", "ray_address", "fair_scheduler_file")
 def backfill(
     settings: Settings,
     events: Annotated[int, typer.Option("--events", min=1, help="how many ratings, over all partitions")],
