@@ -47,6 +47,9 @@ REPLACED_FIELDS = (
     "factor_share",
     "popularity_exponent",
     "activity_sigma",
+    "genre_share",
+    "user_scale_sigma",
+    "rating_step",
 )
 """The settings that a model file brings: measured on the data, so that they say of the stream what they say of a synthetic one."""
 

@@ -42,29 +42,30 @@ class Calibration:
     rmse: float
 
 
-def calibrate(stars: Floats, centre: float, parts: Sequence[Floats]) -> Calibration:
+def calibrate(stars: Floats, centre: float, parts: Sequence[Floats], step: float = 0.5) -> Calibration:
     """Calibrate on ratings that the prediction has not seen.
 
     Args:
         stars: shape (n,), the ratings.
         centre: of the prediction, stars.
         parts: what the prediction adds to it for each rating, each of shape (n,), stars.
+        step: 0.5 or 1: what scores are rounded to, stars.
     """
     offsets = np.stack([part - part.mean() for part in parts], axis=1)
     inverse = np.linalg.pinv(offsets.T @ offsets / len(stars))
     shift, stretch = 0.0, np.ones(len(parts))
     columns = np.stack(parts, axis=1)
-    variance = max(float(((stars - centre - columns.sum(axis=1)) ** 2).mean()) - 1 / 48, _LEAST_NOISE**2)
+    variance = max(float(((stars - centre - columns.sum(axis=1)) ** 2).mean()) - step**2 / 12, _LEAST_NOISE**2)
     for _ in range(_ROUNDS):
-        law = _law(centre + shift + columns @ stretch, variance)
+        law = _law(centre + shift + columns @ stretch, variance, step)
         rest = stars - law.mean
         shift += float(rest.mean())
         stretch = np.clip(stretch + inverse @ (offsets.T @ rest / len(stars)), 0.0, _MOST_STRETCH)
         variance = max(variance + float((rest**2 - law.variance).mean()), _LEAST_NOISE**2)
-    law = _law(centre + shift + columns @ stretch, variance)
+    law = _law(centre + shift + columns @ stretch, variance, step)
     rmse = float(np.sqrt(((stars - law.mean) ** 2).mean()))
     return Calibration(shift, tuple(stretch.tolist()), float(np.sqrt(variance)), rmse)
 
 
-def _law(scores: Floats, variance: float) -> Moments:
-    return RatingLaw(np.float32(np.sqrt(variance))).moments(scores.astype(np.float32))
+def _law(scores: Floats, variance: float, step: float) -> Moments:
+    return RatingLaw(np.float32(np.sqrt(variance)), step).moments(scores.astype(np.float32))

@@ -48,8 +48,9 @@ def fit(
         tell: is called with a line at each step.
 
     Returns:
-        The model; its report has ``ratings``, ``users``, ``movies``, ``held_out`` (how many), and in stars ``mean`` and ``sd`` of the
-        ratings, ``noise_sd``, and ``rmse`` on the held-out ratings of ``global_mean``, ``bias_only`` and ``model``.
+        The model; its report has ``ratings``, ``users``, ``movies``, ``held_out`` (how many), ``whole_star_share``, and in stars
+        ``mean`` and ``sd`` of the ratings, ``noise_sd``, and ``rmse`` on the held-out ratings of ``global_mean``, ``bias_only`` and
+        ``model``.
 
     Raises:
         RatingsFileError: there are too few ratings to hold some out.
@@ -72,11 +73,11 @@ def fit(
     residuals = (train.half_stars / 2.0 - biases.predict(train)).astype(np.float32)
     sizes = len(ratings.user_ids), len(ratings.movie_ids)
     factors = factorise(Residuals(*sizes, train.user, train.movie, residuals), rank, seed, tell)
-    few = slice(0, _CALIBRATE_ON)
-    calibration = calibrate(stars[few], biases.mean, [by_bias[few] - biases.mean, _products(*factors, test)[few]])
+    few, step = slice(0, _CALIBRATE_ON), 0.5 if (ratings.half_stars % 2).any() else 1.0
+    calibration = calibrate(stars[few], biases.mean, [by_bias[few] - biases.mean, _products(*factors, test)[few]], step)
     rmse["model"] = calibration.rmse
     tell(f"factors: held-out RMSE {calibration.rmse:.4f}")
-    model = _assembled(ratings, biases, factors, calibration)
+    model = _assembled(ratings, biases, factors, calibration, step)
     report = {
         "ratings": len(ratings),
         "users": sizes[0],
@@ -84,6 +85,7 @@ def fit(
         "held_out": len(test),
         "mean": float(ratings.half_stars.mean()) / 2,
         "sd": float(ratings.half_stars.std()) / 2,
+        "whole_star_share": float((ratings.half_stars % 2 == 0).mean()),
         "noise_sd": calibration.noise_sd,
         "rmse": rmse,
     }
@@ -113,7 +115,11 @@ class _Side:
 
 
 def _assembled(
-    ratings: Ratings, biases: Biases, factors: tuple[npt.NDArray[np.float32], ...], calibration: Calibration
+    ratings: Ratings,
+    biases: Biases,
+    factors: tuple[npt.NDArray[np.float32], ...],
+    calibration: Calibration,
+    step: float,
 ) -> FittedModel:
     """The calibrated model, without titles.
 
@@ -151,6 +157,10 @@ def _assembled(
         **{name: share / variance for name, share in variances.items()},
         "popularity_exponent": _zipf_exponent(counts[1]),
         "activity_sigma": float(np.clip(np.log(counts[0]).std(), 0.0, 3.0)),
+        # what genres and scales there are is in factors and biases
+        "genre_share": 0.0,
+        "user_scale_sigma": 0.0,
+        "rating_step": step,
     }
     sides = [
         FittedSide(ids, side.factors.astype(np.float32), side.biases.astype(np.float32), count)

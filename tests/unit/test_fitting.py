@@ -155,6 +155,34 @@ def test_ratings_without_taste_get_no_factors(tmp_path: Path) -> None:
     assert fitted.report["rmse"]["model"] < 1.02 * fitted.report["rmse"]["bias_only"]
 
 
+def test_whole_stars_stay_whole_stars(tmp_path: Path) -> None:
+    world = load_settings(**{**SMALL, "users": 300, "movies": 100}, rating_step=1.0)
+    user_ids, movie_ids, half_stars = drawn(world, 10_000)
+    data = Ratings(np.arange(1, 301), np.arange(1, 101), (user_ids - 1).astype(np.int32),
+                   (movie_ids - 1).astype(np.int32), half_stars)  # fmt: skip
+    write_fitted(tmp_path / "model.npz", fit(data, None, 3, 1, 0.1, numpy_als, SILENT))
+    settings = load_settings(model=tmp_path / "model.npz", partitions=2)
+    assert settings.rating_step == 1.0
+    found = drawn(settings, 50_000)[2]
+    assert set(np.unique(found)) == {2, 4, 6, 8, 10}
+    assert found.mean() == pytest.approx(half_stars.mean(), abs=0.1)
+
+
+def test_what_else_shapes_a_stream_shapes_a_fitted_one_too(file: Path) -> None:
+    plain = drawn(load_settings(model=file, partitions=2), 20_000)
+    for name, value in {
+        "seed": 3,
+        "taste_exposure": 0.8,
+        "session_length": 5.0,
+        "new_user_share": 0.4,
+        "new_movie_share": 0.4,
+        "drift": ("abrupt at=100 size=-1",),
+        "attack": (f"review-bomb movie={MOVIE_IDS[3]} at=100 ratings=500",),
+    }.items():
+        changed = drawn(load_settings(model=file, partitions=2, **{name: value}), 20_000)
+        assert not all(np.array_equal(a, b) for a, b in zip(plain, changed, strict=True)), name
+
+
 def true_floor(data: Ratings) -> float:
     """RMSE of the world's own expectation on the ratings that the fit holds out, or any others."""
     total = count = 0.0
@@ -183,18 +211,18 @@ def test_biases_of_few_ratings_are_shrunk_and_missing_ones_are_0() -> None:
     assert biases.mean == pytest.approx(half_stars.mean() / 2)
 
 
-@pytest.mark.parametrize(("mean", "noise_sd"), [(3.5, 0.8), (4.4, 0.6), (2.0, 1.2)])
-def test_calibration_undoes_rounding_and_clipping(mean: float, noise_sd: float) -> None:
+@pytest.mark.parametrize(("mean", "noise_sd", "step"), [(3.5, 0.8, 0.5), (4.4, 0.6, 0.5), (2.0, 1.2, 1.0)])
+def test_calibration_undoes_rounding_and_clipping(mean: float, noise_sd: float, step: float) -> None:
     random = np.random.default_rng(5)
     part, other = random.normal(scale=0.6, size=40_000), random.normal(scale=0.3, size=40_000)
     noise = random.normal(scale=noise_sd, size=40_000)
     score = mean + part + other + noise
-    stars = np.clip(np.floor(score * 2 + 0.5), 1, 10) / 2
-    found = calibrate(stars, float(stars.mean()), [part / 2, other, random.normal(size=40_000)])
+    stars = np.clip(np.floor(score / step + 0.5) * step, step, 5.0)
+    found = calibrate(stars, float(stars.mean()), [part / 2, other, random.normal(size=40_000)], step)
     assert stars.mean() + found.shift == pytest.approx(mean, abs=0.03)
     assert found.stretch == pytest.approx((2.0, 1.0, 0.0), abs=0.06)
     assert found.noise_sd == pytest.approx(noise_sd, rel=0.03)
-    assert found.rmse == pytest.approx((stars - np.clip(score - noise, 0.5, 5)).std(), rel=0.03)
+    assert found.rmse == pytest.approx((stars - np.clip(score - noise, step, 5)).std(), rel=0.03)
 
 
 def test_the_same_ratings_and_seed_give_the_same_file(data: Ratings, model: FittedModel, tmp_path: Path) -> None:
