@@ -414,9 +414,6 @@ class Settings(BaseSettings):
         if self.taste_exposure and not self.movie_bias_share + self.factor_share:
             msg = "taste_exposure needs tastes: raise factor_share or movie_bias_share, or set taste_exposure to 0"
             raise ValueError(msg)
-        if self.genre_share and self.model is not None:
-            msg = "genre_share does not go with model: its movies lie where they were measured to lie, so leave one of them out"
-            raise ValueError(msg)
         if self.genre_share and not self.factor_share:
             msg = "genre_share is a share of the factors' variance, and factor_share is 0: raise it, or set genre_share to 0"
             raise ValueError(msg)

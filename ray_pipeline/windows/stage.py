@@ -131,7 +131,7 @@ class WindowStage:
         settings = self._settings
         try:
             conf = spark_conf(
-                jars=[*spark_connector_jars(), *(spark_avro_jars() if settings.format == "avro" else [])],
+                jars=[*spark_connector_jars(), *spark_avro_jars()],
                 fair_scheduler_file=settings.fair_scheduler_file or _FAIR_SCHEDULER,
                 shuffle_partitions=self._shuffle_partitions,
             )

@@ -16,6 +16,7 @@ from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.factory import open_delivery
 from ray_pipeline.delivery.interface import Epoch
 from ray_pipeline.events import EventBatch
+from ray_pipeline.generator.event_clock import EventClock
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardRunner
 from ray_pipeline.kafka.broker import EmbeddedBroker
@@ -67,7 +68,7 @@ def test_all_arrives_once_and_in_order_over_bad_links(tmp_path: Path) -> None:
             start_ms = SystemClock().now_ms()
             plan = (Epoch(start_ms, RATE),)
             runner.start()
-            runner.tell(Assignment(1, "run", "config", plan, 1.0, 0.5, COUNT, 0))
+            runner.tell(Assignment(1, "run", "config", plan, 1.0, 0.5, COUNT, EventClock()))
             wait_for("the first commit", lambda: runner.report().next_index > 0)
             draw = random.Random(1)
             while runner.report().state is not RunnerState.DONE:

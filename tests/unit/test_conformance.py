@@ -218,7 +218,8 @@ def test_no_setting_is_too_extreme_to_be_judged(changes: dict[str, Any]) -> None
 
 def test_a_fitted_model_behaves_as_it_is_told_too(tmp_path: Path) -> None:
     write_fitted(tmp_path / "model.npz", small_model())
-    changes = {**WORKLOADS[-1], "model": tmp_path / "model.npz", "users": None, "movies": None, "genre_share": None}
+    brought = dict.fromkeys(REPLACED_FIELDS)  # None: as the model file says
+    changes = {**WORKLOADS[-1], **brought, "model": tmp_path / "model.npz"}
     changes |= {"drift": "abrupt at=9000 movie=1005 size=1", "attack": "review-bomb movie=1001 at=5000 ratings=900"}
     world = World(load_settings(**{**SMALL, "ratings": 20_000, **changes}))
     report = judge(Evidence(regenerate(world, None, 1_000_000), world), "right")
