@@ -7,7 +7,7 @@ import sys
 
 from bench.common import save
 
-NAMES = ("delivery", "audit", "windows", "latency", "capacity", "pacing", "coldstart", "memory")
+NAMES = ("delivery", "knobs", "audit", "windows", "latency", "capacity", "pacing", "coldstart", "memory")
 
 
 def main() -> int:

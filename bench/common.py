@@ -64,11 +64,12 @@ def wait_for(reached: Callable[[], Any], deadline_s: float) -> Any:
     raise TimeoutError(f"not within {deadline_s} s")
 
 
-def child(command: list[str]) -> tuple[str, float, float]:
-    """Run a command; its output, wall seconds, CPU seconds."""
+def child(command: list[str], folder: Path | None = None) -> tuple[str, float, float]:
+    """Run a command, in the project of another folder if one is given; its output, wall seconds, CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(folder)} if folder else None
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=folder, env=environment)
     wall = time.monotonic() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done.stdout, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -30,9 +30,10 @@ from bench.common import child, embedded_broker, median
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.factory import fallback, open_delivery
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
-from ray_pipeline.events import EventBatch
+from ray_pipeline.generator.arrivals import poisson_arrivals
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.generator.runner import MOST_RATINGS_AT_ONCE as BATCH
+from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.kafka.client import make_admin
 from ray_pipeline.kafka.read import count_records
 from ray_pipeline.kafka.topics import ensure_topics
@@ -64,7 +65,7 @@ def run() -> dict[str, Any]:
                 row["counted"] = count_records(bootstrap, topic).total
                 assert row["counted"] == row["sent"], (name, row)
                 rows[name].append(row)
-                _delete(bootstrap, topic)
+                delete_topics(bootstrap, topic)
                 print(number, name, row, flush=True)
     found: dict[str, Any] = {
         name: {
@@ -77,7 +78,8 @@ def run() -> dict[str, Any]:
     return {"ratings": RATINGS, "rounds": ROUNDS, **_ratios(found), "ways": found}
 
 
-def _delete(bootstrap: str, topic: str) -> None:
+def delete_topics(bootstrap: str, topic: str) -> None:
+    """The ratings and the progress of one round."""
     admin = make_admin(bootstrap)
     for done in admin.delete_topics([topic, f"{topic}.progress"]).values():
         done.result(15)
@@ -134,14 +136,15 @@ def _reported(pattern: str, out: str, cpu: float) -> dict[str, Any]:
     return {"rate": float(rate), "cpu_us": cpu / RATINGS * 1e6, "sent": RATINGS}
 
 
-def _send(bootstrap: str, topic: str, kind: str, interval_ms: str, ratings: str) -> None:
+def _send(bootstrap: str, topic: str, kind: str, interval_ms: str, ratings: str, changes: str = "{}") -> None:
     """In a process of its own: sends as fast as it can, a thread a shard, and prints what it took."""
+    told: dict[str, Any] = {**WAYS[kind], **json.loads(changes)}
     settings = load_settings(
-        rate=1e6,
         ratings_topic=topic,
         progress_topic=f"{topic}.progress",
         commit_interval_ms=interval_ms,
-        **WAYS[kind],
+        **({} if "plan" in told else {"rate": 1e6}),
+        **told,
     )
     assert fallback(settings) is None
     movies, user_map = build_movies(settings, load_catalogue(settings)), build_user_map(settings)
@@ -161,19 +164,19 @@ def _send(bootstrap: str, topic: str, kind: str, interval_ms: str, ratings: str)
 
 def _send_shard(settings: Settings, model: ShardModel, delivery: ShardDelivery, share: float, count: int) -> int:
     """Every rating of the shard, in batches as large as the generator's, a commit an interval; how many there were."""
-    epochs = (Epoch(START_MS, settings.rate),)
-    schedule = ShardSchedule(RatePlan(epochs), share, 0.5)
+    epochs = (Epoch(START_MS, 0.0, settings.plan, START_MS) if settings.plan else Epoch(START_MS, settings.rate),)
+    poisson_seed = settings.seed if settings.arrivals == "poisson" else None
+    arrivals = poisson_arrivals(poisson_seed, model.partition)
+    sequence = ShardSequence(model, ShardSchedule(RatePlan(epochs), share, 0.5, arrivals), 0)
     at, committed_ms = 0, time.monotonic() * 1000
     while at < count:
-        times = schedule.due_ms(at, min(BATCH, count - at))
-        drawn = model.draw(at, len(times))
-        delivery.send(EventBatch(model.partition, at, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times))
-        at += len(times)
+        batch = sequence.events(at, min(BATCH, count - at))
+        delivery.send(batch)
+        at = batch.next_index
         now_ms = time.monotonic() * 1000
         if at == count or now_ms - committed_ms >= settings.commit_interval_ms:
-            progress = ShardProgress(
-                "bench", "bench", model.partition, at, int(times[-1]), START_MS, epochs, share, 0.5
-            )
+            due_ms = sequence.due_ms(at - 1)
+            progress = ShardProgress("bench", "bench", model.partition, at, due_ms, START_MS, epochs, share, 0.5)
             delivery.commit(progress)
             committed_ms = now_ms
     delivery.close()
