@@ -96,7 +96,7 @@ EVENT_FIELDS = (
     *FAULT_FIELDS,
     "genre_share",
     "user_scale_sigma",
-    "rating_step",
+    "whole_star_share",
     "taste_exposure",
     "session_length",
     "new_user_share",
@@ -239,7 +239,12 @@ class Settings(BaseSettings):
     user_scale_sigma: float = Field(
         0.0, ge=0, le=1, description="sigma of the lognormal scale on which a user uses the stars; 0 = all alike"
     )
-    rating_step: float = Field(0.5, description="0.5 = half stars, 0.5 to 5; 1.0 = whole stars, 1 to 5")
+    whole_star_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the users who give whole stars only, 1 to 5; the others give half ones too",
+    )
     taste_exposure: float = Field(
         0.0, ge=0, le=1, description="how far a user's taste decides what is watched; 0 = popularity alone"
     )
@@ -352,14 +357,6 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return value
 
-    @field_validator("rating_step")
-    @classmethod
-    def _half_or_whole(cls, value: float) -> float:
-        if value not in (0.5, 1.0):
-            msg = "should be 0.5 or 1.0"
-            raise ValueError(msg)
-        return value
-
     @field_validator("drift", "attack", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
@@ -417,10 +414,6 @@ class Settings(BaseSettings):
         if self.genre_share and not self.factor_share:
             msg = "genre_share is a share of the factors' variance, and factor_share is 0: raise it, or set genre_share to 0"
             raise ValueError(msg)
-        for text in self.attack if self.rating_step == 1 else ():
-            if (parse_attack(text).rating or 1) % 1:
-                msg = f"attack {text!r} gives a half star, and rating_step is 1.0: give a whole one"
-                raise ValueError(msg)
         if self.sliding_s % self.slide_s:
             msg = f"sliding_s={self.sliding_s} is not a multiple of slide_s={self.slide_s}"
             raise ValueError(msg)

@@ -1,7 +1,7 @@
 """A fitted model in a file: users, movies and the settings that were measured on somebody's ratings.
 
-The file is NumPy's ``.npz`` without pickled objects: six arrays a side, and what is text as JSON in UTF-8. What it is called by,
-and what the identity of a stream depends on, is the digest of its bytes.
+The file is NumPy's ``.npz`` without pickled objects: four arrays a side, one of the users' habit, and what is text as JSON in UTF-8.
+What it is called by, and what the identity of a stream depends on, is the digest of its bytes.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ REPLACED_FIELDS = (
     "activity_sigma",
     "genre_share",
     "user_scale_sigma",
-    "rating_step",
+    "whole_star_share",
 )
 """The settings that a model file brings: measured on the data, so that they say of the stream what they say of a synthetic one."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,8 @@ class FittedModel:
     Attributes:
         users: who rates.
         movies: what is rated.
+        whole_stars: shape (users,), float32, 0 … 1: how likely each user gives whole stars only; the seed decides, once for
+            all of a user's ratings.
         titles: a title a movie.
         genres: the genres of each movie, sorted; empty where none is known.
         settings: a value for each of :data:`REPLACED_FIELDS`.
@@ -94,6 +96,7 @@ class FittedModel:
 
     users: FittedSide
     movies: FittedSide
+    whole_stars: npt.NDArray[np.float32]
     titles: tuple[str, ...]
     genres: tuple[tuple[str, ...], ...]
     settings: Mapping[str, Any]
@@ -115,10 +118,13 @@ def write_fitted(path: Path, model: FittedModel) -> str:
         "titles": model.titles,
         "genres": model.genres,
     }
-    arrays = {name: np.frombuffer(json.dumps(text).encode(), np.uint8) for name, text in texts.items()}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.frombuffer(json.dumps(text).encode(), np.uint8) for name, text in texts.items()
+    }
     for side in ("users", "movies"):
         for name in ("ids", "factors", "biases", "counts"):
             arrays[f"{side}_{name}"] = getattr(getattr(model, side), name)
+    arrays["whole_stars"] = model.whole_stars
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with unfinished.open("wb") as file:
@@ -188,7 +194,8 @@ def _model(arrays: Mapping[str, npt.NDArray[Any]], texts: Mapping[str, Any], dig
     )
     settings = {name: about["settings"][name] for name in REPLACED_FIELDS}
     genres = tuple(tuple(map(str, names)) for names in texts["genres"])
-    return FittedModel(users, movies, tuple(map(str, texts["titles"])), genres, settings, about["report"], digest)
+    titles = tuple(map(str, texts["titles"]))
+    return FittedModel(users, movies, arrays["whole_stars"], titles, genres, settings, about["report"], digest)
 
 
 def _wrong(model: FittedModel) -> str:
@@ -208,6 +215,9 @@ def _wrong(model: FittedModel) -> str:
             return f"factors or biases of {name} are not finite"
         if int(side.counts.min()) < 0 or not side.counts.any():
             return f"the counts of {name} are below 0, or all 0"
+    whole = model.whole_stars
+    if whole.shape != model.users.ids.shape or whole.dtype != "<f4" or not ((whole >= 0) & (whole <= 1)).all():
+        return "whole_stars is not a number from 0 to 1, float32, for each user"
     if len(model.titles) != len(model.movies.ids) or len(model.genres) != len(model.movies.ids):
         return "titles or genres are not as many as movies"
     return ""

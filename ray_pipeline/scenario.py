@@ -78,7 +78,7 @@ class Attack:
         start: position at which it begins.
         ratings: how many ratings the cohort gives in it, on average over seeds.
         cohort: share of the users that take part, 0 … 1.
-        rating: what they give the movie, stars; None = the lowest rating there is.
+        rating: what they give the movie, stars; who gives whole ones only rounds it, ties upwards.
         stealth: share of their ratings that are camouflage: of other movies, with their honest opinion.
         intensity: share of the stream that is the attack's while it lasts, so it lasts for ``ratings / intensity`` ratings.
         text: as it was given.
@@ -88,7 +88,7 @@ class Attack:
     start: int
     ratings: int
     cohort: float
-    rating: float | None
+    rating: float
     stealth: float
     intensity: float
     text: str
@@ -132,15 +132,15 @@ def parse_drift(text: str) -> Drift:
 
 
 def parse_attack(text: str) -> Attack:
-    """An attack from its text: ``review-bomb movie= at= ratings= [rating= cohort=0.01 stealth=0 intensity=0.1]``.
+    """An attack from its text: ``review-bomb movie= at= ratings= [rating=0.5 cohort=0.01 stealth=0 intensity=0.1]``.
 
     Raises:
         ValueError: the text is none; says what is wrong.
     """
     _, given = _pairs(text, ("review-bomb",))
     _check_names(text, given, _ATTACK_NEEDS, _ATTACK_MAY)
-    rating = _number(text, given, "rating", 0.5, 0.5, 5.0) if "rating" in given else None
-    if rating and (rating * 2) % 1:
+    rating = _number(text, given, "rating", 0.5, 0.5, 5.0)
+    if (rating * 2) % 1:
         raise _wrong(text, f"rating={given['rating']} is no half star")
     cohort, intensity = _share(text, given, "cohort", 0.01), _share(text, given, "intensity", 0.1)
     stealth = _number(text, given, "stealth", 0.0, 0.0, 1.0)

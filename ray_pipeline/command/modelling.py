@@ -34,7 +34,7 @@ def fit(
     iterations: Annotated[int, typer.Option(min=1, max=200, help="alternations of the least squares")] = 15,
     as_json: JSON = False,
 ) -> None:
-    """Make a model file of your own ratings, for run --model: factors, biases, noise, popularity, activity.
+    """Make a model file of your own ratings, for run --model: factors, biases, noise, habits, popularity, activity.
 
     Needs Java, and neither Kafka nor Ray. The same file, options and seed give the same model.
     """
@@ -84,4 +84,8 @@ def _print_model(output: Path, digest: str, settings: Any, report: Any) -> None:
     )
     shares = [f"{name} {settings[f'{name}_share']:.3f}" for name in ("user_bias", "movie_bias", "factor")]
     typer.echo(f"shares of variance: {', '.join(shares)}; noise {report['noise_sd']:.3f} stars")
+    typer.echo(
+        f"users of whole stars alone: {settings['whole_star_share']:.1%} (standard error {report['whole_star_error']:.1%}); "
+        f"{report['whole_ratings']:.1%} of the ratings are whole"
+    )
     typer.echo(f"wrote {output} ({digest}); stream from it with: ray-pipeline run --model {output}")

@@ -54,7 +54,7 @@ EVENTS = (
     "activity_sigma",
     "genre_share",
     "user_scale_sigma",
-    "rating_step",
+    "whole_star_share",
     "taste_exposure",
     "session_length",
     "new_user_share",

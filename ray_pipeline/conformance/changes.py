@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 from ray_pipeline.conformance.evidence import Evidence
 from ray_pipeline.conformance.measure import Counted, Distance, Measure, Unchecked, quadratic
+from ray_pipeline.events import HALF_STARS_MAX
+from ray_pipeline.model.ratings import to_half_stars
 from ray_pipeline.scenario import parse_attack
 from ray_pipeline.truth.law import RatingLaw
 
@@ -43,12 +45,13 @@ def attacks(evidence: Evidence) -> Measure:
     missed = 0
     for p in range(world.settings.partitions if world.settings.attack else 0):
         row = np.flatnonzero((sample.partition == p) & evidence.struck)
-        drawn = [world.shard(p).attacks(int(i), 1) for i in sample.index[row].tolist()]
+        model = world.shard(p)
+        drawn = [model.attacks(int(i), 1) for i in sample.index[row].tolist()]
         for at, strike in zip(row.tolist(), drawn, strict=True):
             if strike is not None and strike.hit.any():
                 attack = parse_attack(world.settings.attack[int(strike.attack[0])])
-                stars = attack.rating or world.settings.rating_step
-                missed += sample.movie_ids[at] != attack.movie or sample.half_stars[at] != stars * 2
+                given = to_half_stars(np.array([attack.rating], np.float32), model.users.habits.of(strike.user).whole)
+                missed += sample.movie_ids[at] != attack.movie or sample.half_stars[at] != given[0]
     if missed:
         return Counted.exactly(float(missed), 0.0)
     stretches = _stretches(evidence)
@@ -58,8 +61,8 @@ def attacks(evidence: Evidence) -> Measure:
     for row in stretches:
         _, _, ends = _law(evidence, row)
         found = evidence.scored.half_stars[row]
-        lowest, highest = round(world.settings.rating_step * 2), 10
-        difference = np.array([(found <= lowest).sum(), (found == highest).sum()]) - ends.sum(axis=0)
+        lowest = 1 if evidence.habits.whole is None else 1 + evidence.habits.whole[row]
+        difference = np.array([(found <= lowest).sum(), (found == HALF_STARS_MAX).sum()]) - ends.sum(axis=0)
         covariance = np.diag(ends.sum(axis=0)) - ends.T @ ends
         some, free = quadratic(difference, covariance)
         chi_square, degrees = chi_square + some, degrees + free
@@ -78,9 +81,9 @@ def _stretches(evidence: Evidence) -> list[npt.NDArray[np.int64]]:
 
 def _law(evidence: Evidence, row: npt.NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
     """Of some scored ratings: rating less its expectation, the variance of that, P(lowest) and P(highest), shape (n, 2)."""
-    model = evidence.declared.model
-    scales = None if evidence.scales is None else evidence.scales[row]
-    law, scores = RatingLaw(model.noise_sd, model.step), evidence.true_scores[row]
-    moments, reach = law.moments(scores, scales), law.at_least(scores, scales)
-    ends = np.column_stack([1.0 - reach[:, 0], reach[:, -1]])
+    law = RatingLaw(evidence.declared.model.noise_sd)
+    scores, habits = evidence.true_scores[row], evidence.habits.of(row)
+    moments, reach = law.moments(scores, habits), law.at_least(scores, habits)
+    above_lowest = reach[:, 0] if habits.whole is None else np.where(habits.whole, reach[:, 1], reach[:, 0])
+    ends = np.column_stack([1.0 - above_lowest, reach[:, -1]])
     return evidence.scored.half_stars[row] / 2.0 - moments.mean, moments.variance, ends

@@ -13,6 +13,7 @@ from ray_pipeline.conformance.sample import Sample
 from ray_pipeline.conformance.scores import Intervals, ScoreFit, Terms, fit_scores
 from ray_pipeline.conformance.world import World
 from ray_pipeline.model.faults import make_faults
+from ray_pipeline.model.population import Habits
 
 __all__ = ["Evidence", "Known"]
 
@@ -168,10 +169,9 @@ class Evidence:
         return found
 
     @functools.cached_property
-    def scales(self) -> npt.NDArray[np.float32] | None:
-        """The scale of each scored rating's user; None where all are alike."""
-        scales = self.declared.users.scales
-        return None if scales is None else scales[self.scored.user]
+    def habits(self) -> Habits:
+        """How each scored rating's user gives stars."""
+        return self.declared.users.habits.of(self.scored.user)
 
     @functools.cached_property
     def true_scores(self) -> npt.NDArray[np.float32]:
@@ -197,8 +197,7 @@ class Evidence:
     @functools.cached_property
     def fit(self) -> ScoreFit | None:
         """Scale of every term, estimated from the ratings; None when there are too few."""
-        step = self.declared.settings.rating_step
-        return fit_scores(self.terms, Intervals.of(self.scored.half_stars, step, self.drift, self.scales))
+        return fit_scores(self.terms, Intervals.of(self.scored.half_stars, self.drift, self.habits))
 
     @functools.cached_property
     def through_ms(self) -> int:

@@ -109,8 +109,8 @@ def _dense(world: World, ids: tuple[Ids, Ids]) -> ShardModel:
     """Some users and movies of a world as a shard of its own, in which each is as frequent as any other."""
     user, movie = world.user_at(ids[0]), world.catalogue.index_of(ids[1])
     flat_users, flat_movies = (AliasTable.from_weights(np.ones(len(at), np.int64)) for at in ids)
-    scales = None if world.users.scales is None else world.users.scales[user]
-    users = Users(ids[0], world.users.factors[user], world.users.biases[user], flat_users, scales)
+    habits = world.users.habits.of(user)
+    users = Users(ids[0], world.users.factors[user], world.users.biases[user], flat_users, habits)
     movies = Movies(ids[1], world.movies.factors[movie], world.movies.biases[movie], flat_movies)
     return ShardModel(world.settings.model_copy(update=_PLAIN), world.settings.partitions, users, movies)
 
@@ -126,15 +126,15 @@ def _frequent(world: World, other: World) -> tuple[Ids, Ids]:
 
 def _predicted(model: ShardModel, user: Ids, movie: Ids) -> float:
     """What knowing everything but the noise saves over knowing the biases, stars², on average over some pairs."""
-    scales = None if model.users.scales is None else model.users.scales[user]
-    expected = RatingLaw(model.noise_sd, model.step).moments(model.score(user, movie), scales).mean
+    expected = RatingLaw(model.noise_sd).moments(model.score(user, movie), model.users.habits.of(user)).mean
     return float(((expected - BiasOnly([model], [1.0]).predict(model, user, movie)) ** 2).mean())
 
 
 def _noise(world: World) -> float:
     """Variance of what no factor explains, stars²."""
     # rounding to steps adds the variance of a uniform error
-    return world.settings.rating_sd**2 * world.noise_share + world.settings.rating_step**2 / 12
+    step_squared = 0.25 + 0.75 * world.settings.whole_star_share
+    return world.settings.rating_sd**2 * world.noise_share + step_squared / 12
 
 
 def _ridge(world: World) -> float:

@@ -1,4 +1,4 @@
-"""Checks of how people behave: genres, scales, steps, tastes, sessions, newcomers."""
+"""Checks of how people behave: genres, scales, whole stars, tastes, sessions, newcomers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ray_pipeline.conformance.evidence import Evidence
 from ray_pipeline.conformance.measure import Counted, Estimate, Measure, Unchecked
 from ray_pipeline.model.arrival import Arrivals, joining_words
 from ray_pipeline.model.genres import with_genres
-from ray_pipeline.model.population import movie_factors
+from ray_pipeline.model.population import Habits, movie_factors
 from ray_pipeline.model.sessions import LANES
 from ray_pipeline.model.streams import halfwords_of, normal_table
 from ray_pipeline.truth.law import RatingLaw
 
-__all__ = ["genre_weight", "joining_movies", "joining_users", "rating_step", "scale_spread", "session_length", "taste"]
+__all__ = ["genre_weight", "joining_movies", "joining_users", "scale_spread", "session_length", "taste", "whole_stars"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,7 +22,7 @@ _LOOKED_AT = 200_000
 _REPLICATES = 4
 _LOOKS = 4
 _FEWEST = 1_000
-_FEWEST_ODD = 20
+_FEWEST_HALVES = 20
 _TOO_FEW = Unchecked("too few ratings of declared users and movies")
 
 
@@ -44,8 +44,8 @@ def genre_weight(evidence: Evidence) -> Measure:
     if known.sum() < _FEWEST:
         return Unchecked("too few ratings of movies whose genres are known")
     ours = world.unit.users.factors[user]
-    if evidence.scales is not None:
-        ours = ours / evidence.scales[rows, None]
+    if evidence.habits.scales is not None:
+        ours = ours / evidence.habits.scales[rows, None]
     parts = np.column_stack([np.einsum("ij,ij->i", ours, side[movie]) for side in (alone, of_genres)])[known]
     design = np.column_stack([evidence.terms.design[rows][known, :3], parts])
     inverse = np.linalg.pinv((design.T * fit.weight[rows][known]) @ design)
@@ -80,20 +80,24 @@ def scale_spread(evidence: Evidence) -> Measure:
     return Estimate(declared + float(beyond.sum()) / information, max(error, 1e-9), declared)
 
 
-def rating_step(evidence: Evidence) -> Measure:
-    """``rating_step``: whether there are half stars."""
+def whole_stars(evidence: Evidence) -> Measure:
+    """``whole_star_share``: share of ratings that are whole, each user's habit known; who has it gives no half star at all."""
     if not len(evidence.scored):
         return _TOO_FEW
-    declared = evidence.declared.settings.rating_step
-    if (evidence.scored.half_stars % 2).any():
-        return Counted.exactly(0.5, declared)
-    model, every = evidence.declared.model, max(1, len(evidence.scored) // 20_000)
-    scales = None if evidence.scales is None else evidence.scales[::every]
-    reach = RatingLaw(model.noise_sd, 0.5).at_least(evidence.true_scores[::every], scales)
-    odd = -np.diff(reach, axis=1, prepend=1.0, append=0.0)[:, ::2].sum() * every
-    if odd < _FEWEST_ODD:
-        return Unchecked("nobody would give a half star if there were any")
-    return Counted.exactly(1.0, declared)
+    half, whole = evidence.scored.half_stars % 2 == 1, evidence.habits.whole
+    rows = slice(None, None, max(1, len(half) // _LOOKED_AT))
+    law, scales = RatingLaw(evidence.declared.model.noise_sd), evidence.habits.of(rows).scales
+    reach = law.at_least(evidence.true_scores[rows], Habits(scales))
+    chance = -np.diff(reach, axis=1, prepend=1.0, append=0.0)[:, ::2].sum(axis=1)
+    if chance.sum() < _FEWEST_HALVES:
+        return Unchecked("hardly anybody would give a half star, whatever the habits")
+    if whole is not None:
+        chance *= ~whole[rows]
+    found, declared = 1.0 - float(half[rows].mean()), 1.0 - float(chance.mean())
+    if whole is not None and (half & whole).any():
+        return Counted.exactly(found, declared)
+    error = float(np.sqrt((chance * (1.0 - chance)).sum())) / len(chance)
+    return Estimate(found, max(error, 1e-9), declared)
 
 
 def taste(evidence: Evidence) -> Measure:
@@ -113,7 +117,8 @@ def taste(evidence: Evidence) -> Measure:
 
     def tastes(user: npt.NDArray[np.int64], movie: npt.NDArray[np.int64]) -> Floats:
         taste = world.model.score(user, movie) - world.users.biases[user]
-        return np.asarray(taste if world.users.scales is None else taste / world.users.scales[user]) / spread
+        scales = world.users.habits.of(user).scales
+        return np.asarray(taste if scales is None else taste / scales) / spread
 
     random, below = np.random.default_rng(0), np.cumsum(world.movie_law)
     normal = normal_table().astype(np.float64)
@@ -207,7 +212,5 @@ def _expected(number: Floats, law: Floats, arrivals: Arrivals | None, position: 
 
 def _residuals(evidence: Evidence, rows: slice) -> tuple[Floats, Floats]:
     """Rating less its expectation, stars, and the variance of that, of some of the scored ratings."""
-    model = evidence.declared.model
-    scales = None if evidence.scales is None else evidence.scales[rows]
-    law = RatingLaw(model.noise_sd, model.step).moments(evidence.true_scores[rows], scales)
+    law = RatingLaw(evidence.declared.model.noise_sd).moments(evidence.true_scores[rows], evidence.habits.of(rows))
     return evidence.scored.half_stars[rows] / 2.0 - law.mean, law.variance

@@ -78,7 +78,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check("genre weight", ("genre_share",), "root of the genres' share of the factors", "", people.genre_weight),
     Check("user scales", ("user_scale_sigma",), "sigma of the users' scales", "", people.scale_spread),
-    Check("step", ("rating_step",), "what ratings are rounded to", "stars", people.rating_step),
+    Check("whole stars", ("whole_star_share",), "share of ratings that are whole", "", people.whole_stars),
     Check("taste", ("taste_exposure",), "mean taste for what is watched, standard deviations", "", people.taste),
     Check("sessions", ("session_length",), "ratings of a user in a row", "", people.session_length),
     Check(

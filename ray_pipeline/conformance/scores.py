@@ -16,7 +16,7 @@ from scipy.special import ndtr
 
 from ray_pipeline.conformance.measure import Estimate
 from ray_pipeline.events import HALF_STARS_MAX
-from ray_pipeline.model.population import Movies, Users
+from ray_pipeline.model.population import Habits, Movies, Users
 
 __all__ = ["Intervals", "ScoreFit", "Terms", "fit_scores"]
 
@@ -50,8 +50,9 @@ class Terms:
         for column in range(users.factors.shape[1]):
             taste += users.factors[:, column][user] * movies.factors[:, column][movie]
         design[:, 3] = taste
-        if users.scales is not None:
-            scale = users.scales[user].astype(np.float64)
+        scales = users.habits.scales
+        if scales is not None:
+            scale = scales[user].astype(np.float64)
             for column in (0, 1, 3):  # the movie's bias is times the scale, as the noise is
                 design[:, column] /= scale
         return cls(design)
@@ -89,14 +90,14 @@ class Intervals:
     def of(
         cls,
         half_stars: npt.NDArray[np.uint8],
-        step: float,
         drift: npt.NDArray[np.float32],
-        scales: npt.NDArray[np.float32] | None,
+        habits: Habits,
     ) -> Intervals:
-        """From ratings, what they are rounded to, and each one's drift and user's scale, shape (n,)."""
+        """From ratings, and each one's drift, shape (n,), and user's habits."""
+        step = 0.5 if habits.whole is None else np.where(habits.whole, 1.0, 0.5)
         low, high = (half_stars - step) / 2 - drift, (half_stars + step) / 2 - drift
-        if scales is not None:
-            low, high = low / scales, high / scales
+        if habits.scales is not None:
+            low, high = low / habits.scales, high / habits.scales
         return cls(low, high, half_stars <= 2 * step, half_stars >= HALF_STARS_MAX)
 
 

@@ -69,8 +69,8 @@ def rank(evidence: Evidence) -> Measure:
     unit, scored = evidence.declared.unit, evidence.scored
     rows = slice(None, None, max(1, len(scored) // _RANKED_MOST))
     products = unit.users.factors[scored.user[rows]] * unit.movies.factors[scored.movie[rows]]
-    if evidence.scales is not None:
-        products /= evidence.scales[rows, None]
+    if evidence.habits.scales is not None:
+        products /= evidence.habits.scales[rows, None]
     slope, weight = fit.slope[rows], fit.weight[rows]
     information = (products.T * weight) @ products
     weights = fit.scales[3] + np.linalg.pinv(information) @ (products.T @ slope)
@@ -100,14 +100,12 @@ def observed_histogram(evidence: Evidence) -> npt.NDArray[np.float64]:
 def expected_histogram(evidence: Evidence) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """How often each must stand there, shape (10,), and the covariance, shape (10, 10)."""
     model, scored = evidence.declared.model, evidence.scored
-    law = RatingLaw(model.noise_sd, model.step)
+    law = RatingLaw(model.noise_sd)
     expected, covariance = np.zeros(HALF_STARS_MAX), np.zeros((HALF_STARS_MAX, HALF_STARS_MAX))
     for lo in range(0, len(scored), _BLOCK):
         part = slice(lo, lo + _BLOCK)
-        scales = None if evidence.scales is None else evidence.scales[part]
-        reach = law.at_least(evidence.true_scores[part], scales)
-        chance = np.zeros((len(reach), HALF_STARS_MAX))
-        chance[:, np.array(law.levels) - 1] = -np.diff(reach, axis=1, prepend=1.0, append=0.0)
+        reach = law.at_least(evidence.true_scores[part], evidence.habits.of(part))
+        chance = -np.diff(reach, axis=1, prepend=1.0, append=0.0)
         expected += chance.sum(axis=0)
         covariance -= chance.T @ chance
     return expected, covariance + np.diag(expected)

@@ -1,4 +1,4 @@
-"""The fit as a whole: biases, factors, calibration on ratings held out, laws of activity and popularity."""
+"""The fit as a whole: biases, factors, habits, calibration on ratings held out, laws of activity and popularity."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ray_pipeline.fitted import FittedModel, FittedSide
 from ray_pipeline.fitting.als import Factoriser, Residuals
 from ray_pipeline.fitting.biases import Biases, fit_biases
 from ray_pipeline.fitting.calibration import Calibration, calibrate
+from ray_pipeline.fitting.habits import WholeStars, fit_whole_stars
 from ray_pipeline.fitting.reading import Ratings
 from ray_pipeline.model.catalogue import Catalogue
 from ray_pipeline.model.streams import halfwords
@@ -48,9 +49,9 @@ def fit(
         tell: is called with a line at each step.
 
     Returns:
-        The model; its report has ``ratings``, ``users``, ``movies``, ``held_out`` (how many), ``whole_star_share``, and in stars
-        ``mean`` and ``sd`` of the ratings, ``noise_sd``, and ``rmse`` on the held-out ratings of ``global_mean``, ``bias_only`` and
-        ``model``.
+        The model; its report has ``ratings``, ``users``, ``movies``, ``held_out`` (how many), ``whole_ratings`` (share of the ratings
+        that are whole), ``whole_star_error`` (standard error of the setting ``whole_star_share``), and in stars ``mean`` and ``sd`` of
+        the ratings, ``noise_sd``, and ``rmse`` on the held-out ratings of ``global_mean``, ``bias_only`` and ``model``.
 
     Raises:
         RatingsFileError: there are too few ratings to hold some out.
@@ -73,11 +74,13 @@ def fit(
     residuals = (train.half_stars / 2.0 - biases.predict(train)).astype(np.float32)
     sizes = len(ratings.user_ids), len(ratings.movie_ids)
     factors = factorise(Residuals(*sizes, train.user, train.movie, residuals), rank, seed, tell)
-    few, step = slice(0, _CALIBRATE_ON), 0.5 if (ratings.half_stars % 2).any() else 1.0
-    calibration = calibrate(stars[few], biases.mean, [by_bias[few] - biases.mean, _products(*factors, test)[few]], step)
+    few, habit = slice(0, _CALIBRATE_ON), fit_whole_stars(ratings)
+    whole = habit.chance[test.user[few]] if habit.share else None
+    parts = [by_bias[few] - biases.mean, _products(*factors, test)[few]]
+    calibration = calibrate(stars[few], biases.mean, parts, whole)
     rmse["model"] = calibration.rmse
     tell(f"factors: held-out RMSE {calibration.rmse:.4f}")
-    model = _assembled(ratings, biases, factors, calibration, step)
+    model = _assembled(ratings, biases, factors, habit, calibration)
     report = {
         "ratings": len(ratings),
         "users": sizes[0],
@@ -85,7 +88,8 @@ def fit(
         "held_out": len(test),
         "mean": float(ratings.half_stars.mean()) / 2,
         "sd": float(ratings.half_stars.std()) / 2,
-        "whole_star_share": float((ratings.half_stars % 2 == 0).mean()),
+        "whole_ratings": float((ratings.half_stars % 2 == 0).mean()),
+        "whole_star_error": habit.error,
         "noise_sd": calibration.noise_sd,
         "rmse": rmse,
     }
@@ -118,8 +122,8 @@ def _assembled(
     ratings: Ratings,
     biases: Biases,
     factors: tuple[npt.NDArray[np.float32], ...],
+    habit: WholeStars,
     calibration: Calibration,
-    step: float,
 ) -> FittedModel:
     """The calibrated model, without titles.
 
@@ -160,13 +164,13 @@ def _assembled(
         # what genres and scales there are is in factors and biases
         "genre_share": 0.0,
         "user_scale_sigma": 0.0,
-        "rating_step": step,
+        "whole_star_share": habit.share,
     }
     sides = [
         FittedSide(ids, side.factors.astype(np.float32), side.biases.astype(np.float32), count)
         for ids, side, count in zip((ratings.user_ids, ratings.movie_ids), (users, movies), counts, strict=True)
     ]
-    return FittedModel(sides[0], sides[1], (), (), settings)
+    return FittedModel(sides[0], sides[1], habit.chance, (), (), settings)
 
 
 def _centre(users: _Side, movies: _Side) -> float:

@@ -56,6 +56,10 @@ class Attacks:
         founders: shape (n,), who may take part; None = all.
         share: the shard's share of all ratings.
         movies: result of :func:`ray_pipeline.model.scopes.attacked_movies`.
+
+    Attributes:
+        movies: shape (attacks,), int64, place of the movie that each is against.
+        stars: shape (attacks,), float32: what each gives it; a user of whole stars rounds it, as any score.
     """
 
     def __init__(
@@ -75,9 +79,7 @@ class Attacks:
             intensity, stealth = round(attack.intensity * 2**32), round(attack.stealth * 2**32)
             self._planned.append(_Planned(attack, np.flatnonzero(member), np.uint64(intensity), np.uint64(stealth)))
         self.movies = np.array(movies, np.int64)
-        self.half_stars = np.array(
-            [round((p.attack.rating or settings.rating_step) * 2) for p in self._planned], np.uint8
-        )
+        self.stars = np.array([p.attack.rating for p in self._planned], np.float32)
 
     def strikes(self, first: int, count: int) -> Strikes | None:
         """The attacks' ratings among ``first … first + count - 1``; None when no attack goes on there."""

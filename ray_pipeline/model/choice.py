@@ -141,7 +141,8 @@ class ShardChoice:
     def _taste(self, user: Places, base: Scores) -> Scores:
         """What is the user's taste and the movie's bias in some scores, on the scale that all users have alike."""
         taste = base - self._users.biases.take(user)
-        return taste if self._users.scales is None else taste / self._users.scales.take(user)
+        scales = self._users.habits.scales
+        return taste if scales is None else taste / scales.take(user)
 
     def _strike(self, first: int, user: Places, movie: Places, base: Scores) -> Strikes | None:
         """Put the attacks' ratings in their places."""

@@ -26,13 +26,11 @@ def labels(settings: Settings, partition: int, share: float) -> list[dict[str, A
         index of the first behind it, None for what never ends. Of a drift further ``shape`` (``abrupt``, ``gradual``,
         ``recurring``), ``scope``, ``size`` (stars), ``complete`` (index from which on a gradual one is there in full),
         ``period`` and ``on`` (ratings of all partitions, and share of the period, of a recurring one). Of an attack
-        ``movieId``, ``stars``, ``ratings`` (how many to expect in all partitions), ``cohort``, ``stealth``, ``intensity``
-        (shares).
+        ``movieId``, ``stars`` (who gives whole ones only rounds them), ``ratings`` (how many to expect in all partitions),
+        ``cohort``, ``stealth``, ``intensity`` (shares).
     """
     drifts = [_drift(number, parse_drift(text), share) for number, text in enumerate(settings.drift)]
-    attacks = [
-        _attack(number, parse_attack(text), share, settings.rating_step) for number, text in enumerate(settings.attack)
-    ]
+    attacks = [_attack(number, parse_attack(text), share) for number, text in enumerate(settings.attack)]
     return [{**entry, "partition": partition} for entry in (*drifts, *attacks)]
 
 
@@ -75,13 +73,13 @@ def _drift(number: int, drift: Drift, share: float) -> dict[str, Any]:
     return {**entry, "end": last, **({"period": drift.period, "on": drift.on} if drift.period else {})}
 
 
-def _attack(number: int, attack: Attack, share: float, lowest: float) -> dict[str, Any]:
+def _attack(number: int, attack: Attack, share: float) -> dict[str, Any]:
     return {
         "kind": "attack",
         "number": number,
         "text": attack.text,
         "movieId": attack.movie,
-        "stars": attack.rating or lowest,
+        "stars": attack.rating,
         "ratings": attack.ratings,
         "cohort": attack.cohort,
         "stealth": attack.stealth,

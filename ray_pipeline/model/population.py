@@ -31,7 +31,7 @@ from ray_pipeline.model.streams import (
     normal_table,
 )
 
-__all__ = ["Movies", "UserMap", "Users", "build_movies", "build_user_map", "build_users", "movie_factors"]
+__all__ = ["Habits", "Movies", "UserMap", "Users", "build_movies", "build_user_map", "build_users", "movie_factors"]
 
 _CHUNK = 1 << 17
 _POPULARITY_UNIT = 2**34
@@ -61,6 +61,24 @@ class Movies:
 
 
 @dataclass(frozen=True, slots=True)
+class Habits:
+    """How some users give stars, or the users of some ratings.
+
+    Attributes:
+        scales: shape (n,), float32, > 0: how widely each uses the stars; None = all alike.
+        whole: shape (n,), bool: who gives whole stars only; None = nobody does.
+    """
+
+    scales: npt.NDArray[np.float32] | None = None
+    whole: npt.NDArray[np.bool_] | None = None
+
+    def of(self, chosen: npt.NDArray[np.int64] | slice) -> Habits:
+        """Those of some of them, by place."""
+        scales = None if self.scales is None else self.scales[chosen]
+        return Habits(scales, None if self.whole is None else self.whole[chosen])
+
+
+@dataclass(frozen=True, slots=True)
 class Users:
     """The users of one shard.
 
@@ -69,7 +87,7 @@ class Users:
         factors: shape (n, rank), float32, scaled so that ``U·V`` is in stars; times the user's scale.
         biases: shape (n,), float32, stars, the mean rating included.
         activity: the law of the user of a rating, by position in ``user_ids``.
-        scales: shape (n,), float32: how widely each uses the stars; None = all alike.
+        habits: how each gives stars.
         arrivals: which users join during the run; None = none does.
     """
 
@@ -77,7 +95,7 @@ class Users:
     factors: npt.NDArray[np.float32]
     biases: npt.NDArray[np.float32]
     activity: AliasTable
-    scales: npt.NDArray[np.float32] | None = None
+    habits: Habits = Habits()
     arrivals: Arrivals | None = None
 
 
@@ -130,16 +148,17 @@ def build_users(settings: Settings, user_ids: npt.NDArray[np.int64]) -> Users:
     bias = np.float32(settings.rating_sd * math.sqrt(settings.user_bias_share))
     mean = np.float32(settings.mean_rating)
     if settings.model is not None:
-        fitted = load_fitted(settings.model).users
-        at = fitted.at(user_ids)
-        return _with_habits(settings, user_ids, fitted.factors[at] * scale, mean + fitted.biases[at] * bias)
+        model = load_fitted(settings.model)
+        fitted, at = model.users, model.users.at(user_ids)
+        factors, biases = fitted.factors[at] * scale, mean + fitted.biases[at] * bias
+        return _with_habits(settings, user_ids, factors, biases, model.whole_stars[at])
     factors = np.empty((len(user_ids), settings.rank), np.float32)
     biases = np.empty(len(user_ids), np.float32)
     for lo, hi in dense_ranges(user_ids):
         ids = user_ids[lo:hi]
         factors[lo:hi] = _normals(settings, "user/factors", ids, settings.rank) * scale
         biases[lo:hi] = mean + _normals(settings, "user/bias", ids, 1)[:, 0] * bias
-    return _with_habits(settings, user_ids, factors, biases)
+    return _with_habits(settings, user_ids, factors, biases, np.float32(settings.whole_star_share))
 
 
 def _with_habits(
@@ -147,19 +166,23 @@ def _with_habits(
     user_ids: npt.NDArray[np.int64],
     factors: npt.NDArray[np.float32],
     biases: npt.NDArray[np.float32],
+    whole_stars: npt.NDArray[np.float32] | np.float32,
 ) -> Users:
-    """Users of these tastes, each with a scale, activity, and a time of joining."""
-    scales = None
+    """Users of these tastes, each with a scale, a chance to give whole stars only, activity, and a time of joining."""
+    scales = whole = None
     if settings.user_scale_sigma:
         scales = lognormal_scales(settings.user_scale_sigma)[
             halfwords_of(settings.seed, "user/scale", user_ids, 1)[:, 0]
         ]
         factors *= scales[:, None]
+    if np.any(whole_stars):
+        drawn = halfwords_of(settings.seed, "user/whole-stars", user_ids, 2).astype(np.int64)
+        whole = (drawn[:, 0] << 16 | drawn[:, 1]) < whole_stars * 2.0**32
     activity, joining = _activity(settings, user_ids), None
     if settings.new_user_share:
         share, until = settings.new_user_share, settings.arrival_ratings
         joining = arrivals(settings.seed, "user/arrival", user_ids, activity, share, until)
-    return Users(user_ids, factors, biases, AliasTable.from_weights(activity), scales, joining)
+    return Users(user_ids, factors, biases, AliasTable.from_weights(activity), Habits(scales, whole), joining)
 
 
 def movie_factors(

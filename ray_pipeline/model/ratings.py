@@ -58,7 +58,7 @@ class Parts:
         drift: what drift adds.
         noise: what no predictor can know.
         score: mean rating, biases, dot product, drift and noise together.
-        step: 0.5 or 1: what the score is rounded to.
+        step: 0.5 or 1: what the user's scores are rounded to.
         attack: number of the attack, from 0, that the rating is of; None = of none.
         hit: whether the attack says the rating; else the score does.
     """
@@ -96,7 +96,6 @@ class ShardModel:
         faults: what is wrong with its records, on purpose; None = nothing.
         noise_sd: float32, standard deviation of the noise, stars: times an entry of :func:`normal_table`, each equally likely, and
             the user's scale.
-        step: 0.5 or 1: what scores are rounded to.
     """
 
     def __init__(
@@ -106,7 +105,6 @@ class ShardModel:
         self.users = users
         self.movies = movies
         self.faults = make_faults(settings, partition)
-        self.step = settings.rating_step
         shares = settings.user_bias_share + settings.movie_bias_share + settings.factor_share
         self._mean = settings.mean_rating
         self.noise_sd = np.float32(settings.rating_sd * math.sqrt(max(0.0, 1.0 - shares)))
@@ -136,9 +134,12 @@ class ShardModel:
         if self._drift is not None:
             self._drift.add(scores, user, movie, positions(first, count, self._share))
         scores += self._noise(user, chosen.noise)
-        half_stars = to_half_stars(scores, self.step)
+        given = scores
         if strikes is not None and self._choice.attacks is not None:
-            half_stars[strikes.rows[strikes.hit]] = self._choice.attacks.half_stars[strikes.attack[strikes.hit]]
+            given = scores.copy()
+            given[strikes.rows[strikes.hit]] = self._choice.attacks.stars[strikes.attack[strikes.hit]]
+        whole = self.users.habits.whole
+        half_stars = to_half_stars(given, None if whole is None else whole.take(user))
         return Drawn(self.users.user_ids.take(user), self.movies.movie_ids.take(movie), scores, half_stars)
 
     def parts(self, index: int) -> Parts:
@@ -148,7 +149,8 @@ class ShardModel:
         true = self.score_at(user, movie, np.array([index], np.int64))
         noise = self._noise(user, chosen.noise)
         ours, theirs = self.users.factors[user][0], self.movies.factors[movie][0]
-        scale = 1.0 if self.users.scales is None else float(self.users.scales[user][0])
+        habits = self.users.habits.of(user)
+        scale = 1.0 if habits.scales is None else float(habits.scales[0])
         return Parts(
             ours,
             theirs,
@@ -159,7 +161,7 @@ class ShardModel:
             float((true - chosen.base)[0]),
             float(noise[0]),
             float((true + noise)[0]),
-            self.step,
+            1.0 if habits.whole is not None and habits.whole[0] else 0.5,
             int(struck.attack[0]) if struck and len(struck.rows) else None,
             bool(struck and struck.hit.any()),
         )
@@ -231,8 +233,8 @@ class ShardModel:
         product = self.users.factors.take(user, axis=0)
         product *= self.movies.factors.take(movie, axis=0)
         score: Scores = self.movies.biases.take(movie)
-        if self.users.scales is not None:
-            score *= self.users.scales.take(user)
+        if self.users.habits.scales is not None:
+            score *= self.users.habits.scales.take(user)
         score += self.users.biases.take(user)
         for column in range(product.shape[1]):
             score += product[:, column]
@@ -240,23 +242,24 @@ class ShardModel:
 
     def _noise(self, user: Places, word: npt.NDArray[np.uint64]) -> Scores:
         noise: Scores = self.noise_sd * normal_table().take(word & _NOISE_BITS)
-        if self.users.scales is not None:
-            noise *= self.users.scales.take(user)
+        if self.users.habits.scales is not None:
+            noise *= self.users.habits.scales.take(user)
         return noise
 
 
-def to_half_stars(scores: npt.NDArray[np.float32], step: float = 0.5) -> npt.NDArray[np.uint8]:
+def to_half_stars(scores: npt.NDArray[np.float32], whole: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.uint8]:
     """Round to the nearest half star, or whole one, ties upwards, and clip to 0.5 … 5.0, or 1 … 5.
 
     Args:
         scores: shape (n,), float32, stars.
-        step: 0.5 or 1.
+        whole: shape (n,), which are by users who give whole stars only; None = none.
 
     Returns:
         Shape (n,), uint8, half stars, 1 … 10.
     """
-    if step == 1:
-        whole = np.floor(scores + np.float32(0.5))
-        return np.asarray(np.clip(whole, 1, HALF_STARS_MAX // 2) * 2, np.uint8)
     rounded = np.floor(scores * np.float32(2.0) + np.float32(0.5))
-    return np.asarray(np.clip(rounded, HALF_STARS_MIN, HALF_STARS_MAX), np.uint8)
+    half_stars = np.asarray(np.clip(rounded, HALF_STARS_MIN, HALF_STARS_MAX), np.uint8)
+    if whole is not None:
+        stars = np.clip(np.floor(scores.compress(whole) + np.float32(0.5)), 1, HALF_STARS_MAX // 2)
+        half_stars[whole] = stars * 2
+    return half_stars

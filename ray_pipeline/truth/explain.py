@@ -34,9 +34,9 @@ def explain(
         ``partition``, ``index``, ``key``, ``value``, ``sent`` (whether the shard says that it has sent it); ``user``, ``movie``
         (ids, biases in stars, title and genres, the user's scale, which the movie's bias, factors and noise are times already);
         ``factors`` (both vectors, scaled so that their product is in stars); ``score`` (mean, user_bias, movie_bias,
-        dot_product, drift, noise, raw, in stars); ``rounding`` (``step``, 0.5 or 1, ``half_star``, or whole one, nearest to the
-        raw score, ``clipped``, ``rating``); ``attack`` that it is of, None as a rule: its ``text`` in the settings, and whether
-        it is ``camouflage``, which follows the score, or else does not; ``time`` (``event_time``, ``timestamp``,
+        dot_product, drift, noise, raw, in stars); ``rounding`` (``step``, the user's, 0.5 or 1, ``half_star``, or whole one,
+        nearest to the raw score, ``clipped``, ``rating``); ``attack`` that it is of, None as a rule: its ``text`` in the settings,
+        and whether it is ``camouflage``, which follows the score, or else does not; ``time`` (``event_time``, ``timestamp``,
         ``due``, ``rate`` in force); ``windows`` it belongs to; ``fault``: what is wrong with it on purpose, see
         :func:`fault_of`; None when nothing is.
 

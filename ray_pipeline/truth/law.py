@@ -5,15 +5,16 @@ Nothing here is estimated from ratings: the model is known, so the best that any
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.events import HALF_STARS_MAX
+from ray_pipeline.events import HALF_STARS_MAX, HALF_STARS_MIN
 from ray_pipeline.model.alias import AliasTable
-from ray_pipeline.model.population import Users
+from ray_pipeline.model.population import Habits, Users
 from ray_pipeline.model.ratings import ShardModel, to_half_stars
 from ray_pipeline.model.streams import normal_table
 
@@ -21,6 +22,8 @@ __all__ = ["BiasOnly", "Moments", "RatingLaw", "probabilities"]
 
 Floats = npt.NDArray[np.float64]
 
+_LEVELS = np.arange(HALF_STARS_MIN, HALF_STARS_MAX + 1, dtype=np.float64)
+_ALIKE = Habits()
 _BLOCK = 1 << 14  # ratings judged at a time; no effect on any value
 _REACH = 10.0  # standard deviations that the tables of BiasOnly span
 _GRID = 1024
@@ -45,46 +48,53 @@ class Moments:
 class RatingLaw:
     """The law of a rating given its noise-free score, exact to the last of the 65,536 equally likely noises.
 
-    A rating is at least at a level (of 1 … 10 half stars, or 2, 4 … 10 when stars are whole) when score plus noise, added in
-    float32 as the model does, reaches the level's edge. Where users have scales, the noise is looked up in units of the user's
-    own, which may miss one of the 65,536.
+    A rating is at least at a level (of 1 … 10 half stars; whoever gives whole stars is at two of them at once) when score plus
+    noise, added in float32 as the model does, reaches the level's edge. Where users have scales, the noise is looked up in units
+    of the user's own, which may miss one of the 65,536.
 
     Args:
         noise_sd: standard deviation of the noise, stars.
-        step: 0.5 or 1: what ratings are rounded to.
-
-    Attributes:
-        levels: the ratings there are, in half stars, ascending.
     """
 
-    def __init__(self, noise_sd: np.float32, step: float = 0.5) -> None:
+    def __init__(self, noise_sd: np.float32) -> None:
         self._noise = (noise_sd * normal_table()).astype(np.float64)
-        self.levels = _levels(step)
-        self._edges = [_edge(level, step) for level in self.levels[1:]]
 
-    def at_least(self, scores: npt.NDArray[np.float32], scales: npt.NDArray[np.float32] | None = None) -> Floats:
-        """P(at least each level but the lowest).
+    def at_least(self, scores: npt.NDArray[np.float32], habits: Habits = _ALIKE) -> Floats:
+        """P(at least each of 2 … 10 half stars).
 
         Args:
             scores: shape (n,), float32, stars, noise-free.
-            scales: shape (n,), float32, > 0: what the noise is times; None = 1.
+            habits: of n users: what each one's noise is times, and who gives whole stars only.
 
         Returns:
-            Shape (n, levels - 1), descending along the second axis.
+            Shape (n, 9), descending along the second axis.
         """
+        if habits.whole is None:
+            return self._reach(scores, habits.scales, whole=False)
+        found = np.empty((len(scores), len(_LEVELS) - 1))
+        for kind in (False, True):
+            rows = np.flatnonzero(habits.whole == kind)
+            found[rows] = self._reach(scores[rows], habits.of(rows).scales, kind)
+        return found
+
+    def _reach(self, scores: npt.NDArray[np.float32], scales: npt.NDArray[np.float32] | None, whole: bool) -> Floats:
         order = np.argsort(scores)  # neighbours look up the same places: thrice as fast
         exact = scores[order].astype(np.float64)
         scale = None if scales is None else scales[order].astype(np.float64)
-        found = np.empty((len(self._edges), len(scores)))
-        for row, (edge, ties_reach) in enumerate(self._edges):
+        edges = _edges(whole=whole)
+        found = np.empty((len(edges), len(scores)))
+        for row, (edge, ties_reach) in enumerate(edges):
+            if row and edges[row - 1][0] == edge:
+                found[row] = found[row - 1]
+                continue
             bar = edge - exact if scale is None else (edge - exact) / scale
             found[row, order] = np.searchsorted(self._noise, bar, "left" if ties_reach else "right")
         return (1.0 - found / len(self._noise)).T
 
-    def moments(self, scores: npt.NDArray[np.float32], scales: npt.NDArray[np.float32] | None = None) -> Moments:
+    def moments(self, scores: npt.NDArray[np.float32], habits: Habits = _ALIKE) -> Moments:
         """Mean, variance and least absolute error of the rating that each noise-free score, shape (n,), leads to."""
         made = [
-            self._moments(scores[lo : lo + _BLOCK], None if scales is None else scales[lo : lo + _BLOCK])
+            self._moments(scores[lo : lo + _BLOCK], habits.of(slice(lo, lo + _BLOCK)))
             for lo in range(0, max(1, len(scores)), _BLOCK)
         ]
         return Moments(
@@ -93,12 +103,12 @@ class RatingLaw:
             np.concatenate([m.deviation for m in made]),
         )
 
-    def _moments(self, scores: npt.NDArray[np.float32], scales: npt.NDArray[np.float32] | None) -> Moments:
-        reach, levels = self.at_least(scores, scales), np.array(self.levels, np.float64)
-        half_stars = levels[0] + reach @ np.diff(levels)
-        squares = levels[0] ** 2 + reach @ np.diff(levels**2)
+    def _moments(self, scores: npt.NDArray[np.float32], habits: Habits) -> Moments:
+        reach = self.at_least(scores, habits)
+        half_stars = _LEVELS[0] + reach @ np.diff(_LEVELS)
+        squares = _LEVELS[0] ** 2 + reach @ np.diff(_LEVELS**2)
         # a level lies above the median where less than half of the probability reaches it
-        deviation = np.minimum(reach, 1.0 - reach) @ np.diff(levels)
+        deviation = np.minimum(reach, 1.0 - reach) @ np.diff(_LEVELS)
         return Moments(half_stars / 2, np.maximum(squares - half_stars**2, 0.0) / 4, deviation / 2)
 
 
@@ -109,7 +119,7 @@ class BiasOnly:
     means over the stream, U·V = (U - Ū)·(V - V̄) + U·V̄ + Ū·(V - V̄): the last two belong to user and movie, and only the first
     is out of reach. Its variance under the stream's law of users and movies is exact; its law is taken to be that of a sum
     of products of normals of that variance, which it is exactly for many users and movies. The prediction is E[r] over it
-    and the noise, with rounding and clipping. Where users have scales, each user's own is known too.
+    and the noise, with rounding and clipping. Each user's habits are known too: the scale, and whether stars are whole.
 
     The law of users and movies is that of a stream in which everybody has joined, nobody attacks, and popularity alone decides.
 
@@ -128,8 +138,6 @@ class BiasOnly:
         user_mean, user_spread = _centre(users)
         self._movie_mean = movie_mean
         self._movies = movies.biases + (movies.factors - movie_mean) @ user_mean
-        self._levels = _levels(first.step)
-        self._edges = np.array([edge for edge, _ in (_edge(level, first.step) for level in self._levels[1:])])
         variance = float((movie_spread * user_spread).sum())
         self._make_table(variance, rank, float(first.noise_sd))
 
@@ -149,15 +157,23 @@ class BiasOnly:
             drift: shape (n,), stars: what drift adds to each score.
         """
         users = model.users.biases[user] + model.users.factors[user] @ self._movie_mean
-        if model.users.scales is None:
-            return np.asarray(np.interp(users + self._movies[movie] + drift, self._scores, self._expected))
-        scale = model.users.scales[user].astype(np.float64)
-        return self._expect(users + scale * self._movies[movie] + drift, scale)
+        habits = model.users.habits.of(user)
+        scale = 1.0 if habits.scales is None else habits.scales.astype(np.float64)
+        scores = users + scale * self._movies[movie] + drift
+        by_half = self._predicted(scores, scale, whole=False)
+        if habits.whole is None:
+            return by_half
+        return np.where(habits.whole, self._predicted(scores, scale, whole=True), by_half)
 
-    def _expect(self, scores: Floats, scale: Floats | float = 1.0) -> Floats:
+    def _predicted(self, scores: Floats, scale: Floats | float, whole: bool) -> Floats:
+        if isinstance(scale, float):
+            return np.asarray(np.interp(scores, self._scores, self._expected[whole]))
+        return self._expect(scores, whole, scale)
+
+    def _expect(self, scores: Floats, whole: bool, scale: Floats | float = 1.0) -> Floats:
         """E[r] for each additive score: the rest is symmetric about 0, so P(score + rest ≥ edge) = P(rest ≤ score - edge)."""
-        reached = [np.interp((scores - edge) / scale, self._offsets, self._law) for edge in self._edges]
-        return np.asarray((self._levels[0] + np.diff(self._levels) @ np.array(reached)) / 2)
+        reached = [np.interp((scores - edge) / scale, self._offsets, self._law) for edge, _ in _edges(whole=whole)]
+        return np.asarray((_LEVELS[0] + np.diff(_LEVELS) @ np.array(reached)) / 2)
 
     def _make_table(self, variance: float, rank: int, noise_sd: float) -> None:
         """The law of the rest, and E[r] by additive score: what lies between the knots is interpolated."""
@@ -171,8 +187,9 @@ class BiasOnly:
         below = np.searchsorted(table, self._offsets[:, None] / deviation)
         self._law = below @ (weight / weight.sum()) / len(table)
         reach = self._offsets[-1]
-        self._scores = np.linspace(self._edges[0] - reach, self._edges[-1] + reach, 4 * _GRID + 1)
-        self._expected = self._expect(self._scores)
+        edges = [edge for edge, _ in _edges(whole=False)]
+        self._scores = np.linspace(edges[0] - reach, edges[-1] + reach, 4 * _GRID + 1)
+        self._expected = {whole: self._expect(self._scores, whole) for whole in (False, True)}
 
 
 def probabilities(table: AliasTable) -> Floats:
@@ -195,25 +212,29 @@ def _centre(parts: list[tuple[npt.NDArray[np.float32], Floats]]) -> tuple[Floats
 
 
 def _unscaled(users: Users) -> npt.NDArray[np.float32]:
-    return users.factors if users.scales is None else users.factors / users.scales[:, None]
+    scales = users.habits.scales
+    return users.factors if scales is None else users.factors / scales[:, None]
 
 
-def _levels(step: float) -> list[int]:
-    """The ratings there are, in half stars, ascending."""
-    return list(range(round(step * 2), HALF_STARS_MAX + 1, round(step * 2)))
+@functools.cache
+def _edges(*, whole: bool) -> list[tuple[float, bool]]:
+    """The edges of 2 … 10 half stars, for who gives half stars, or whole ones only; see :func:`_edge`."""
+    return [_edge(level, whole) for level in range(HALF_STARS_MIN + 1, HALF_STARS_MAX + 1)]
 
 
-def _edge(half_stars: int, step: float) -> tuple[float, bool]:
+def _edge(half_stars: int, whole: bool) -> tuple[float, bool]:
     """Which exact sums of score and noise are rounded, in float32, to a score of at least so many half stars.
 
     Returns:
         The edge, in float64, and whether a sum right on it reaches (a tie goes to the even neighbour).
     """
-    least = np.float32((half_stars - step) / 2)
+    if whole and half_stars <= 2:
+        return -np.inf, True
+    least = np.float32((half_stars + half_stars % 2 - 1.0 if whole else half_stars - 0.5) / 2)
     down, up = np.float32(-np.inf), np.float32(np.inf)
 
     def reaches(score: np.float32) -> bool:
-        return bool(to_half_stars(np.array([score], np.float32), step)[0] >= half_stars)
+        return bool(to_half_stars(np.array([score], np.float32), np.array([whole]))[0] >= half_stars)
 
     while reaches(np.nextafter(least, down)):
         least = np.nextafter(least, down)

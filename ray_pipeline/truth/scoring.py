@@ -218,7 +218,7 @@ class Scoreboard:
         self._user_ids = np.sort(np.concatenate([model.users.user_ids for model in models.values()]))
         self._shares = shares
         self._run, self._config = run, config
-        self._law = RatingLaw(models[0].noise_sd, models[0].step)
+        self._law = RatingLaw(models[0].noise_sd)
         self._bias_only = BiasOnly([models[p] for p in range(settings.partitions)], shares)
         self._disturbing = [name for name in _DISTURB_BIAS_ONLY if getattr(settings, name)]
         self.global_mean = _mean_of_stream(models, shares)
@@ -372,8 +372,7 @@ class Scoreboard:
         model = self._models[int(batch.partition[0])]
         user = np.searchsorted(model.users.user_ids, batch.user_id)
         movie = np.searchsorted(model.movies.movie_ids, batch.movie_id)
-        scales = None if model.users.scales is None else model.users.scales[user]
-        truth = self._law.moments(model.score_at(user, movie, index), scales)
+        truth = self._law.moments(model.score_at(user, movie, index), model.users.habits.of(user))
         drift = model.drift_at(user, movie, index)
         matched = (half_stars > 0).astype(np.float64)
         observed = half_stars / 2.0

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.timeout(300)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ratings of a known world in MovieLens's layout."""
     folder = tmp_path_factory.mktemp("fit")
-    world = load_settings(users=400, movies=150, rank=2, partitions=1, actors=1, activity_sigma=0.5)
+    small = {"users": 400, "movies": 150, "rank": 2, "partitions": 1, "actors": 1}
+    world = load_settings(**small, activity_sigma=0.5, whole_star_share=0.4)
     catalogue = load_catalogue(world)
     drawn = build_models(world, catalogue, [0])[0].draw(0, 40_000)
     ids = drawn.user_ids + 5_000, drawn.movie_ids * 10
@@ -57,6 +58,8 @@ def test_spark_finds_the_factors_and_the_same_ones_again(folder: Path, fitted: d
     assert rmse["model"] < 0.92 * rmse["bias_only"] < 0.92 * rmse["global_mean"]
     assert fitted["report"]["noise_sd"] == pytest.approx(1.1 * 0.3**0.5, rel=0.12)
     assert fitted["settings"]["factor_share"] == pytest.approx(0.35, abs=0.08)
+    assert fitted["settings"]["whole_star_share"] == pytest.approx(0.4, abs=3 * fitted["report"]["whole_star_error"])
+    assert 0.02 < fitted["report"]["whole_star_error"] < 0.03 and 0.65 < fitted["report"]["whole_ratings"] < 0.75
     again = fit(folder, "again.npz")
     assert again["digest"] == fitted["digest"]
     assert (folder / "again.npz").read_bytes() == (folder / "model.npz").read_bytes()
@@ -69,6 +72,10 @@ def test_damaged_ratings_name_the_line_and_leave_nothing(tmp_path: Path, folder:
     assert done.returncode == 2
     assert "line 901: rating '9.5' is not one of 0.5, 1.0, … 5.0 stars" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def half_givers(ratings: list[dict[str, Any]]) -> set[int]:
+    return {r["userId"] for r in ratings if r["rating"] % 1}
 
 
 def test_a_stream_from_the_model_is_audited_with_it_and_not_without(
@@ -85,8 +92,10 @@ def test_a_stream_from_the_model_is_audited_with_it_and_not_without(
     assert sent.returncode == 0, sent.stdout + sent.stderr
     ratings = [json.loads(r.value or b"") for r in read_topic(broker, "fitted.ratings")]
     assert len(ratings) == 3000
+    given = pyarrow.csv.read_csv(folder / "ratings.csv").select(["userId", "rating"]).to_pylist()
     assert {r["movieId"] for r in ratings} <= set(range(10, 1510, 10))
     assert {r["userId"] for r in ratings} <= set(range(5_001, 5_401))
+    assert half_givers(ratings) <= half_givers(given), "who gave whole stars only does so in the stream"
     moved = shutil.copy(model, tmp_path / "elsewhere.npz")
     agreed = command("audit", *at, "--model", moved, "--json")
     assert (agreed.returncode, json.loads(agreed.stdout)["records"]["found"]) == (0, 3000), agreed.stdout

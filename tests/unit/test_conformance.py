@@ -7,6 +7,7 @@ import json
 import re
 import types
 import typing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ TURNED: dict[str, Any] = {
     "factor_share": 0.6,
     "clock_skew": "1:-30s",
     "silent": "2:every=60s,for=10s",
-    "rating_step": 1.0,
     "drift": ("abrupt at=20000 size=-0.6 genre=Drama",),
     "attack": ("review-bomb movie=31 at=10000 ratings=1000",),
 }
@@ -128,13 +128,15 @@ def small_model() -> FittedModel:
         "movies": 100,
         "rank": 4,
     }
-    return FittedModel(sides[0], sides[1], tuple(map(str, range(100))), ((),) * 100, settings)
+    whole = random.choice(np.array([0.0, 0.5, 1.0], np.float32), 300)
+    settings["whole_star_share"] = float(whole.mean())
+    return FittedModel(sides[0], sides[1], whole, tuple(map(str, range(100))), ((),) * 100, settings)
 
 
 WORKLOADS: list[dict[str, Any]] = [
     {"genre_share": 0.7},
     {"user_scale_sigma": 0.4},
-    {"rating_step": 1.0},
+    {"whole_star_share": 0.4},
     {"taste_exposure": 0.7},
     {"session_length": 6.0},
     {"new_user_share": 0.5, "new_movie_share": 0.4, "arrival_ratings": 15_000},
@@ -205,6 +207,8 @@ def test_a_stream_that_is_as_declared_conforms(seed: int) -> None:
         {"ratings": 1},
         {"rank": 1},
         {"rank": 100},
+        {"whole_star_share": 1.0},
+        {"whole_star_share": 1e-3, "mean_rating": 5.0, "rating_sd": 0.1},
         *WORKLOADS,
     ],
 )
@@ -226,6 +230,21 @@ def test_a_fitted_model_behaves_as_it_is_told_too(tmp_path: Path) -> None:
     assert report.verdict == "conforms", [row for row in report.checks if row.verdict == "deviates"]
     with pytest.raises(ConfigurationError, match="genre_share does not go with model"):
         load_settings(**{**changes, "genre_share": 0.5})
+
+
+@pytest.mark.parametrize("real", [0.35, 0.45])
+def test_another_share_of_whole_star_users_shows_either_way(real: float) -> None:
+    said = {"whole_star_share": 0.4}
+    (check,) = checks_of("whole_star_share")
+    report = judge(Evidence(sample_of(whole_star_share=real), declared(**said)), "turned", (check,))
+    assert report.verdict == "deviates"
+    # one half star of somebody who gives none is too many
+    sample, world = sample_of(**said), declared(**said)
+    whole = world.users.habits.whole[world.user_at(sample.user_ids)]
+    half_stars = sample.half_stars.copy()
+    half_stars[np.flatnonzero(whole)[100]] -= 1
+    assert judge(Evidence(sample, world), "right", (check,)).verdict == "conforms"
+    assert judge(Evidence(replace(sample, half_stars=half_stars), world), "one", (check,)).verdict == "deviates"
 
 
 def test_many_checks_do_not_make_a_false_alarm_likely() -> None:

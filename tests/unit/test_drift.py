@@ -87,11 +87,6 @@ def test_a_bad_attack_is_named_with_its_reason(text: str, reason: str) -> None:
     assert "attack" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_an_attack_with_half_stars_does_not_go_with_whole_ones() -> None:
-    with pytest.raises(ConfigurationError, match=r"rating_step is 1\.0"):
-        load_settings(rating_step=1.0, attack=["review-bomb movie=1 at=5 ratings=5 rating=0.5"])
-
-
 def test_texts_may_stand_in_a_file_and_in_the_environment(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('drift = ["abrupt at=5 size=1", "gradual from=1 to=9 size=-1 genre=Drama"]\n')
@@ -185,13 +180,23 @@ def test_camouflage_is_an_honest_opinion() -> None:
     assert len(set(drawn.movie_ids[honest].tolist())) > 100
 
 
-def test_an_attack_pushes_as_well_and_gives_whole_stars_where_stars_are_whole() -> None:
+def test_an_attack_pushes_as_well() -> None:
     push = shard(attack=["review-bomb movie=318 at=0 ratings=1000 rating=5"])
     rows, hit = struck(push, 2_000)
     assert (push.draw(0, 2_000).half_stars[rows[hit]] == 10).all()
-    whole = shard(attack=["review-bomb movie=318 at=0 ratings=1000"], rating_step=1.0)
-    rows, hit = struck(whole, 2_000)
-    assert (whole.draw(0, 2_000).half_stars[rows[hit]] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("rating", "half", "whole"), [("", 1, 2), ("rating=2.5", 5, 6), ("rating=4.5", 9, 10), ("rating=3", 6, 6)]
+)
+def test_who_gives_whole_stars_rounds_what_an_attack_gives(rating: str, half: int, whole: int) -> None:
+    model = shard(attack=[f"review-bomb movie=318 at=0 ratings=1000 cohort=0.2 {rating}"], whole_star_share=0.5)
+    rows, hit = struck(model, 2_000)
+    drawn = model.draw(0, 2_000)
+    user = np.searchsorted(model.users.user_ids, drawn.user_ids[rows[hit]])
+    wholes = model.users.habits.whole[user]
+    assert 0 < wholes.sum() < len(wholes)
+    assert np.array_equal(drawn.half_stars[rows[hit]], np.where(wholes, whole, half))
 
 
 def test_an_attack_needs_no_one_who_has_not_joined() -> None:

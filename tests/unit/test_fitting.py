@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,12 @@ from ray_pipeline.fitting.als import Residuals
 from ray_pipeline.fitting.biases import fit_biases
 from ray_pipeline.fitting.calibration import calibrate
 from ray_pipeline.fitting.fit import fit
+from ray_pipeline.fitting.habits import fit_whole_stars
 from ray_pipeline.fitting.reading import ColumnNames, Ratings, read_ratings
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.partitioner import partition_of
 from ray_pipeline.model.population import build_movies, build_user_map
-from ray_pipeline.model.ratings import ShardModel
+from ray_pipeline.model.ratings import ShardModel, to_half_stars
 from ray_pipeline.truth.law import RatingLaw, probabilities
 from ray_pipeline.truth.replay import build_models, published_catalogue, published_settings
 
@@ -156,16 +158,51 @@ def test_ratings_without_taste_get_no_factors(tmp_path: Path) -> None:
 
 
 def test_whole_stars_stay_whole_stars(tmp_path: Path) -> None:
-    world = load_settings(**{**SMALL, "users": 300, "movies": 100}, rating_step=1.0)
+    world = load_settings(**{**SMALL, "users": 300, "movies": 100}, whole_star_share=1.0)
     user_ids, movie_ids, half_stars = drawn(world, 10_000)
     data = Ratings(np.arange(1, 301), np.arange(1, 101), (user_ids - 1).astype(np.int32),
                    (movie_ids - 1).astype(np.int32), half_stars)  # fmt: skip
     write_fitted(tmp_path / "model.npz", fit(data, None, 3, 1, 0.1, numpy_als, SILENT))
     settings = load_settings(model=tmp_path / "model.npz", partitions=2)
-    assert settings.rating_step == 1.0
+    assert settings.whole_star_share == 1.0
     found = drawn(settings, 50_000)[2]
     assert set(np.unique(found)) == {2, 4, 6, 8, 10}
     assert found.mean() == pytest.approx(half_stars.mean(), abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> tuple[Ratings, np.ndarray]:
+    """Ratings of a world in which two users of five give whole stars only, and who does."""
+    world = load_settings(**SMALL, whole_star_share=0.4, factor_share=0.3)
+    user_ids, movie_ids, half_stars = drawn(world, 60_000)
+    whole = np.zeros(600, np.bool_)
+    for m in build_models(world, load_catalogue(world), range(2)).values():
+        assert m.users.habits.whole is not None
+        whole[m.users.user_ids - 1] = m.users.habits.whole
+    positions = (user_ids - 1).astype(np.int32), (movie_ids - 1).astype(np.int32)
+    return Ratings(USER_IDS, MOVIE_IDS, *positions, half_stars), whole
+
+
+def test_who_gives_whole_stars_only_does_so_in_the_stream(mixed: tuple[Ratings, np.ndarray], tmp_path: Path) -> None:
+    data, whole = mixed
+    model = fit(data, None, 3, 1, 0.1, numpy_als, SILENT)
+    share, error = model.settings["whole_star_share"], model.report["whole_star_error"]
+    assert error < 0.025 and share == pytest.approx(0.4, abs=3 * error)
+    # a hundred ratings a user tell each one's habit
+    assert np.array_equal(model.whole_stars > 0.5, whole)
+    assert share == pytest.approx(whole.mean(), abs=0.01) == pytest.approx(model.whole_stars.mean(), abs=1e-4)
+    write_fitted(tmp_path / "model.npz", model)
+    settings = load_settings(model=tmp_path / "model.npz", partitions=2)
+    user_ids, _, half_stars = drawn(settings, 200_000)
+    found = np.bincount(np.searchsorted(USER_IDS, user_ids), half_stars % 2, 600)
+    often = np.bincount(data.user, minlength=600) > 50
+    assert np.array_equal((found == 0)[often], whole[often])
+    assert (half_stars % 2 == 0).mean() == pytest.approx((data.half_stars % 2 == 0).mean(), abs=0.01)
+    assert half_stars.std() == pytest.approx(data.half_stars.std(), rel=0.04)
+    assert model.report["whole_ratings"] == (data.half_stars % 2 == 0).mean()
+    world = World(load_settings(model=tmp_path / "model.npz", partitions=2, ratings=60_000, start_time_ms=START_MS))
+    report = judge(Evidence(regenerate(world, None, 1_000_000), world), "made anew")
+    assert report.verdict == "conforms", [row for row in report.checks if row.verdict == "deviates"]
 
 
 def test_what_else_shapes_a_stream_shapes_a_fitted_one_too(file: Path) -> None:
@@ -211,18 +248,64 @@ def test_biases_of_few_ratings_are_shrunk_and_missing_ones_are_0() -> None:
     assert biases.mean == pytest.approx(half_stars.mean() / 2)
 
 
-@pytest.mark.parametrize(("mean", "noise_sd", "step"), [(3.5, 0.8, 0.5), (4.4, 0.6, 0.5), (2.0, 1.2, 1.0)])
-def test_calibration_undoes_rounding_and_clipping(mean: float, noise_sd: float, step: float) -> None:
+def halves(seed: int, users: int, share: float, spread: tuple[float, float], each: float = 4.0) -> Ratings:
+    """A few ratings a user: some give no half star, the others each as often as a beta law has it."""
+    random = np.random.default_rng(seed)
+    given = 1 + random.poisson(each * random.lognormal(-0.3, 0.8, users))
+    often = np.where(random.random(users) < share, 0.0, random.beta(*spread, users))
+    user = np.repeat(np.arange(users, dtype=np.int32), given)
+    half_stars = (8 - (random.random(len(user)) < often[user])).astype(np.uint8)
+    return Ratings(np.arange(1, users + 1), np.arange(1, 2), user, np.zeros(len(user), np.int32), half_stars)
+
+
+@pytest.mark.parametrize(
+    ("share", "spread"), [(0.4, (50.0, 50.0)), (0.4, (2.0, 3.0)), (0.1, (5.0, 5.0)), (0.9, (3.0, 3.0))]
+)
+def test_the_share_of_whole_star_users_is_as_far_off_as_it_says(share: float, spread: tuple[float, float]) -> None:
+    """Also where most users have so few ratings that they may be whole by chance."""
+    found, by_chance = [], []
+    for seed in range(30):
+        data = halves(seed, 2_000, share, spread)
+        habit = fit_whole_stars(data)
+        assert habit.chance.mean() == pytest.approx(habit.share, abs=1e-3)
+        assert (habit.chance[data.user[data.half_stars % 2 == 1]] == 0).all()
+        found.append((habit.share - share) / habit.error)
+        by_chance.append(len(habit.chance) - len(np.unique(data.user[data.half_stars % 2 == 1])))
+    assert 0.6 < np.std(found) < 1.4 and abs(np.mean(found)) < 0.5
+    assert np.mean(by_chance) / 2_000 > share + 0.01, "who counts users without a half star finds too many"
+
+
+def test_the_habits_of_users_with_thousands_of_ratings_are_certain() -> None:
+    data = halves(3, 200, 0.3, (2.0, 3.0), each=3_000.0)
+    habit, gave = fit_whole_stars(data), np.unique(data.user[data.half_stars % 2 == 1])
+    assert habit.share == pytest.approx(1 - len(gave) / 200, abs=1e-3) and 0.02 < habit.error < 0.04
+    assert habit.chance.round(2).sum() == 200 - len(gave)
+
+
+def test_a_habit_of_all_or_of_nobody_is_found_as_such() -> None:
+    some = halves(1, 50, 0.0, (500.0, 5.0))
+    nobody = some.where(np.isin(some.user, some.user[some.half_stars % 2 == 1]))
+    for ratings, share in ((nobody, 0.0), (replace(some, half_stars=np.full(len(some), 6, np.uint8)), 1.0)):
+        ids, user = np.unique(ratings.user, return_inverse=True)
+        habit = fit_whole_stars(replace(ratings, user_ids=ids + 1, user=user.astype(np.int32)))
+        assert (habit.share, habit.error, set(habit.chance.tolist())) == (share, 1 / len(ids), {share})
+
+
+@pytest.mark.parametrize(
+    ("mean", "noise_sd", "whole"), [(3.5, 0.8, 0.0), (4.4, 0.6, 0.0), (2.0, 1.2, 1.0), (3.8, 0.4, 0.5)]
+)
+def test_calibration_undoes_rounding_and_clipping(mean: float, noise_sd: float, whole: float) -> None:
     random = np.random.default_rng(5)
     part, other = random.normal(scale=0.6, size=40_000), random.normal(scale=0.3, size=40_000)
     noise = random.normal(scale=noise_sd, size=40_000)
     score = mean + part + other + noise
-    stars = np.clip(np.floor(score / step + 0.5) * step, step, 5.0)
-    found = calibrate(stars, float(stars.mean()), [part / 2, other, random.normal(size=40_000)], step)
+    stars = to_half_stars(score.astype(np.float32), random.random(40_000) < whole) / 2
+    chance = np.full(40_000, whole, np.float32) if whole else None
+    found = calibrate(stars, float(stars.mean()), [part / 2, other, random.normal(size=40_000)], chance)
     assert stars.mean() + found.shift == pytest.approx(mean, abs=0.03)
     assert found.stretch == pytest.approx((2.0, 1.0, 0.0), abs=0.06)
     assert found.noise_sd == pytest.approx(noise_sd, rel=0.03)
-    assert found.rmse == pytest.approx((stars - np.clip(score - noise, step, 5)).std(), rel=0.03)
+    assert found.rmse == pytest.approx((stars - np.clip(score - noise, 0.5 + whole / 2, 5)).std(), rel=0.03)
 
 
 def test_the_same_ratings_and_seed_give_the_same_file(data: Ratings, model: FittedModel, tmp_path: Path) -> None:
@@ -341,7 +424,8 @@ def test_the_first_ratings_of_a_fitted_stream_never_change(tmp_path: Path) -> No
     movies = FittedSide(MOVIE_IDS, grid[:k, ::-1].copy(), grid[:k, 1].copy(), np.arange(k, 0, -1))
     settings = {name: getattr(base, name) for name in REPLACED_FIELDS}
     path = tmp_path / "model.npz"
-    write_fitted(path, FittedModel(users, movies, tuple(map(str, range(k))), ((),) * k, settings))
+    whole = np.zeros(n, np.float32)
+    write_fitted(path, FittedModel(users, movies, whole, tuple(map(str, range(k))), ((),) * k, settings))
     digest = hashlib.sha256()
     for p in range(2):
         settings = load_settings(model=path, partitions=2)
@@ -380,7 +464,7 @@ def test_a_missing_or_damaged_model_file_is_named(tmp_path: Path, file: Path, mo
     path.write_bytes(content)
     with pytest.raises(ConfigurationError, match="is damaged"):
         load_settings(model=path)
-    write_fitted(path, FittedModel(model.movies, model.users, model.titles, model.genres, model.settings))
+    write_fitted(path, replace(model, users=model.movies, movies=model.users))
     with pytest.raises(ConfigurationError, match="600"):
         load_settings(model=path)
     with pytest.raises(EnvironmentProblem, match="cannot be written"):
@@ -389,7 +473,7 @@ def test_a_missing_or_damaged_model_file_is_named(tmp_path: Path, file: Path, mo
 
 def test_the_identity_of_the_stream_changes_with_the_file(file: Path, model: FittedModel, tmp_path: Path) -> None:
     other = tmp_path / "other.npz"
-    write_fitted(other, FittedModel(model.users, model.movies, model.titles[::-1], model.genres, model.settings))
+    write_fitted(other, replace(model, titles=model.titles[::-1]))
     one, two = (load_settings(model=path, partitions=2) for path in (file, other))
     names = [s.digest(load_catalogue(s).digest) for s in (one, two)]
     assert names[0] != names[1]

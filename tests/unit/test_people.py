@@ -27,7 +27,7 @@ FLAT = {"popularity_exponent": 0.0, "activity_sigma": 0.0}
 EVERYTHING = {
     "genre_share": 0.4,
     "user_scale_sigma": 0.3,
-    "rating_step": 1.0,
+    "whole_star_share": 0.5,
     "taste_exposure": 0.8,
     "session_length": 6.5,
     "new_user_share": 0.4,
@@ -85,22 +85,25 @@ def test_each_knob_alone_is_cut_anywhere_and_changes_the_ratings(name: str) -> N
 
 def test_every_rating_stays_within_the_contract() -> None:
     drawn = FULL.draw(0, 60_000)
-    assert set(np.unique(drawn.half_stars)) == {2, 4, 6, 8, 10}
+    whole = FULL.users.habits.whole[places(FULL, drawn)[0]]
+    assert set(np.unique(drawn.half_stars[whole])) == {2, 4, 6, 8, 10}
+    assert set(np.unique(drawn.half_stars[~whole])) == set(range(1, 11))
     assert np.isin(drawn.user_ids, FULL.users.user_ids).all() and np.isin(drawn.movie_ids, FULL.movies.movie_ids).all()
 
 
 def test_parts_add_up_to_what_is_drawn() -> None:
     first = 8_000
     drawn = FULL.draw(first, 200)
-    struck = hits = drifted = 0
+    struck = hits = drifted = whole = 0
     for n in range(200):
         parts = FULL.parts(first + n)
         total = FULL_MEAN + parts.user_bias + parts.movie_bias + parts.dot_product + parts.drift + parts.noise
         assert parts.score == drawn.scores[n] and total == pytest.approx(parts.score, abs=1e-4)
         struck, hits, drifted = struck + (parts.attack is not None), hits + parts.hit, drifted + (parts.drift != 0)
         if not parts.hit:
-            assert float(np.clip(parts.nearest_step, 1, 5)) == drawn.half_stars[n] / 2
-    assert struck > hits > 0 and drifted > 20
+            assert float(np.clip(parts.nearest_step, parts.step, 5)) == drawn.half_stars[n] / 2
+        whole = whole + (parts.step == 1)
+    assert 0 < whole < 200 and struck > hits > 0 and drifted > 20
 
 
 FULL_MEAN = load_settings().mean_rating
@@ -115,7 +118,7 @@ def test_measured_shares_of_variance_are_the_declared_ones(changes: dict[str, An
     model = shard(users=40_000, movies=20_000, partitions=1, actors=1, **FLAT, **changes)
     drawn = model.draw(0, 200_000)
     user, movie = places(model, drawn)
-    scale = np.ones(len(user)) if model.users.scales is None else model.users.scales[user].astype(float)
+    scale = np.ones(len(user)) if model.users.habits.scales is None else model.users.habits.scales[user].astype(float)
     dot = np.einsum("ij,ij->i", model.users.factors[user].astype(float), model.movies.factors[movie].astype(float))
     parts = {
         "user_bias_share": model.users.biases[user].astype(float),
@@ -172,12 +175,37 @@ def test_user_scale_sigma_is_the_spread_of_the_users_scales(sigma: float) -> Non
     assert measured == pytest.approx(sigma, abs=0.02)
 
 
-def test_whole_stars_are_the_scores_rounded_to_whole_stars() -> None:
-    half, whole = shard(**SMALL).draw(0, 20_000), shard(**SMALL, rating_step=1.0).draw(0, 20_000)
-    assert np.array_equal(half.scores, whole.scores)
-    assert np.array_equal(whole.half_stars / 2, np.clip(np.floor(whole.scores + np.float32(0.5)), 1, 5))
-    scores = np.array([-3, 1.49, 1.5, 2.5, 4.4999, 9], np.float32)
-    assert to_half_stars(scores, 1.0).tolist() == [2, 2, 4, 6, 8, 10]
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_whole_stars_are_the_scores_of_those_users_rounded_to_whole_stars(share: float) -> None:
+    plain, model = shard(**SMALL), shard(**SMALL, whole_star_share=share)
+    half, drawn = plain.draw(0, 20_000), model.draw(0, 20_000)
+    assert all(np.array_equal(getattr(half, n), getattr(drawn, n)) for n in ("user_ids", "movie_ids", "scores"))
+    whole = model.users.habits.of(places(model, drawn)[0]).whole
+    whole = np.zeros(20_000, np.bool_) if whole is None else whole
+    rounded = np.clip(np.floor(drawn.scores + np.float32(0.5)), 1, 5)
+    assert np.array_equal(drawn.half_stars / 2, np.where(whole, rounded, half.half_stars / 2))
+    assert share * 20_000 == pytest.approx(whole.sum(), rel=0.2)
+
+
+def test_scores_of_whole_stars_and_half_ones_round_beside_each_other() -> None:
+    scores = np.array([-3, 1.49, 1.5, 2.5, 4.4999, 9, 2.74], np.float32)
+    whole = np.array([True] * 6 + [False])
+    assert to_half_stars(scores, whole).tolist() == [2, 2, 4, 6, 8, 10, 5]
+
+
+def test_who_gives_whole_stars_depends_on_seed_and_user_alone() -> None:
+    changes = {"users": 20_000, "movies": 50, "whole_star_share": 0.4}
+    whole = np.zeros(20_001, np.bool_)
+    for partition in range(4):
+        users = shard(partition, **changes).users
+        whole[users.user_ids] = users.habits.whole
+    assert whole.sum() == pytest.approx(8_000, rel=0.03)
+    alone = shard(0, **changes, partitions=1, actors=1, activity_sigma=0.3, user_scale_sigma=0.2).users
+    assert np.array_equal(alone.habits.whole, whole[1:])
+    more = shard(0, **{**changes, "whole_star_share": 0.6}, partitions=1, actors=1).users.habits.whole
+    assert (more >= alone.habits.whole).all() and more.sum() == pytest.approx(12_000, rel=0.03)
+    other = shard(0, **changes, partitions=1, actors=1, seed=7).users.habits.whole
+    assert (other & alone.habits.whole).sum() == pytest.approx(0.16 * 20_000, rel=0.06)
 
 
 # -- exposure
@@ -305,7 +333,7 @@ def test_what_belongs_to_an_id_does_not_depend_on_who_else_is_asked_for() -> Non
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ({"rating_step": "0.25"}, "rating_step"),
+        ({"whole_star_share": "1.25"}, "whole_star_share"),
         ({"session_length": "0.5"}, "session_length"),
         ({"new_user_share": "1"}, "new_user_share"),
         ({"taste_exposure": "0.5", "factor_share": "0", "movie_bias_share": "0"}, "taste_exposure needs tastes"),

@@ -44,3 +44,4 @@ def test_movielens_has_mean_and_spread_of_the_data() -> None:
     )
     assert half_stars.mean() / 2 == pytest.approx(3.53, abs=0.02)
     assert half_stars.std() / 2 == pytest.approx(1.06, abs=0.02)
+    assert (half_stars % 2).mean() == pytest.approx(0.297, abs=0.01)

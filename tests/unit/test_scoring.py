@@ -16,7 +16,7 @@ from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.events import EventBatch
 from ray_pipeline.model.catalogue import load_catalogue
-from ray_pipeline.model.population import build_user_map
+from ray_pipeline.model.population import Habits, build_user_map
 from ray_pipeline.model.ratings import to_half_stars
 from ray_pipeline.model.streams import normal_table
 from ray_pipeline.truth import scoring
@@ -57,9 +57,8 @@ class World:
         model = self.models[ratings.partition]
         user = np.searchsorted(model.users.user_ids, ratings.user_ids)
         movie = np.searchsorted(model.movies.movie_ids, ratings.movie_ids)
-        scales = None if model.users.scales is None else model.users.scales[user]
         scores = model.score_at(user, movie, ratings.first_index + np.arange(len(ratings)))
-        return RatingLaw(model.noise_sd, model.step).moments(scores, scales).mean
+        return RatingLaw(model.noise_sd).moments(scores, model.users.habits.of(user)).mean
 
     def records(self, predict: Callable[[EventBatch], np.ndarray], model: str = "m") -> list[bytes]:
         """Predictions of all ratings."""
@@ -143,7 +142,8 @@ def test_probabilities_of_an_alias_table_are_its_weights(small: World) -> None:
         {"rank": 1},
         {"factor_share": 0.0},
         {"factor_share": 0.65},
-        {"rating_step": 1.0},
+        {"whole_star_share": 1.0},
+        {"whole_star_share": 0.4},
         {"genre_share": 0.8},
         {"session_length": 7.0},
     ],
@@ -155,7 +155,7 @@ def test_no_additive_fit_beats_the_biases_line(changes: dict[str, Any]) -> None:
     drawn = model.draw(0, 60_000)
     user = np.searchsorted(model.users.user_ids, drawn.user_ids)
     movie = np.searchsorted(model.movies.movie_ids, drawn.movie_ids)
-    truth = RatingLaw(model.noise_sd, model.step).moments(model.score(user, movie)).mean
+    truth = RatingLaw(model.noise_sd).moments(model.score(user, movie), model.users.habits.of(user)).mean
     line = rms(BiasOnly([model], [1.0]).predict(model, user, movie) - truth)
     by_user, by_movie = np.full(120, truth.mean()), np.zeros(150)
     for _ in range(20):
@@ -224,7 +224,8 @@ def test_the_truth_scores_0_against_the_truth_and_the_floor_against_what_was_obs
 WORKLOADS: dict[str, dict[str, Any]] = {
     "genres": {"genre_share": 0.7},
     "scales": {"user_scale_sigma": 0.5},
-    "whole stars": {"rating_step": 1.0},
+    "whole stars": {"whole_star_share": 0.4},
+    "whole stars alone": {"whole_star_share": 1.0},
     "taste": {"taste_exposure": 1.0},
     "sessions": {"session_length": 9.0},
     "arrivals": {"new_user_share": 0.5, "new_movie_share": 0.5, "arrival_ratings": 12_000},
@@ -257,14 +258,18 @@ def test_truth_and_floor_are_right_under_every_workload(workload: str) -> None:
     }
 
 
-@given(score=st.floats(-3, 9, width=32), scale=st.sampled_from([0.3, 1.0, 2.5]), step=st.sampled_from([0.5, 1.0]))
+@given(score=st.floats(-3, 9, width=32), scale=st.sampled_from([0.3, 1.0, 2.5]), whole=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_the_law_with_scales_and_whole_stars(score: float, scale: float, step: float) -> None:
+def test_the_law_with_scales_and_whole_stars(score: float, scale: float, whole: bool) -> None:
     sd, scales = np.float32(0.6), np.array([scale], np.float32)
-    moments = RatingLaw(sd, step).moments(np.array([score], np.float32), scales)
-    drawn = to_half_stars(np.float32(score) + sd * normal_table() * scales, step).astype(np.float64) / 2
+    law, habits = RatingLaw(sd), Habits(scales, np.array([whole]))
+    moments = law.moments(np.array([score], np.float32), habits)
+    given = np.float32(score) + sd * normal_table() * scales
+    drawn = to_half_stars(given, np.full(len(given), whole)).astype(np.float64) / 2
+    reach = [(drawn >= level / 2).mean() for level in range(2, 11)]
+    assert law.at_least(np.array([score], np.float32), habits)[0] == pytest.approx(reach, abs=1 / 65_536)
     # a noise of 65,536 may fall to the other side of each edge
-    assert moments.mean[0] == pytest.approx(drawn.mean(), abs=9 * step / 65_536)
+    assert moments.mean[0] == pytest.approx(drawn.mean(), abs=9 / 65_536)
     assert moments.variance[0] == pytest.approx(drawn.var(), abs=1e-3)
     assert moments.deviation[0] == pytest.approx(np.abs(drawn - np.median(drawn)).mean(), abs=1e-3)
 

@@ -404,7 +404,7 @@ def explained(index: int = 3, **changes: Any) -> dict[str, Any]:
 
 def test_an_explanation_names_drift_scale_and_attack() -> None:
     bomb = "review-bomb movie=7 at=0 ratings=100 intensity=1 stealth=0.5"
-    changes = {"drift": ["abrupt at=0 size=-1.25"], "attack": [bomb], "user_scale_sigma": 0.4, "rating_step": 1.0}
+    changes = {"drift": ["abrupt at=0 size=-1.25"], "attack": [bomb], "user_scale_sigma": 0.4, "whole_star_share": 1.0}
     found = [explained(index, **changes) for index in range(8)]
     assert {f["attack"]["camouflage"] for f in found} == {True, False} and {f["attack"]["text"] for f in found} == {
         bomb
