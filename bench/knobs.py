@@ -33,6 +33,7 @@ GROUPS: dict[str, dict[str, Any]] = {
     "people": {
         "genre_share": 0.5,
         "user_scale_sigma": 0.3,
+        "whole_star_share": 0.4,
         "taste_exposure": 0.5,
         "session_length": 5.0,
         "new_user_share": 0.2,
