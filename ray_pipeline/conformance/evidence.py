@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ __all__ = ["Evidence", "Known"]
 
 _SCORED_MOST = 1_000_000
 """Ratings whose scores are judged, evenly spread over the sample: more would add time, and precision that nobody can use."""
+_ENDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,31 @@ class Known:
             return self
         chosen = np.linspace(0, len(self) - 1, most).astype(np.int64)
         return Known(self.row[chosen], self.user[chosen], self.movie[chosen], self.half_stars[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class OnTime:
+    """Ratings of one partition whose event time is the time at which they were due.
+
+    Attributes:
+        index: shape (n,), ascending: which rating of the partition each is.
+        times_ms: shape (n,), not decreasing, epoch milliseconds.
+        start_ms: when the first rating of the plan may be due, epoch milliseconds.
+    """
+
+    index: npt.NDArray[np.int64]
+    times_ms: npt.NDArray[np.int64]
+    start_ms: int
+
+    def due_by(self, times_ms: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """How many ratings of the partition were due at each time or before; those between two that are known, evenly."""
+        # before the first there is none, at the start
+        known_ms, known = np.insert(self.times_ms, 0, self.start_ms - 1), np.insert(self.index, 0, -1)
+        at = np.maximum(np.searchsorted(known_ms, times_ms, "right") - 1, 0)
+        after = np.minimum(at + 1, len(known) - 1)
+        between = np.maximum(known[after] - known[at] - 1, 0) * (times_ms >= known_ms[at])
+        evenly = (times_ms - known_ms[at]) / np.maximum(known_ms[after] - known_ms[at], 1)
+        return np.asarray(known[at] + 1 + between * evenly, np.float64)
 
 
 class Evidence:
@@ -200,10 +227,59 @@ class Evidence:
         return fit_scores(self.terms, Intervals.of(self.scored.half_stars, self.drift, self.habits))
 
     @functools.cached_property
+    def on_time(self) -> dict[int, OnTime]:
+        """The ratings of each partition whose event time is, by all appearances, the time at which they were due.
+
+        Where nothing is broken on purpose that is all of them. Else it is the longest row of them whose times do not decrease, without
+        what the shard's clock is declared to be wrong by: late records stand out of it below, those of the future above. Its ends are
+        left out, for nothing stands out there.
+        """
+        found = {}
+        for partition in np.unique(self.raw.partition).tolist():
+            row = np.flatnonzero(self.raw.partition == partition)
+            index, times_ms = self.raw.index[row], self.raw.timestamps_ms[row]
+            if self.broken_on_purpose:
+                faults = make_faults(self.declared.settings, partition)
+                chosen = _longest_rise(times_ms)
+                ends = min(_ENDS, len(chosen) // 4)
+                chosen = chosen[ends : len(chosen) - ends]
+                index, times_ms = index[chosen], times_ms[chosen] - (faults.skew_ms if faults else 0)
+            found[partition] = OnTime(index, times_ms, self.declared.start_ms)
+        return found
+
+    @property
+    def on_time_share(self) -> float:
+        """Share of the records that are on time."""
+        return sum(len(known.index) for known in self.on_time.values()) / max(1, self.records)
+
+    def due_by(self, times_ms: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """How many ratings of the sample were due at each time or before, shape of ``times_ms``, epoch milliseconds ascending.
+
+        Between two that are on time the others are taken to lie evenly.
+        """
+        return np.sum([known.due_by(times_ms) for known in self.on_time.values()], axis=0, dtype=np.float64)
+
+    @functools.cached_property
     def through_ms(self) -> int:
         """Event time up to which every partition is in the sample."""
-        last = [
-            int(self.sample.timestamps_ms[self.sample.partition == p].max(initial=0))
-            for p in range(self.declared.settings.partitions)
-        ]
-        return min(last)
+        known = [self.on_time.get(p) for p in range(self.declared.settings.partitions)]
+        return min(int(of.times_ms.max(initial=0)) if of is not None else 0 for of in known)
+
+
+def _longest_rise(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Positions of a longest row of values that do not decrease, ascending (patience sorting, as Fredman 1975 has it)."""
+    ends: list[int] = []  # the least value that a row of each length can end with
+    at: list[int] = []  # where it is
+    before = np.full(len(values), -1, np.int64)
+    for position, value in enumerate(values.tolist()):
+        length = bisect.bisect_right(ends, value)
+        if length:
+            before[position] = at[length - 1]
+        ends[length : length + 1] = [value]
+        at[length : length + 1] = [position]
+    found = np.empty(len(at), np.int64)
+    position = at[-1] if at else -1
+    for place in range(len(at) - 1, -1, -1):
+        found[place] = position
+        position = int(before[position])
+    return found

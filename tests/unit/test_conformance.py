@@ -220,6 +220,21 @@ def test_no_setting_is_too_extreme_to_be_judged(changes: dict[str, Any]) -> None
     assert all(row.reason for row in report.checks if row.verdict == "unchecked")
 
 
+@pytest.mark.parametrize("arrivals", ["regular", "poisson"])
+def test_rates_are_judged_by_the_records_that_are_on_time(arrivals: str) -> None:
+    broken = {**SMALL, "preset": "late-data", "arrivals": arrivals}
+    checks = tuple(check for check in CHECKS if check.name in ("start", "rate", "arrivals"))
+    world = World(load_settings(**broken))
+    assert verdicts(judge(Evidence(regenerate(world, None, 1_000_000), world), "right", checks)) == {
+        check.name: "conforms" for check in checks
+    }
+    other = "poisson" if arrivals == "regular" else "regular"
+    for name, value in (("rate", 110.0), ("start_time_ms", START_MS + 1_000), ("arrivals", other)):
+        real = World(load_settings(**{**broken, name: value}))
+        found = verdicts(judge(Evidence(regenerate(real, None, 1_000_000), world), "turned", checks))
+        assert found["start" if name == "start_time_ms" else name] == "deviates", name
+
+
 def test_a_fitted_model_behaves_as_it_is_told_too(tmp_path: Path) -> None:
     write_fitted(tmp_path / "model.npz", small_model())
     brought = dict.fromkeys(REPLACED_FIELDS)  # None: as the model file says
