@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(300)
 
 WAYS: dict[str, dict[str, Any]] = {
     "avro": {"format": "avro", "schema_registry_url": "mock://integration", "field_names": "userId=user"},
+    "protobuf": {"format": "protobuf", "schema_registry_url": "mock://integration", "field_names": "userId=user"},
     "padded": {"field_names": "userId=user,rating=stars", "padding_bytes": 50},
 }
 
