@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.functions import ArrowUDFType, arrow_udf
+from pyspark.sql.pandas.functions import arrow_udf
 
 from ray_pipeline.config import FIELDS, Settings
 from ray_pipeline.formats.columns import protobuf_columns
@@ -54,7 +55,12 @@ def _decoded(settings: Settings, layout: Layout) -> Column:
     if settings.format == "json":
         return F.from_json(F.col("value").cast("string"), schema, {"mode": "PERMISSIVE"})
     if settings.format == "protobuf":
-        return arrow_udf(lambda values: protobuf_columns(values, layout), schema, ArrowUDFType.SCALAR)("value")
+
+        def columns(values: pa.Array) -> pa.Array:
+            return protobuf_columns(values, layout)
+
+        found: Column = arrow_udf(columns, schema)("value")  # type: ignore[call-overload]  # which kind, the hints say
+        return found
     from pyspark.sql.avro.functions import from_avro
 
     body = F.substring("value", REGISTRY_HEADER_BYTES + 1, 2**31 - 1)
