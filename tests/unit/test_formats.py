@@ -41,6 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 MOCK_REGISTRY = type(SchemaRegistryClient.new_client({"url": "mock://any"}))
 FORMATS: dict[str, WireFormat] = {name: open_format(load_settings(**way)) for name, way in WAYS.items()}
+RENAMED = Layout.of(load_settings(**WAYS["protobuf, renamed and padded"]))
 ONE = EventBatch(0, 0, *(np.array([n]) for n in (116483, 24424)), np.array([6], np.uint8), np.array([1762796864000]))
 
 
@@ -152,12 +153,11 @@ def test_the_registry_has_protobufs_schema_with_the_names_that_were_given(regist
 def test_protobuf_is_read_as_columns_without_the_registry(
     rows: list[tuple[int, int, int, int]], foreign: bytes
 ) -> None:
-    way = WAYS["protobuf, renamed and padded"]
     values = [*FORMATS["protobuf, renamed and padded"].to_wire(of_rows(rows)), None, b"", encode_values(ONE)[0]]
-    found = protobuf_columns(pa.array(values, pa.binary()), Layout.of(load_settings(**way))).to_pylist()
     wanted = [{"user": u, "movieId": m, "rating": half / 2, "timestamp": ms} for u, m, half, ms in rows]
-    assert found == [*wanted, *[dict.fromkeys(("user", "movieId", "rating", "timestamp"))] * 3]
-    assert len(protobuf_columns(pa.array([foreign, b"\0" * 6 + foreign]), Layout.of(load_settings(**way)))) == 2
+    nothing = dict.fromkeys(("user", "movieId", "rating", "timestamp"))
+    assert protobuf_columns(pa.array(values, pa.binary()), RENAMED).to_pylist() == [*wanted, *[nothing] * 3]
+    assert len(protobuf_columns(pa.array([foreign, b"\0" * 6 + foreign]), RENAMED)) == 2
 
 
 @pytest.mark.parametrize("way", [AVRO, PROTOBUF], ids=["avro", "protobuf"])
