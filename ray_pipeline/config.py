@@ -165,11 +165,13 @@ class Settings(BaseSettings):
     output: Path | None = Field(None, description="file of sink ndjson or parquet; it must not exist")
 
     # -- what the ratings look like in Kafka
-    format: Literal["json", "avro"] = Field("json", description="format of the values; avro needs a schema registry")
+    format: Literal["json", "avro", "protobuf"] = Field(
+        "json", description="format of the values; avro and protobuf need a schema registry"
+    )
     schema_registry_url: str | None = Field(
         None,
         pattern=r"^(https?|mock)://.+",
-        description="Confluent schema registry of format avro, such as http://registry:8081",
+        description="Confluent schema registry of formats avro and protobuf, such as http://registry:8081",
     )
     field_names: str = Field("", description="other names for fields, such as userId=user,movieId=item")
     padding_bytes: int = Field(
@@ -602,9 +604,10 @@ def parse_field_names(text: str) -> dict[str, str]:
             msg = f"{other!r} is no name for a field: use letters, digits and _"
             raise ValueError(msg)
         names[name] = other
-    every = [names.get(name, name).lower() for name in FIELDS]
+    # Spark tells no case apart, and Protobuf's JSON neither case nor _
+    every = [names.get(name, name).replace("_", "").lower() for name in FIELDS]
     if len({*every, "padding"}) < len(every) + 1:
-        msg = "two fields have one name, or one is called padding: give each its own"
+        msg = "two fields have one name, but for case and _, or one is called padding: give each its own"
         raise ValueError(msg)
     return names
 

@@ -1,1 +1,1 @@
-"""How a rating is written into a record's value: the contract's JSON, other field names, padding, Avro with a schema registry."""
+"""How a rating is written into a record's value: the contract's JSON, other names, padding, Avro or Protobuf with a schema registry."""

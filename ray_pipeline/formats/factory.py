@@ -6,7 +6,7 @@ from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.formats.fields import Layout
 from ray_pipeline.formats.interface import WireFormat
-from ray_pipeline.formats.mapped import json_format
+from ray_pipeline.formats.mapped import MappedFormat, json_format
 
 __all__ = ["open_format"]
 
@@ -24,6 +24,8 @@ def open_format(settings: Settings) -> WireFormat:
             problem=f"the ratings are written in format {settings.format}, and no schema registry is named",
             fix="Give --schema-registry-url",
         )
-    from ray_pipeline.formats.avro import RegistryAvro
+    from ray_pipeline.formats.registry import registry_serde
 
-    return RegistryAvro(Layout.of(settings), settings.ratings_topic, settings.schema_registry_url)
+    layout = Layout.of(settings)
+    serde = registry_serde(settings.format, layout, settings.ratings_topic, settings.schema_registry_url)
+    return MappedFormat(layout, serde)

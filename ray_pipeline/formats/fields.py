@@ -41,11 +41,13 @@ class Layout:
         return {**found, PADDING: self.padding(rating)} if self.padding_bytes else found
 
     def read(self, fields: Any) -> dict[str, Any] | None:
-        """The fields of a value → those of its rating; None when they are not just these."""
+        """The fields of a value → those of its rating; None when they are not just these, or an id or time is no whole number."""
         if not isinstance(fields, Mapping):
             return None
-        wanted = {*self.names.values(), *([PADDING] if self.padding_bytes else [])}
-        return {name: fields[self.names[name]] for name in FIELDS} if set(fields) == wanted else None
+        if set(fields) != {*self.names.values(), *([PADDING] if self.padding_bytes else [])}:
+            return None
+        rating = {name: fields[self.names[name]] for name in FIELDS}
+        return rating if all(isinstance(rating[name], int) for name in FIELDS if name != "rating") else None
 
     def padding(self, rating: Mapping[str, Any]) -> str:
         """Text that does not compress to nothing: a piece of a fixed one, from a place that follows from the rating."""

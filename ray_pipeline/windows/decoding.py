@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import arrow_udf
 
 from ray_pipeline.config import FIELDS, Settings
+from ray_pipeline.formats.columns import protobuf_columns
 from ray_pipeline.formats.fields import Layout
-from ray_pipeline.formats.schema import avro_schema
+from ray_pipeline.formats.schema import REGISTRY_HEADER_BYTES, avro_schema
 
 __all__ = ["in_contract_form", "with_values_of"]
 
-_HEADER_BYTES = 5
 _TYPES = {"userId": "LONG", "movieId": "LONG", "rating": "DOUBLE", "timestamp": "LONG"}
 
 
@@ -48,11 +50,19 @@ def with_values_of(raw: DataFrame, rejects: DataFrame, settings: Settings) -> Da
 
 
 def _decoded(settings: Settings, layout: Layout) -> Column:
-    if settings.format == "avro":
-        from pyspark.sql.avro.functions import from_avro
-
-        body = F.substring("value", _HEADER_BYTES + 1, 2**31 - 1)
-        record = from_avro(body, avro_schema(layout), {"mode": "PERMISSIVE"})
-        return F.when(F.substring("value", 1, 1) == F.lit(b"\0"), record)
+    """The struct of a value's fields, all null where it is not in the format."""
     schema = ", ".join(f"`{layout.names[name]}` {kind}" for name, kind in _TYPES.items())
-    return F.from_json(F.col("value").cast("string"), schema, {"mode": "PERMISSIVE"})
+    if settings.format == "json":
+        return F.from_json(F.col("value").cast("string"), schema, {"mode": "PERMISSIVE"})
+    if settings.format == "protobuf":
+
+        def columns(values: pa.Array) -> pa.Array:
+            return protobuf_columns(values, layout)
+
+        found: Column = arrow_udf(columns, schema)("value")  # type: ignore[call-overload]  # which kind, the hints say
+        return found
+    from pyspark.sql.avro.functions import from_avro
+
+    body = F.substring("value", REGISTRY_HEADER_BYTES + 1, 2**31 - 1)
+    record = from_avro(body, avro_schema(layout), {"mode": "PERMISSIVE"})
+    return F.when(F.substring("value", 1, 1) == F.lit(b"\0"), record)

@@ -48,6 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fast": {"fast": True},
     "at-least-once": {"delivery": "at-least-once"},
     "avro": {"format": "avro", "schema_registry_url": "mock://contract"},
+    "protobuf": {"format": "protobuf", "schema_registry_url": "mock://contract"},
     "padded": {"field_names": "userId=user", "padding_bytes": 20, "delivery": "at-least-once"},
 }
 
@@ -72,9 +73,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         return [((r.key or "").encode(), value) for r, value in zip(records, values, strict=True)]
 
     exactly_once = settings.delivery == "exactly-once"
-    yield World(
-        lambda: open_delivery(settings, bootstrap, 0), seen, exactly_once, request.param not in ("avro", "padded")
-    )
+    yield World(lambda: open_delivery(settings, bootstrap, 0), seen, exactly_once, settings.plain_format)
 
 
 def expected(*batches: EventBatch) -> list[tuple[bytes, bytes | None]]:

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(300)
 
 WAYS: dict[str, dict[str, Any]] = {
     "avro": {"format": "avro", "schema_registry_url": "mock://integration", "field_names": "userId=user"},
+    "protobuf": {"format": "protobuf", "schema_registry_url": "mock://integration", "field_names": "userId=user"},
     "padded": {"field_names": "userId=user,rating=stars", "padding_bytes": 50},
 }
 
@@ -30,7 +31,13 @@ def test_the_job_the_oracle_and_the_audit_read_it(name: str, broker: str, tmp_pa
     world = make_world(settings, broker)
     del world.rounds[2:]
     producer = make_producer(broker)
-    rubbish = [b"rubbish", b"\0\0\0\0\1", b'{"userId":1,"movieId":1,"rating":3.0,"timestamp":1700000040000}']
+    rubbish = [
+        b"rubbish",
+        b"\0\0\0\0\1",
+        b"\0\0\0\0\1\0\xff",
+        b"\0\0\0\0\1\0",
+        b'{"userId":1,"movieId":1,"rating":3.0,"timestamp":1700000040000}',
+    ]
     for value in rubbish:
         producer.produce(settings.ratings_topic, key=b"1", value=value, partition=0)
     assert producer.flush(20) == 0
@@ -41,7 +48,7 @@ def test_the_job_the_oracle_and_the_audit_read_it(name: str, broker: str, tmp_pa
     job = read_compacted(broker, settings.job_topic)["job"]
     assert (job["valid"], job["rejected"]) == (total, len(rubbish))
     rejected = read_compacted(broker, settings.rejected_topic).values()
-    assert {"rubbish", rubbish[2].decode()} <= {record["value"] for record in rejected}
+    assert {"rubbish", rubbish[-1].decode()} <= {record["value"] for record in rejected}
     report = audit(settings, broker, processes=1)
     wanted = {"expected": total, "found": total + len(rubbish), "outside": 0, **dict.fromkeys(KINDS, 0)}
     assert report.records == {**wanted, "foreign": len(rubbish)}, report.findings
