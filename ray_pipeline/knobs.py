@@ -52,8 +52,8 @@ class Knob:
     @property
     def range(self) -> str:
         """Its range in words: ``0 … 0.9``, ``> 0 … 1,000``; empty where the model names none."""
-        low = "" if self.low is None else f"{'> ' if self.open_low else ''}{self.low:,}"
-        high = "" if self.high is None else f"{'< ' if self.open_high else ''}{self.high:,}"
+        low = "" if self.low is None else f"{'> ' if self.open_low else ''}{_plain(self.low)}"
+        high = "" if self.high is None else f"{'< ' if self.open_high else ''}{_plain(self.high)}"
         return f"{low} … {high}".strip() if low or high else ""
 
 
@@ -84,6 +84,10 @@ def knob_of(name: str) -> Knob:
         field.description or "",
         _group(name),
     )
+
+
+def _plain(bound: float) -> str:
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:,}"
 
 
 def _kind(annotation: Any) -> Kind:

@@ -232,7 +232,7 @@ def _build(page: _Page, workload: Workload, store: MetricsStore, settings: Setti
         pause = gr.Button("Pause", elem_id="rp-pause", min_width=90, scale=0)
         resume = gr.Button("Resume", elem_id="rp-resume", variant="primary", min_width=90, scale=0)
         window_type = gr.Radio(
-            list(store.window_types), value=store.window_types[0], label="Window", elem_id="rp-window", min_width=280
+            list(store.window_types), value=store.window_types[0], label="Window", elem_id="rp-window", min_width=350
         )
         choices = sorted({*_REFRESH_CHOICES_S, settings.refresh_s})
         every = gr.Radio(
@@ -252,7 +252,7 @@ def _build(page: _Page, workload: Workload, store: MetricsStore, settings: Setti
     said = gr.HTML("", elem_id="rp-said")
     with gr.Row(elem_classes="rp-controls"):
         plan = gr.Textbox(first[12], label="Rate plan", lines=2, elem_id="rp-plan", min_width=320, scale=4)
-        follow = gr.Button("Follow this plan", elem_id="rp-follow", min_width=140, scale=0)
+        follow = gr.Button("Follow this plan", elem_id="rp-follow", min_width=190, scale=0)
     gr.HTML(views.pieces())
     wrong = gr.HTML("", elem_id="rp-plan-said")
     draft, shown = gr.State(""), gr.State(first[13])

@@ -170,7 +170,7 @@ def test_wrong_values_get_the_error_of_the_settings_model(changes: dict[str, Any
         compose(OWN, shown)
     assert named in str(caught.value)
     panel = workload()
-    assert fragments.problem(str(caught.value)) == panel.told("", *shown.values())
+    assert panel.told("", *shown.values()) == (fragments.problem(str(caught.value)), "")
     assert panel.preview("", *shown.values()) == ""
 
 
@@ -219,7 +219,7 @@ def test_what_would_take_long_is_said_and_can_be_started_all_the_same(huge: dict
     shown = shown_values(OWN) | {"drift": "abrupt at=900_000_000 size=1"} | huge
     panel = workload()
     assert "too large for a preview" in panel.preview("", *shown.values())
-    assert "ray-pipeline run" in panel.told("", *shown.values())
+    assert "ray-pipeline run" in panel.told("", *shown.values())[1]
 
 
 def test_a_plan_that_ends_soon_has_a_preview_of_what_there_is() -> None:
@@ -241,7 +241,7 @@ def test_controls_begin_with_what_is_in_force_whoever_changed_it() -> None:
     assert (found["rate"], found["late_share"], found["plan"]) == (420.0, 0.25, "")
     store.progress("generator", {"run": "r", "state": "running", "target_rate": 0.0, "plan": "9 for 1m then 7"}, NOW)
     assert dict(zip(SHOWN_FIELDS, panel.fill()[1:], strict=True))["plan"] == "9 for 1m then 7"
-    assert "values of the stream in force" in panel.told(*panel.fill())
+    assert "values of the stream in force" in panel.told(*panel.fill())[0]
 
 
 def test_beside_a_fitted_model_its_settings_stand_still(tmp_path: Path) -> None:
@@ -266,9 +266,9 @@ def test_a_model_file_that_is_not_here_is_asked_for() -> None:
     run = {"run": "r", "config": "0", "catalogue": "fitted-0", "settings": OWN.event_settings()}
     store.progress("run", run, NOW)
     panel = workload(store=store)
-    assert "--model" in panel.told(*panel.fill())
+    assert "--model" in panel.told(*panel.fill())[0]
 
 
 def test_what_somebody_writes_is_escaped() -> None:
     shown = shown_values(OWN) | {"clock_skew": "<script>"}
-    assert "<script>" not in workload().told("", *shown.values())
+    assert "<script>" not in "".join(workload().told("", *shown.values()))

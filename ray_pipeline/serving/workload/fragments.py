@@ -11,15 +11,16 @@ from urllib.parse import quote
 import numpy as np
 
 from ray_pipeline.config import EVENT_FIELDS
-from ray_pipeline.conformance.preview import RATE_STEP_S, Preview
+from ray_pipeline.conformance.preview import PREVIEW_RECORDS, RATE_STEP_S, Preview
 from ray_pipeline.knobs import Knob, knob_of
 from ray_pipeline.serving.workload.composing import Composed
 
-__all__ = ["compared", "help_text", "label", "problem", "starts"]
+__all__ = ["compared", "difference", "help_text", "label", "problem", "starts"]
 
 Format = Callable[[float], str]
 
-_WIDTH, _HEIGHT = 320, 110
+_WIDTH, _HEIGHT = 360, 130
+_TOP = 18  # of a line, below the text
 _FILE = "stream.toml"
 
 
@@ -44,20 +45,21 @@ def problem(text: str) -> str:
 
 
 def starts(composed: Composed) -> str:
-    """What differs from the stream in force, and how this one is started."""
+    """How this stream is started."""
     data = escape(f"data:application/toml;charset=utf-8,{quote(composed.file)}")
     download = f'<a download="{_FILE}" href="{data}">Download</a>'
     return (
-        f"{_difference(composed.changed)}{_code('Start it beside this one', 'command', composed.command)}"
+        f"{_code('Start it beside the one that runs', 'command', composed.command)}"
         f"{_code(f'Or by a file: ray-pipeline run --config {_FILE}', 'file', composed.file, download)}"
     )
 
 
 def compared(present: Preview, changed: Preview) -> str:
     """Both streams beside each other: three charts, and the numbers; those that differ stand out."""
-    rows = "".join(_row(*line, present, changed) for line in _LINES)
-    records = f"{present.records:,} and {changed.records:,} records" if present.records != changed.records else ""
-    sample = f"{records or f'{present.records:,} records of each'}, of the first {changed.span:,}, made again here; nothing is sent"
+    rows = "".join(_row(name, of, shown, present, changed) for name, of, shown in _LINES if of(present) or of(changed))
+    alike = abs(present.records - changed.records) < PREVIEW_RECORDS // 20
+    records = "" if alike else f"{present.records:,} and {changed.records:,} records"
+    sample = f"{records or f'some {PREVIEW_RECORDS:,} records of each'}, of the first {changed.span:,}, made again here; nothing is sent"
     return (
         f'<p class="rp-key"><i class="rp-present"></i>in force <i class="rp-changed"></i>changed</p>'
         f'<div class="rp-charts">{_stars(present, changed)}'
@@ -69,7 +71,8 @@ def compared(present: Preview, changed: Preview) -> str:
     )
 
 
-def _difference(changed: Mapping[str, tuple[Any, Any]]) -> str:
+def difference(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """What differs from the stream in force: settings, each with both values."""
     if not changed:
         return '<p class="rp-sub">These are the values of the stream in force.</p>'
     items = "".join(
@@ -87,7 +90,7 @@ def _name(name: str) -> str:
 
 
 def _brief(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, (int, float)) else str(value).replace("\n", "; ")
+    text = f"{value:,.12g}" if isinstance(value, (int, float)) else str(value).replace("\n", "; ")
     return (text[:57] + "…" if len(text) > 58 else text) or "–"
 
 
@@ -140,7 +143,7 @@ def _stars(present: Preview, changed: Preview) -> str:
     for half in range(10):
         left = half * step + step * 0.1
         for shares, kind, at in ((present.stars, "present", left), (changed.stars, "changed", left + bar)):
-            high = (foot - 4) * float(shares[half]) / most
+            high = (foot - 6) * float(shares[half]) / most
             title = f"<title>{(half + 1) / 2:g} ★: {100 * shares[half]:.1f} % {'in force' if kind == 'present' else kind}</title>"
             parts.append(
                 f'<rect class="rp-{kind}" x="{at:.1f}" y="{foot - high:.1f}" width="{bar:.1f}" height="{high:.1f}">{title}</rect>'
@@ -162,7 +165,7 @@ def _lines(title: str, present: Any, changed: Any, unit: str, along: str) -> str
         for kind, values in (("present", present), ("changed", changed))
     )
     texts = (
-        f'<text x="0" y="9">{high:,.4g} {unit}</text><text x="0" y="{foot - 2}">{low:,.4g}</text>'
+        f'<text x="0" y="12">{high:,.4g} {unit}</text><text x="0" y="{foot - 2}">{low:,.4g}</text>'
         f'<text x="{_WIDTH}" y="{_HEIGHT - 3}" text-anchor="end">{along} →</text>'
     )
     return _chart(title, f'<line x1="0" y1="{foot}" x2="{_WIDTH}" y2="{foot}"/>{drawn}{texts}')
@@ -170,7 +173,7 @@ def _lines(title: str, present: Any, changed: Any, unit: str, along: str) -> str
 
 def _points(values: Any, low: float, high: float, foot: float) -> str:
     places = [
-        (_WIDTH * n / max(1, len(values) - 1), 4 + (foot - 6) * (1 - (value - low) / (high - low)))
+        (_WIDTH * n / max(1, len(values) - 1), _TOP + (foot - _TOP) * (1 - (value - low) / (high - low)))
         for n, value in enumerate(values)
         if math.isfinite(value)
     ]

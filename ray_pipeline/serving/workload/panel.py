@@ -80,12 +80,13 @@ class Workload:
         except RayPipelineError:
             return [gr.skip() for _ in SHOWN_FIELDS]
 
-    def told(self, preset: str | None, *shown: Any) -> str:
-        """What starts the stream that the controls describe, or what is wrong with it, as HTML."""
+    def told(self, preset: str | None, *shown: Any) -> tuple[str, str]:
+        """What differs from the stream in force, or what is wrong with the values; and what starts this one. As HTML."""
         try:
-            return fragments.starts(self._composed(preset, shown)[1])
+            composed = self._composed(preset, shown)[1]
         except RayPipelineError as error:
-            return fragments.problem(str(error))
+            return fragments.problem(str(error)), ""
+        return fragments.difference(composed.changed), fragments.starts(composed)
 
     def preview(self, preset: str | None, *shown: Any) -> str:
         """What it would be like, beside the stream in force, as HTML; empty while the values are wrong, which :meth:`told` says."""
@@ -152,11 +153,12 @@ def build_workload(workload: Workload) -> None:
             )
             again = gr.Button("As in force", elem_id="rp-as-in-force", min_width=140, scale=0)
         with gr.Row(elem_classes="rp-beside-each-other"):
-            with gr.Column(min_width=340, scale=3), gr.Tabs(elem_id="rp-groups"):
+            with gr.Column(min_width=340, scale=3), gr.Tabs(elem_id="rp-groups", overflow_behavior="wrap"):
                 controls = _controls(values, locked)
             with gr.Column(min_width=340, scale=2):
                 told = gr.HTML("", elem_id="rp-told")
                 compared = gr.HTML(_WAIT, elem_id="rp-preview")
+                starts = gr.HTML("", elem_id="rp-starts")
     filled = gr.State(False)
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     shown = [preset, *controls]
@@ -165,13 +167,13 @@ def build_workload(workload: Workload) -> None:
         return [True, *([gr.skip()] * len(shown) if before else workload.fill())]
 
     def tell(after: Any) -> None:
-        after.then(workload.told, shown, [told], **quiet).then(workload.preview, shown, [compared], **quiet)
+        after.then(workload.told, shown, [told, starts], **quiet).then(workload.preview, shown, [compared], **quiet)
 
     tell(part.expand(open_first, [filled], [filled, *shown], **quiet))
     tell(again.click(workload.fill, None, shown, **quiet))
     tell(preset.input(workload.choose, [preset], controls, **quiet))
     triggers = [control.change for control in controls]
-    gr.on(triggers, workload.told, shown, [told], trigger_mode="always_last", **quiet)
+    gr.on(triggers, workload.told, shown, [told, starts], trigger_mode="always_last", **quiet)
     gr.on(triggers, workload.preview, shown, [compared], trigger_mode="always_last", **quiet)
 
 
