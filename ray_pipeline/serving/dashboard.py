@@ -262,7 +262,7 @@ def _build(page: _Page, workload: Workload, store: MetricsStore, settings: Setti
         y="ratings a second",
         color="rate",
         color_map=_CURVE_COLOURS,
-        title="Plan and delivered rate, to ten minutes ahead",
+        title="Planned and delivered rate",
         x_title=" ",
         elem_id="rp-curve",
         **_PLOT,

@@ -197,7 +197,11 @@ def test_another_stream_is_put_together_and_shown_beside_the_one_that_runs(board
     with board.expect_download() as downloaded:
         board.locator("#rp-file a").click()
     assert load_settings(downloaded.value.path()).late_share == 0.25
-    # values that are none together: the settings model says what is wrong
+    # what is no value, and values that are none together: the settings model says what is wrong
+    late.fill("3")
+    expect(told.get_by_role("alert")).to_contain_text("setting late_share", timeout=20_000)
+    late.fill("0.25")
+    expect(told).to_contain_text("late share 0 → 0.25", timeout=20_000)
     groups.get_by_role("tab", name="Users and movies").click()
     bias = board.locator("#rp-set-user_bias_share input[type=number]")
     bias.fill("0.9")

@@ -66,6 +66,7 @@ def test_a_control_says_what_the_settings_model_says(name: str, made: dict[str, 
         assert [value for _, value in control.choices] == list(knob.choices) and len(knob.choices) > 1
     if isinstance(control, gr.Slider):
         assert (control.minimum, control.maximum) == (knob.low, knob.high)
+        assert control.preprocess(knob.high + 1) == knob.high + 1  # for the settings model to refuse
     if isinstance(control, gr.Number):
         assert knob.range and knob.range in control.info
 

@@ -58,8 +58,9 @@ def compared(present: Preview, changed: Preview) -> str:
     """Both streams beside each other: three charts, and the numbers; those that differ stand out."""
     rows = "".join(_row(name, of, shown, present, changed) for name, of, shown in _LINES if of(present) or of(changed))
     alike = abs(present.records - changed.records) < PREVIEW_RECORDS // 20
-    records = "" if alike else f"{present.records:,} and {changed.records:,} records"
-    sample = f"{records or f'some {PREVIEW_RECORDS:,} records of each'}, of the first {changed.span:,}, made again here; nothing is sent"
+    each = (
+        f"some {PREVIEW_RECORDS:,} records of each" if alike else f"{present.records:,} and {changed.records:,} records"
+    )
     return (
         f'<p class="rp-key"><i class="rp-present"></i>in force <i class="rp-changed"></i>changed</p>'
         f'<div class="rp-charts">{_stars(present, changed)}'
@@ -67,7 +68,7 @@ def compared(present: Preview, changed: Preview) -> str:
         f"{_lines('Rate by its plan', present.planned, changed.planned, '/s', _minutes(present))}</div>"
         f'<table class="rp-table rp-compared"><thead><tr><th></th><th>in force</th><th>changed</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
-        f'<p class="rp-sub">{sample}.</p>'
+        f'<p class="rp-sub">{each}, of the first {changed.span:,}, made again here; nothing is sent.</p>'
     )
 
 

@@ -127,12 +127,16 @@ def control_of(knob: Knob, value: Any, reason: str = "") -> Any:
         return gr.Checkbox(**about)
     if knob.kind not in ("whole", "number") or (knob.high or 0) > _EXACT_MOST:
         # the browser's numbers cannot hold every seed
-        several = {"lines": 2, "max_lines": 6} if knob.kind == "texts" or knob.name == "plan" else {"max_lines": 1}
+        several: dict[str, Any] = (
+            {"lines": 2, "max_lines": 6} if knob.kind == "texts" or knob.name == "plan" else {"max_lines": 1}
+        )
         return gr.Textbox(**about | {"value": str(value)}, **several)
     if knob.low is not None and knob.high is not None and knob.high - knob.low <= _SLIDER_MOST and not knob.open_low:
         step = 1 if knob.kind == "whole" else 0.001 if knob.high - knob.low <= 1 else 0.01
-        return gr.Slider(knob.low, knob.high, step=step, **about)
-    # no bounds: the settings model itself says what is wrong with a number
+        slider = gr.Slider(knob.low, knob.high, step=step, **about)
+        # not Gradio, the settings model says what is wrong with a number; a gr.Number has no bounds for the same reason
+        slider.preprocess = lambda payload: payload  # type: ignore[method-assign]
+        return slider
     return gr.Number(**about)
 
 
