@@ -40,10 +40,12 @@ __all__ = [
     "FAULT_SHARES",
     "FIELDS",
     "FORMAT_FIELDS",
+    "GROUPS",
     "Settings",
     "flag_of",
     "load_settings",
     "parse_field_names",
+    "settings_of",
 ]
 
 ENVIRONMENT_PREFIX = "RAY_PIPELINE_"
@@ -117,6 +119,22 @@ FORMAT_FIELDS = ("format", "field_names", "padding_bytes")
 
 FIELDS = ("userId", "movieId", "rating", "timestamp")
 """The fields of a rating, in the contract's order."""
+
+GROUPS = {
+    "preset": "Load",
+    "sink": "Where ratings go",
+    "format": "Format",
+    "seed": "Users and movies",
+    "late_share": "Late and broken data",
+    "genre_share": "How people behave",
+    "bootstrap_servers": "Kafka",
+    "actors": "Generator",
+    "tumbling_s": "Windows",
+    "ray_address": "Ray and Spark",
+    "api_host": "API and dashboard",
+    "state_dir": "State",
+}
+"""Name of each group of settings, by its first one: those that the model declares up to the next group's belong to it."""
 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -197,6 +215,7 @@ class Settings(BaseSettings):
     )
     popularity_exponent: float = Field(0.9, ge=0, le=3, description="Zipf exponent of movie popularity; 0 = uniform")
     activity_sigma: float = Field(1.2, ge=0, le=3, description="sigma of lognormal user activity; 0 = all equal")
+    partitions: int = Field(4, ge=1, le=10_000, description="partitions of the ratings topic (= shards)")
 
     # -- data that is broken on purpose, all of it known to those who check the stream
     late_share: float = Field(0.0, ge=0, le=0.9, description="share of the records whose event time is late")
@@ -271,7 +290,6 @@ class Settings(BaseSettings):
         None, min_length=1, description="brokers, HOST:PORT[,…]; default: an embedded broker"
     )
     broker_port: int = Field(0, ge=0, le=65535, description="port of the embedded broker; 0 = any free port")
-    partitions: int = Field(4, ge=1, le=10_000, description="partitions of the ratings topic (= shards)")
     replication_factor: int = Field(1, ge=1, le=32_767, description="replicas of topics that are created")
     ratings_topic: str = Field("ratings", description="topic of the ratings")
     metrics_topic: str = Field("metrics", description="topic of the windows (compacted)")
@@ -724,10 +742,39 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
 
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        merged = _FromFile(**given)
-        chosen = {**_of_model(merged), **_rate_or_plan(merged, given, file)}
-        return Settings.model_validate({**merged.model_dump(), **chosen})
+        return _complete(_FromFile(**given), given, file)
     except ValidationError as error:
         raise _explain(error) from None
     except ValueError as error:  # malformed TOML
         raise ConfigurationError(f"settings file {file}: {error}", "Correct the TOML") from None
+
+
+class _Alone(Settings):
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Preset(settings_cls)
+
+
+def settings_of(values: Mapping[str, Any]) -> Settings:
+    """What :func:`load_settings` makes of a file with these values, wherever nothing but the file says anything.
+
+    Raises:
+        ConfigurationError: a value is out of range, or a key or the preset is unknown.
+    """
+    try:
+        return _complete(_Alone(**values), values, None)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _complete(merged: Settings, given: Mapping[str, Any], file: Path | None) -> Settings:
+    """With what a model file brings, and with one of rate and plan."""
+    chosen = {**_of_model(merged), **_rate_or_plan(merged, given, file)}
+    return Settings.model_validate({**merged.model_dump(), **chosen})

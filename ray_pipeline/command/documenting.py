@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-import types
-import typing
 from pathlib import Path
-from typing import Any
-
-from pydantic.fields import FieldInfo
 
 from ray_pipeline.config import ENVIRONMENT_PREFIX, EVENT_FIELDS, Settings, flag_of
 from ray_pipeline.conformance.registry import NOT_OF_THE_DATA, checks_of
+from ray_pipeline.knobs import Knob, knob_of
 
 __all__ = ["settings_page"]
 
@@ -21,20 +18,22 @@ Every setting, made from the settings model (`ray_pipeline/config.py`) by `make 
 (`{ENVIRONMENT_PREFIX}NAME`), which beats the file (`--config FILE`: TOML, `name = value`), which beats the preset. Settings in bold are
 what an event is a function of. The last column names the checks of [`ray-pipeline conformance`](conformance.md) that judge the
 setting, or says why there is none.
+"""
 
-| setting | flag | range | default | meaning | conformance |
+_COLUMNS = """| setting | flag | range | default | meaning | conformance |
 |---|---|---|---|---|---|
 """
 
 
 def settings_page() -> str:
     """The page, Markdown."""
-    return _HEAD + "".join(_row(name, field) for name, field in Settings.model_fields.items())
+    groups = itertools.groupby(map(knob_of, Settings.model_fields), lambda knob: knob.group)
+    return _HEAD + "".join(f"\n## {group}\n\n{_COLUMNS}{''.join(map(_row, knobs))}" for group, knobs in groups)
 
 
-def _row(name: str, field: FieldInfo) -> str:
-    label = f"**`{name}`**" if name in EVENT_FIELDS else f"`{name}`"
-    cells = (label, f"`{flag_of(name)}`", _range(field), _default(field), field.description or "", _judged_by(name))
+def _row(knob: Knob) -> str:
+    label = f"**`{knob.name}`**" if knob.name in EVENT_FIELDS else f"`{knob.name}`"
+    cells = (label, f"`{flag_of(knob.name)}`", _range(knob), _default(knob), knob.help, _judged_by(knob.name))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
@@ -45,34 +44,21 @@ def _judged_by(name: str) -> str:
     return "– " + next(reason for reason, names in NOT_OF_THE_DATA.items() if name in names)
 
 
-def _default(field: FieldInfo) -> str:
-    if field.default_factory is not None:
+def _default(knob: Knob) -> str:
+    if Settings.model_fields[knob.name].default_factory is not None:
         return "per user"
-    return (
-        "–"
-        if field.default is None
-        else f"`{str(field.default).lower() if field.annotation is bool else field.default}`"
-    )
+    if knob.default is None:
+        return "–"
+    return f"`{str(knob.default).lower() if knob.kind == 'flag' else knob.default}`"
 
 
-def _range(field: FieldInfo) -> str:
-    annotation: Any = field.annotation
-    if isinstance(annotation, types.UnionType):
-        annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
-    if typing.get_origin(annotation) is typing.Literal:
-        return ", ".join(f"`{option}`" for option in typing.get_args(annotation))
-    if annotation is bool:
+def _range(knob: Knob) -> str:
+    if knob.kind == "choice":
+        return ", ".join(f"`{option}`" for option in knob.choices)
+    if knob.kind == "flag":
         return "`true`, `false`"
-    bounds = {kind: _bound(field, kind) for kind in ("ge", "gt", "le", "lt")}
-    low = f"{bounds['ge']}" if bounds["ge"] is not None else "" if bounds["gt"] is None else f"> {bounds['gt']}"
-    high = f"{bounds['le']}" if bounds["le"] is not None else "" if bounds["lt"] is None else f"< {bounds['lt']}"
-    kind = {int: "whole number", float: "number", Path: "path"}.get(annotation, "text")
-    return f"{kind} {low} … {high}".strip() if low or high else kind
-
-
-def _bound(field: FieldInfo, kind: str) -> Any:
-    value = next((getattr(m, kind) for m in field.metadata if hasattr(m, kind)), None)
-    return f"{value:,}" if isinstance(value, (int, float)) else value
+    kind = {"whole": "whole number", "number": "number", "path": "path"}.get(knob.kind, "text")
+    return f"{kind} {knob.range}".strip()
 
 
 if __name__ == "__main__":

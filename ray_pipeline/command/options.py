@@ -7,8 +7,6 @@ import inspect
 import json
 import logging
 import sys
-import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +15,7 @@ import typer
 
 from ray_pipeline.config import ENVIRONMENT_PREFIX, FAULT_FIELDS, Settings, flag_of, load_settings
 from ray_pipeline.errors import RayPipelineError
+from ray_pipeline.knobs import Knob, knob_of
 
 __all__ = [
     "BROKER",
@@ -223,22 +222,21 @@ def configure_logging(settings: Settings) -> None:
 
 
 def _option(name: str) -> inspect.Parameter:
-    field = Settings.model_fields[name]
-    default = field.get_default(call_default_factory=True)
-    meaning = f"{field.description}"
-    if default is not None and default != ():
-        meaning += f"  [default: {default}]"
+    knob = knob_of(name)
+    meaning = knob.help
+    if knob.default is not None and knob.default != ():
+        meaning += f"  [default: {knob.default}]"
     flag = flag_of(name)
     annotation: Any = str | None
     names = (flag,)
-    if field.annotation is bool:
+    if knob.kind == "flag":
         annotation, names = bool | None, (f"{flag}/--no-{flag[2:]}",)
-    if typing.get_origin(field.annotation) is tuple:
+    if knob.kind == "texts":
         annotation, meaning = list[str] | None, f"{meaning}; may be given several times"
     info = typer.Option(
         *names,
         help=meaning,
-        metavar=None if annotation == (bool | None) else _metavar(field.annotation),
+        metavar=_metavar(knob),
         show_default=False,
         show_envvar=False,
         rich_help_panel=f"Settings (also {ENVIRONMENT_PREFIX}NAME, or a file)",
@@ -246,10 +244,7 @@ def _option(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, info])
 
 
-def _metavar(annotation: Any) -> str:
-    options = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Literal:
-        return "|".join(options)
-    if isinstance(annotation, types.UnionType):
-        annotation = next(a for a in options if a is not types.NoneType)
-    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation, "TEXT")
+def _metavar(knob: Knob) -> str | None:
+    if knob.kind == "choice":
+        return "|".join(map(str, knob.choices))
+    return {"whole": "INTEGER", "number": "NUMBER", "path": "PATH", "flag": None}.get(knob.kind, "TEXT")

@@ -264,6 +264,11 @@ class MetricsStore:
             "typed": [] if typed is None else planned(generator, now_ms, typed),
         }
 
+    def run(self) -> dict[str, Any]:
+        """The record ``run``: identity and event settings of the run; empty before there is one."""
+        with self._lock:
+            return self._run
+
     def pipeline(self) -> dict[str, Any]:
         """The record ``pipeline``: cluster and who holds what of it; empty when the stages run on their own."""
         return self._pipeline

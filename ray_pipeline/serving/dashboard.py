@@ -20,32 +20,12 @@ from ray_pipeline.serving.control import Control
 from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate, Refused, is_loopback
+from ray_pipeline.serving.workload.panel import Workload, build_workload
 
 __all__ = ["make_dashboard"]
 
 _CSS = Path(__file__).with_name("dashboard.css")
-# a slider's number takes effect when it loses the focus; Enter should do it too. A click on a rating names its place.
-_SCRIPT = """<script>document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && event.target.matches("#rp-rate input[type=number]")) event.target.blur();
-});
-document.addEventListener("click", (event) => {
-  const row = event.target.closest("[data-rp-place]");
-  if (!row) return;
-  window.rpPlace = row.dataset.rpPlace;
-  document.querySelector("#rp-explain").click();
-});
-// pieces of a plan: the browser itself drops the text where it is let go; a click puts it at the end
-document.addEventListener("dragstart", (event) => {
-  const piece = event.target.closest?.("[data-rp-piece]");
-  if (piece) event.dataTransfer.setData("text/plain", piece.dataset.rpPiece);
-});
-document.addEventListener("click", (event) => {
-  const piece = event.target.closest("[data-rp-piece]");
-  const field = document.querySelector("#rp-plan textarea, #rp-plan input");
-  if (!piece || !field) return;
-  field.value += piece.dataset.rpPiece;
-  field.dispatchEvent(new Event("input", {bubbles: true}));
-});</script>"""
+_SCRIPT = Path(__file__).with_name("dashboard.js")
 _WINDOWS_SHOWN = 120
 _MOVIES_SHOWN = 10
 _RATINGS_SHOWN = 8
@@ -207,7 +187,7 @@ def make_dashboard(
     """
     page = _Page(store, catalogue, feed, control, gate, explanations, clock)
     with gr.Blocks(title="ray-pipeline", analytics_enabled=False, fill_width=True) as blocks:
-        rate = _build(page, store, settings, api_url)
+        rate = _build(page, Workload(settings, store, clock), store, settings, api_url)
         blocks.load(page.target_rate, None, [rate], show_progress="hidden", api_visibility="private")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     theme = gr.themes.Base(
@@ -224,7 +204,7 @@ def make_dashboard(
         server_port=settings.ui_port,
         theme=theme,
         css=_CSS.read_text(),
-        head=_SCRIPT,
+        head=f"<script>{_SCRIPT.read_text()}</script>",
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -234,7 +214,7 @@ def make_dashboard(
     return mounted
 
 
-def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -> gr.Slider:
+def _build(page: _Page, workload: Workload, store: MetricsStore, settings: Settings, api_url: str) -> gr.Slider:
     first = page.refresh(store.window_types[0], "", "")
     head = gr.HTML(first[0])
     numbers = gr.HTML(first[1])
@@ -252,7 +232,7 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
         pause = gr.Button("Pause", elem_id="rp-pause", min_width=90, scale=0)
         resume = gr.Button("Resume", elem_id="rp-resume", variant="primary", min_width=90, scale=0)
         window_type = gr.Radio(
-            list(store.window_types), value=store.window_types[0], label="Window", elem_id="rp-window", min_width=280
+            list(store.window_types), value=store.window_types[0], label="Window", elem_id="rp-window", min_width=350
         )
         choices = sorted({*_REFRESH_CHOICES_S, settings.refresh_s})
         every = gr.Radio(
@@ -272,7 +252,7 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
     said = gr.HTML("", elem_id="rp-said")
     with gr.Row(elem_classes="rp-controls"):
         plan = gr.Textbox(first[12], label="Rate plan", lines=2, elem_id="rp-plan", min_width=320, scale=4)
-        follow = gr.Button("Follow this plan", elem_id="rp-follow", min_width=140, scale=0)
+        follow = gr.Button("Follow this plan", elem_id="rp-follow", min_width=190, scale=0)
     gr.HTML(views.pieces())
     wrong = gr.HTML("", elem_id="rp-plan-said")
     draft, shown = gr.State(""), gr.State(first[13])
@@ -282,7 +262,7 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
         y="ratings a second",
         color="rate",
         color_map=_CURVE_COLOURS,
-        title="Plan and delivered rate, to ten minutes ahead",
+        title="Planned and delivered rate",
         x_title=" ",
         elem_id="rp-curve",
         **_PLOT,
@@ -309,6 +289,7 @@ def _build(page: _Page, store: MetricsStore, settings: Settings, api_url: str) -
             tail = gr.HTML(first[8], elem_id="rp-tail")
             actors = gr.HTML(first[7], elem_id="rp-actors")
     scores = gr.HTML(first[10], elem_id="rp-scores")
+    build_workload(workload)
     gr.HTML(
         f'<p class="rp-foot"><a href="{api_url}/docs" target="_blank">HTTP API</a> · '
         f'<a href="{api_url}/metrics" target="_blank">Prometheus</a> · '

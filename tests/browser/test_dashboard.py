@@ -10,6 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from ray_pipeline.config import load_settings
 from tests.conftest import Running, wait_for
 
 pytestmark = pytest.mark.timeout(300)
@@ -173,6 +174,54 @@ def test_choices_of_window_and_refresh(board: Page, urls: dict[str, str]) -> Non
     wait_for("still refreshed", lambda: number(tile(board, "Counted")) > before, 10)
 
 
+def test_another_stream_is_put_together_and_shown_beside_the_one_that_runs(board: Page, urls: dict[str, str]) -> None:
+    wait_until_it_has_refreshed(board)
+    told, preview = board.locator("#rp-told"), board.locator("#rp-preview")
+    expect(board.locator("#rp-preview")).to_be_hidden()
+    board.get_by_text("Workload: put another stream together").click()
+    expect(told).to_contain_text("values of the stream in force", timeout=20_000)
+    expect(board.locator("#rp-set-rate input")).to_have_value(
+        f"{get(urls, '/metrics/summary')['generator']['target_rate']:g}"
+    )
+    groups = board.locator("#rp-groups")
+    groups.get_by_role("tab", name="Late and broken data").click()
+    late = board.locator("#rp-set-late_share input[type=number]")
+    late.fill("0.25")
+    late.press("Enter")
+    expect(told).to_contain_text("late share 0 → 0.25", timeout=20_000)
+    row = preview.locator("tr", has_text="at another time than due").locator("td")
+    expect(row.nth(1)).to_have_text("0.0 %", timeout=20_000)
+    expect(row.nth(2)).to_have_text(re.compile(r"2[3-7]\.\d %"))
+    command, file = board.locator("#rp-command pre").inner_text(), board.locator("#rp-file pre").inner_text()
+    assert re.search(r"ray-pipeline run .*--late-share 0.25 .*--state-dir ", command) and "late_share = 0.25" in file
+    with board.expect_download() as downloaded:
+        board.locator("#rp-file a").click()
+    assert load_settings(downloaded.value.path()).late_share == 0.25
+    # what is no value, and values that are none together: the settings model says what is wrong
+    late.fill("3")
+    expect(told.get_by_role("alert")).to_contain_text("setting late_share", timeout=20_000)
+    late.fill("0.25")
+    expect(told).to_contain_text("late share 0 → 0.25", timeout=20_000)
+    groups.get_by_role("tab", name="Users and movies").click()
+    bias = board.locator("#rp-set-user_bias_share input[type=number]")
+    bias.fill("0.9")
+    bias.press("Enter")
+    expect(told.get_by_role("alert")).to_contain_text(
+        "user_bias_share + movie_bias_share + factor_share is more than 1", timeout=20_000
+    )
+    expect(board.locator("#rp-command")).to_have_count(0)
+    # a preset fills the controls, also those of groups that nobody has looked at
+    board.locator("#rp-preset input").click()
+    board.get_by_role("option", name="review-bomb").click()
+    expect(board.locator("#rp-command")).to_contain_text("--preset review-bomb", timeout=20_000)
+    expect(told).to_contain_text("attack")
+    groups.get_by_role("tab", name="How people behave").click()
+    expect(board.locator("#rp-set-attack textarea")).to_have_value(re.compile("review-bomb movie=318"))
+    board.click("#rp-as-in-force")
+    expect(told).to_contain_text("values of the stream in force", timeout=20_000)
+    assert get(urls, "/metrics/summary")["generator"]["state"] == "running"  # nothing of it touched the stream
+
+
 def test_left_open_it_does_not_grow(board: Page) -> None:
     board.locator("#rp-every label", has_text="1 s").click()
 
@@ -195,6 +244,8 @@ def test_it_fits_wide_and_narrow_light_and_dark(
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.goto(urls["ui"])
     expect(page.locator("#rp-movies tbody tr")).to_have_count(10, timeout=30_000)
+    page.get_by_text("Workload: put another stream together").click()
+    expect(page.locator("#rp-preview svg").first).to_be_visible(timeout=30_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= width + 1
     background, ink = page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.rp-tile b')).color]"

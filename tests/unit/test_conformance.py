@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import types
-import typing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from ray_pipeline.conformance.world import START_MS, World
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import ConfigurationError, UncheckedError
 from ray_pipeline.fitted import REPLACED_FIELDS, FittedModel, FittedSide, write_fitted
+from ray_pipeline.knobs import knob_of
 from ray_pipeline.verification.audit import PublishedRun
 from ray_pipeline.verification.conformance import declared_world
 
@@ -66,20 +65,15 @@ def turned(name: str, base: Settings) -> Any:
     """Another valid value of a setting, half as much again where nothing better is known."""
     if name in TURNED:
         return TURNED[name]
-    field, value = Settings.model_fields[name], getattr(base, name)
-    if isinstance(value, bool):
+    knob, value = knob_of(name), getattr(base, name)
+    if knob.kind == "flag":
         return not value
-    annotation = field.annotation
-    options = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Literal:
-        return next(option for option in options if option != value)
-    if isinstance(annotation, types.UnionType):
-        annotation = next(a for a in options if a is not types.NoneType)
-    most = next((m.le for m in field.metadata if hasattr(m, "le")), None)
-    other = value * 1.5 if value else (most / 2 if most is not None else 1)
-    if most is not None and other > most:
+    if knob.kind == "choice":
+        return next(choice for choice in knob.choices if choice != value)
+    other = value * 1.5 if value else (knob.high / 2 if knob.high is not None else 1)
+    if knob.high is not None and other > knob.high:
         other = value / 2
-    return annotation(other) if annotation in (int, float) else other
+    return int(other) if knob.kind == "whole" else other
 
 
 def with_turned(name: str, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
