@@ -122,6 +122,7 @@ class RayRuntime:
             # Ray would have its workers step back behind all else, and so the Spark driver behind its own executors
             os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(
+                address="local",  # without it Ray would join whatever cluster was started on this machine last
                 num_cpus=max(os.cpu_count() or 1, math.ceil(self._budget.total + self._room_to_scale())),
                 include_dashboard=False,
                 namespace=NAMESPACE,

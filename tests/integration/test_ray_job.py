@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from ray_pipeline.kafka.read import count_records, read_compacted
-from tests.conftest import clean_environment, wait_for
+from tests.conftest import clean_environment, command, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
+_RAY_TMPDIR = "/tmp/ray-pipeline-test"  # Ray remembers there which cluster was started last
 _BIN = Path(sys.executable).parent
 _ROOT = Path(__file__).parents[2]
 
@@ -69,7 +70,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 folder / "head.txt",
                 environment,
                 *("--head", "--port", str(port), "--num-cpus", "2", "--dashboard-port", str(dashboard)),
-                *("--ray-client-server-port", str(free_port()), "--temp-dir", "/tmp/ray-pipeline-test"),
+                *("--ray-client-server-port", str(free_port()), "--temp-dir", f"{_RAY_TMPDIR}/ray"),
             )
         )
         wait_for("the head", lambda: "Ray runtime started" in (folder / "head.txt").read_text(), 60)
@@ -117,6 +118,16 @@ def test_the_pipeline_runs_as_a_ray_job_on_two_nodes(cluster: Cluster, broker: s
     actors = read_compacted(broker, names["progress"])["generator"]["actors"]
     nodes = {actor["node"] for actor in actors}
     assert len(nodes) == 2, "the actors share one node"
+
+
+def test_a_run_that_names_no_cluster_joins_none_that_happens_to_be_there(
+    cluster: Cluster, broker: str, tmp_path: Path
+) -> None:
+    topics = [part for topic in ("ratings", "progress", "control") for part in (f"--{topic}-topic", f"own.{topic}")]
+    flags = ("--ratings", "10", "--bootstrap-servers", broker, "--state-dir", tmp_path, *topics)
+    done = command("generate", *flags, RAY_TMPDIR=_RAY_TMPDIR)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert count_records(broker, "own.ratings").total == 10
 
 
 def test_a_cluster_that_is_too_small_is_said_at_once(cluster: Cluster, broker: str, tmp_path: Path) -> None:
