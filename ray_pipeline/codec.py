@@ -22,6 +22,8 @@ __all__ = [
     "encode_columns",
     "encode_keys",
     "encode_values",
+    "parse_json",
+    "parse_object",
 ]
 
 _RATING_TEXT = pa.array([f"{half / 2:.1f}" for half in range(11)])
@@ -160,10 +162,31 @@ def decode_value(value: bytes | None) -> dict[str, Any]:
         InvalidRating: it is no JSON object, lacks a field, or a field is out of range.
     """
     try:
-        fields = json.loads(value or b"")
+        fields = parse_json(value)
     except ValueError as error:
         raise InvalidRating("not JSON") from error
     return check_fields(fields)
+
+
+def parse_json(value: bytes | None) -> Any:
+    """What a record's value says, whoever wrote it.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(value or b"")
+    except RecursionError as error:  # brackets in brackets in brackets
+        raise ValueError(str(error)) from error
+
+
+def parse_object(value: bytes | None) -> dict[str, Any] | None:
+    """The JSON object that a record's value is; None when it is none."""
+    try:
+        found = parse_json(value)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def check_fields(fields: Any) -> dict[str, Any]:

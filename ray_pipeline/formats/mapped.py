@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ray_pipeline.codec import encode_values
+from ray_pipeline.codec import encode_values, parse_json
 from ray_pipeline.config import Settings
 from ray_pipeline.events import EventBatch
 from ray_pipeline.formats.fields import Layout, as_json
@@ -67,10 +67,7 @@ class _Json:
         return as_json(fields)
 
     def deserialize(self, value: bytes) -> Any:
-        try:
-            return json.loads(value)
-        except RecursionError as error:  # brackets in brackets in brackets
-            raise ValueError(str(error)) from error
+        return parse_json(value)
 
 
 def json_format(settings: Settings) -> WireFormat:

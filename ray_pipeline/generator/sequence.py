@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.codec import encode_values
+from ray_pipeline.codec import encode_values, parse_object
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.events import EventBatch, Fault
 from ray_pipeline.generator.plan import ShardSchedule
@@ -186,11 +185,8 @@ def _runs(indexes: Sequence[int], reach: int) -> Iterator[tuple[int, int]]:
 
 def _rating(value: bytes | None) -> dict[str, Any] | None:
     """The four fields of a record's value, when it has just these and they are numbers in range."""
-    try:
-        rating = json.loads(value or b"")
-    except ValueError:
-        return None
-    if not isinstance(rating, dict) or set(rating) != {"userId", "movieId", "rating", "timestamp"}:
+    rating = parse_object(value)
+    if rating is None or set(rating) != {"userId", "movieId", "rating", "timestamp"}:
         return None
     if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in rating.values()):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -10,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ray_pipeline.codec import parse_json
 from ray_pipeline.metrics.health import Health
 from ray_pipeline.metrics.verdicts import difference_text
 from ray_pipeline.windows.spec import iso_ms
@@ -196,7 +196,7 @@ def ratings_tail(values: Iterable[tuple[int, int, bytes | None]], titles: dict[i
     rows = []
     for partition, offset, value in values:
         try:
-            fields = json.loads(value or b"")
+            fields = parse_json(value)
             movie = str(titles.get(fields["movieId"], fields["movieId"]))
             stars = float(fields["rating"])
             when = _clock(iso_ms(int(fields["timestamp"])))

@@ -8,7 +8,6 @@ where it stands in a gap and shares enough with the rating that must be there, e
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_pipeline.codec import encode_keys, encode_values
+from ray_pipeline.codec import encode_keys, encode_values, parse_object
 from ray_pipeline.events import EventBatch
 from ray_pipeline.truth.replay import ShardReplay
 
@@ -323,7 +322,7 @@ class PartitionAudit:
         """Whether a record that is none of ours is from before what is looked at."""
         if self._first == 0 or self._next > self._first:
             return False
-        at_ms = _whole((_parsed(record.value) or {}).get("timestamp"))
+        at_ms = _whole((parse_object(record.value) or {}).get("timestamp"))
         # one that tells no time counts as one: nothing of what is looked at has come yet
         return at_ms < self._replay.due_ms(self._first)
 
@@ -432,7 +431,7 @@ class PartitionAudit:
         if start >= stop:
             return None
         events = expected.columns(start, stop - start)
-        has = _parsed(record.value)
+        has = parse_object(record.value)
         keyed = events.user_ids == _number(record.key)
         if has is None:
             enough = keyed
@@ -452,7 +451,7 @@ class PartitionAudit:
     def _alteration(self, record: _Found, index: int) -> str:
         """How a record differs from the rating that it may once have been."""
         key, value = self._replay_of(index)
-        must, has = _parsed(value), _parsed(record.value)
+        must, has = parse_object(value), parse_object(record.value)
         if has is None or must is None:
             return f"the value is {_shown(record.value)}, must be {_shown(value)}"
         parts = [f"{n} is {has.get(n)}, must be {must.get(n)}" for n in _FIELDS if has.get(n) != must.get(n)]
@@ -512,14 +511,6 @@ def _longest_increasing(items: list[tuple[int, int]]) -> set[int]:
         found.add(items[step][0])
         step = before[step]
     return found
-
-
-def _parsed(value: bytes | None) -> dict[str, Any] | None:
-    try:
-        found = json.loads(value or b"")
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _number(key: bytes | None) -> int:

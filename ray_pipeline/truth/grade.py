@@ -6,11 +6,12 @@ rating, or the text that was rejected.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from ray_pipeline.codec import parse_object
 
 __all__ = ["ROLES", "Grade", "grade_deduplicated", "grade_flagged"]
 
@@ -181,7 +182,7 @@ def _standing(role: str, case: Mapping[str, Any], kind: str, lateness_ms: int) -
 
 def _is_held(value: bytes | None, held: list[Mapping[str, Any]]) -> bool:
     """Whether a record may well be late because its partition was silent, or its clock behind."""
-    found = _parsed(value)
+    found = parse_object(value)
     time = None if found is None else found.get("timestamp")
     if not isinstance(time, int):
         return False
@@ -206,24 +207,16 @@ def _content_of(value: bytes | None) -> Hashable:
     """The four fields of a rating; else the text; None where there is none."""
     if value is None:
         return None
-    found = _parsed(value)
+    found = parse_object(value)
     if found is not None and all(type(found.get(name)) in (int, float) for name in _FIELDS):
         return tuple(found[name] for name in _FIELDS)
     return value.decode(errors="replace")
 
 
 def _place_of(value: bytes | None) -> tuple[int, int] | None:
-    found = _parsed(value)
+    found = parse_object(value)
     partition, offset = (found or {}).get("partition"), (found or {}).get("offset")
     return (partition, offset) if isinstance(partition, int) and isinstance(offset, int) else None
-
-
-def _parsed(value: bytes | None) -> dict[str, Any] | None:
-    try:
-        found = json.loads(value or b"")
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _shown(value: bytes | None) -> str:

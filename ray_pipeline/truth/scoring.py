@@ -8,7 +8,6 @@ its movie is nobody's taste: predictions of such ratings are counted, and scored
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline.codec import parse_json
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.model.partitioner import partition_of
@@ -68,8 +68,8 @@ def parse_record(value: bytes | None) -> Prediction:
         InvalidPrediction: it is none.
     """
     try:
-        found = json.loads((value or b"").decode())
-    except (ValueError, RecursionError):  # the latter from thousands of nested brackets
+        found = parse_json(value)
+    except ValueError:
         raise InvalidPrediction("not JSON") from None
     return parse_prediction(found)
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_pipeline.codec import TextColumn, decode_value, encode_columns, encode_keys, encode_values
+from ray_pipeline.codec import (
+    InvalidRating,
+    TextColumn,
+    decode_value,
+    encode_columns,
+    encode_keys,
+    encode_values,
+    parse_object,
+)
 from ray_pipeline.events import EventBatch
 
 ROWS = st.lists(
@@ -45,3 +54,10 @@ def test_columns_of_a_slice(rows: list[tuple[int, int, int, int]], start: int, s
 def test_what_is_encoded_decodes_to_itself(rows: list[tuple[int, int, int, int]]) -> None:
     decoded = [tuple(decode_value(value).values()) for value in encode_values(of_rows(rows))]
     assert decoded == [(user, movie, half / 2, ms) for user, movie, half, ms in rows]
+
+
+@pytest.mark.parametrize("value", [None, b"", b"rubbish", b"[]", b"\xff", b"[" * 100_000, b'{"a":' * 100_000])
+def test_what_others_wrote_is_no_rating_and_no_accident(value: bytes | None) -> None:
+    assert parse_object(value) is None
+    with pytest.raises(InvalidRating):
+        decode_value(value)
