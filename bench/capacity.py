@@ -10,7 +10,7 @@ import psutil
 from bench.common import pipeline, wait_for
 from bench.latency import get, set_rate
 
-RATES = (10_000, 20_000, 40_000, 60_000, 80_000, 100_000, 130_000)
+RATES = (10_000, 40_000, 80_000, 100_000, 130_000, 160_000, 200_000, 250_000)
 HOLD_S = 60
 
 
