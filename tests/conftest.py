@@ -164,27 +164,16 @@ PIPELINE_FLAGS: Sequence[str] = (
 )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Which tests belong together, and in which order.
-
-    All that use the one pipeline come in the order they are written, so that it does not run for long, and in one process; so do those
-    of a file. One after another the cheap ones come first. Side by side they come last: they fill what is left.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cheap ones first; then all that use the one pipeline, in the order they are written, so that it does not run for long."""
 
     def place(item: pytest.Item) -> int:
         if "/unit/" in str(item.path):
             return 0
         if "/contract/" in str(item.path):
             return 1
-        return 2 if _uses_pipeline(item) else 3
+        return (
+            2 if "pipeline" in getattr(item, "fixturenames", ()) or "urls" in getattr(item, "fixturenames", ()) else 3
+        )
 
-    side_by_side = bool(config.getoption("numprocesses", None)) or hasattr(config, "workerinput")
-    order = (2, 3, 1, 0) if side_by_side else (0, 1, 2, 3)
-    items.sort(key=lambda item: order.index(place(item)))
-    for item in items:
-        group = "the pipeline" if _uses_pipeline(item) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
-def _uses_pipeline(item: pytest.Item) -> bool:
-    return not {"pipeline", "urls"}.isdisjoint(getattr(item, "fixturenames", ()))
+    items.sort(key=place)

@@ -55,7 +55,9 @@ class IdempotentDelivery:
         """Read the last progress."""
         end = time.monotonic() + deadline_s
         # a message timeout would turn an outage into a hole in the sequence: the commit's deadline bounds it instead
-        self._producer = make_producer(self._bootstrap, on_delivery=self._delivered, message_timeout_ms=0)
+        self._producer = make_producer(
+            self._bootstrap, on_delivery=self._delivered, delivery_report_only_error=True, message_timeout_ms=0
+        )
         self._check.now(self._producer, deadline_s)
         left_s = max(1.0, end - time.monotonic())
         with reading(self._producer, self._partition):
