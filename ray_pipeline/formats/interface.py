@@ -22,7 +22,11 @@ class WireFormat(Protocol):
         ...
 
     def from_wire(self, values: list[bytes | None]) -> list[bytes | None]:
-        """The same values in the contract's form. One that :meth:`to_wire` does not write, byte for byte, is left as it is."""
+        """The same values in the contract's form.
+
+        One that :meth:`to_wire` does not write, byte for byte, is left as it is; where it would pass for one that it writes, with a
+        space behind it.
+        """
         ...
 
 

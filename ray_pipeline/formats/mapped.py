@@ -58,8 +58,13 @@ class MappedFormat:
         try:
             rating = self._layout.read(self._serde.deserialize(value))
         except ValueError:
-            return value
-        return as_json(rating) if rating is not None and self._written(rating) == value else value
+            return _of_another(value)
+        return as_json(rating) if rating is not None and self._written(rating) == value else _of_another(value)
+
+
+def _of_another(value: bytes) -> bytes:
+    """The value; in the contract's own form with a space behind, lest it be taken for the rating that this format writes otherwise."""
+    return value + b" " if value.startswith(b'{"userId":') else value
 
 
 class _Json:

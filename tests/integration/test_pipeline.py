@@ -249,8 +249,8 @@ def test_windows_keep_coming_while_a_batch_job_runs(pipeline: Running, api: Api,
     assert report["pool"] == "batch" and api.job()["pool"] == "streaming"
     assert api.job()["batch"] > first
     # and not only before and after it
-    metrics = read_compacted(pipeline.info()["bootstrap"], "metrics").values()
-    assert any(report["started_ms"] < window["updated_ms"] < report["ended_ms"] + 1_000 for window in metrics)
+    batches = read_compacted(pipeline.info()["bootstrap"], "metrics.batches").values()
+    assert any(report["started_ms"] < batch["at_ms"] < report["ended_ms"] + 1_000 for batch in batches)
     assert pd.read_parquet(tmp_path / "report" / "histogram.parquet")["count"].sum() == report["total"]
 
 

@@ -82,8 +82,13 @@ def test_a_value_that_differs_in_a_byte_is_not_taken_for_the_one_it_was(name: st
 
 @pytest.mark.parametrize("name", WAYS)
 def test_what_is_not_in_the_format_is_left_as_it_is(name: str) -> None:
-    others: list[bytes | None] = [None, b"", b"nonsense", b"{}", b"\0\0\0\0\7", b"\0\0\0\0\1", encode_values(ONE)[0]]
+    others: list[bytes | None] = [None, b"", b"nonsense", b"{}", b"\0\0\0\0\7", b"\0\0\0\0\1"]
     assert FORMATS[name].from_wire(others) == others
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_rating_in_the_contracts_form_is_not_taken_for_the_one_in_this_format(name: str) -> None:
+    assert FORMATS[name].from_wire([*encode_values(ONE)]) == [encode_values(ONE)[0] + b" "]
 
 
 @pytest.mark.parametrize("name", WAYS)
