@@ -6,6 +6,7 @@ the documentation read it from here. Unknown keys are refused.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -725,7 +726,20 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
             raise ConfigurationError(f"environment variable {variable} names no setting", "Correct or unset it")
 
-    class _FromFile(Settings):
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return _complete(_reader(file, environment=True)(**given), given, file)
+    except ValidationError as error:
+        raise _explain(error) from None
+    except ValueError as error:  # malformed TOML
+        raise ConfigurationError(f"settings file {file}: {error}", "Correct the TOML") from None
+
+
+@functools.cache
+def _reader(file: Path | None, *, environment: bool) -> type[Settings]:
+    """The settings with their sources beside what is given: the environment or none, a file or none, and the preset."""
+
+    class _Reader(Settings):
         @classmethod
         def settings_customise_sources(
             cls,
@@ -735,31 +749,14 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+            sources = [init_settings]
+            if environment:
+                sources.append(env_settings)
             if file:
-                sources = (*sources, TomlConfigSettingsSource(settings_cls, file))
+                sources.append(TomlConfigSettingsSource(settings_cls, file))
             return (*sources, _Preset(settings_cls))
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        return _complete(_FromFile(**given), given, file)
-    except ValidationError as error:
-        raise _explain(error) from None
-    except ValueError as error:  # malformed TOML
-        raise ConfigurationError(f"settings file {file}: {error}", "Correct the TOML") from None
-
-
-class _Alone(Settings):
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Preset(settings_cls)
+    return _Reader
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
@@ -769,7 +766,7 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
         ConfigurationError: a value is out of range, or a key or the preset is unknown.
     """
     try:
-        return _complete(_Alone(**values), values, None)
+        return _complete(_reader(None, environment=False)(**values), values, None)
     except ValidationError as error:
         raise _explain(error) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from ray_pipeline.conformance.scores import Intervals, ScoreFit, Terms, fit_scor
 from ray_pipeline.conformance.world import World
 from ray_pipeline.model.faults import make_faults
 from ray_pipeline.model.population import Habits
+from ray_pipeline.truth.rise import longest_rise
 
-__all__ = ["Evidence", "Known"]
+__all__ = ["Evidence", "Known", "OnTime"]
 
 _SCORED_MOST = 1_000_000
 """Ratings whose scores are judged, evenly spread over the sample: more would add time, and precision that nobody can use."""
@@ -240,7 +240,7 @@ class Evidence:
             index, times_ms = self.raw.index[row], self.raw.timestamps_ms[row]
             if self.broken_on_purpose:
                 faults = make_faults(self.declared.settings, partition)
-                chosen = _longest_rise(times_ms)
+                chosen = longest_rise(times_ms.tolist(), strictly=False)
                 ends = min(_ENDS, len(chosen) // 4)
                 chosen = chosen[ends : len(chosen) - ends]
                 index, times_ms = index[chosen], times_ms[chosen] - (faults.skew_ms if faults else 0)
@@ -267,22 +267,3 @@ class Evidence:
         """Event time up to which every partition is in the sample."""
         known = [self.on_time.get(p) for p in range(self.declared.settings.partitions)]
         return min(int(of.times_ms.max(initial=0)) if of is not None else 0 for of in known)
-
-
-def _longest_rise(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Positions of a longest row of values that do not decrease, ascending (patience sorting, as Fredman 1975 has it)."""
-    ends: list[int] = []  # the least value that a row of each length can end with
-    at: list[int] = []  # where it is
-    before = np.full(len(values), -1, np.int64)
-    for position, value in enumerate(values.tolist()):
-        length = bisect.bisect_right(ends, value)
-        if length:
-            before[position] = at[length - 1]
-        ends[length : length + 1] = [value]
-        at[length : length + 1] = [position]
-    found = np.empty(len(at), np.int64)
-    position = at[-1] if at else -1
-    for place in range(len(at) - 1, -1, -1):
-        found[place] = position
-        position = int(before[position])
-    return found

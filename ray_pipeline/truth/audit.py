@@ -8,7 +8,7 @@ where it stands in a gap and shares enough with the rating that must be there, e
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from ray_pipeline.codec import encode_keys, encode_values, parse_object
 from ray_pipeline.events import EventBatch
 from ray_pipeline.truth.replay import ShardReplay
+from ray_pipeline.truth.rise import longest_rise
 
 __all__ = ["KINDS", "Finding", "PartitionAudit", "PartitionVerdict"]
 
@@ -336,7 +337,8 @@ class PartitionAudit:
         """Say of each record in the region what it is."""
         region, self._region, self._run = self._region, [], 0
         region = self._without_repeats(region)
-        in_order = _longest_increasing([(n, r.index) for n, r in enumerate(region) if r.index is not None])
+        known = [(n, r.index) for n, r in enumerate(region) if r.index is not None]
+        in_order = {known[at][0] for at in longest_rise([index for _, index in known], strictly=True)}
         ordered = {region[n].index for n in in_order}
         last = max((i for i in ordered if i is not None), default=self._next - 1)
         moved: dict[int, int] = {}
@@ -490,27 +492,6 @@ class PartitionAudit:
     def _note(self, finding: Finding) -> None:
         if sum(1 for f in self._verdict.findings if f.kind == finding.kind) < _LISTED:
             self._verdict.findings.append(finding)
-
-
-def _longest_increasing(items: list[tuple[int, int]]) -> set[int]:
-    """Positions of a longest strictly increasing subsequence of (position, value) pairs (patience sorting)."""
-    tails: list[int] = []
-    tail_at: list[int] = []
-    before: list[int | None] = []
-    for at, (_, value) in enumerate(items):
-        place = bisect_left(tails, value)
-        if place == len(tails):
-            tails.append(value)
-            tail_at.append(at)
-        else:
-            tails[place], tail_at[place] = value, at
-        before.append(tail_at[place - 1] if place else None)
-    found: set[int] = set()
-    step = tail_at[-1] if tail_at else None
-    while step is not None:
-        found.add(items[step][0])
-        step = before[step]
-    return found
 
 
 def _number(key: bytes | None) -> int:
