@@ -86,6 +86,9 @@ class IdempotentDelivery:
             raise delivery_error(self._opened(), self._partition, "produce", error.args[0]) from error
         self._flush()
 
+    def confirm(self, progress: ShardProgress, deadline_s: float) -> None:
+        """What was acknowledged is seen: there is no transaction that could be taken back."""
+
     def close(self) -> None:
         """Drop what was not acknowledged."""
         producer, self._producer = self._producer, None

@@ -167,6 +167,16 @@ class ShardDelivery(Protocol):
         """
         ...
 
+    def confirm(self, progress: ShardProgress, deadline_s: float) -> None:
+        """Wait until readers of committed data see ``progress``, which was committed last. Blocks.
+
+        A single broker that is killed when it has answered a commit may take it back.
+
+        Raises:
+            DeliveryError: they do not see it within ``deadline_s`` seconds.
+        """
+        ...
+
     def close(self) -> None:
         """Drop what was not committed and let go of the broker; may be called twice."""
         ...

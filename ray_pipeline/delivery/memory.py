@@ -16,6 +16,7 @@ _HALVES = {
     "commit, progress alone": ("progress", False),
     "commit, ratings first": ("ratings", True),
     "commit, progress first": ("progress", True),
+    "commit, nothing first": ("nothing", True),
 }
 
 
@@ -28,9 +29,9 @@ class MemoryLog:
         failures: names of operations that fail next, in order: ``open``, ``send``, ``commit`` (nothing is visible),
             ``commit, done`` (it is visible, but the sender does not hear of it); and as a single broker may leave it that is
             killed in a commit: ``commit, ratings alone`` or ``commit, progress alone`` (the rest is lost, the sender does not
-            hear), ``commit, ratings first`` or ``commit, progress first`` (the sender hears that all is well; the rest is
-            visible with its next commit, or lost when the shard is opened again).
-        halves: partitions whose last commit was kept by halves.
+            hear), ``commit, ratings first``, ``commit, progress first`` or ``commit, nothing first`` (the sender hears that all
+            is well; the rest is visible with its next commit, or lost when the shard is opened again).
+        halves: partitions whose last commit was not kept as a whole.
     """
 
     def __init__(self) -> None:
@@ -87,16 +88,21 @@ class MemoryDelivery:
             self._pending.clear()
             raise DeliveryError(problem="the commit failed")
         half, heard = self._half_kept()
-        if half != "progress":
+        if half in ("", "ratings"):
             self._log.ratings[self._partition] += self._unmarked + self._pending
             self._unmarked.clear()
         elif heard:
             self._unmarked += self._pending
-        if half != "ratings":
+        if half in ("", "progress"):
             self._log.progress[self._partition] = progress
         self._pending.clear()
         if not heard or self._log.fails("commit, done"):
             raise DeliveryError(problem="no answer to the commit")
+
+    def confirm(self, progress: ShardProgress, deadline_s: float) -> None:
+        """Look whether the record is there."""
+        if self._log.progress.get(self._partition) != progress:
+            raise DeliveryError(problem=f"not seen within {deadline_s:.0f} s")
 
     def close(self) -> None:
         """Drop what was not committed, or not in every partition."""
@@ -104,11 +110,9 @@ class MemoryDelivery:
         self._unmarked.clear()
 
     def _half_kept(self) -> tuple[str, bool]:
-        """Which half of a commit is kept alone, if not both; and whether its sender hears that all is well."""
+        """What of a commit is kept alone, if not all of it; and whether its sender hears that all is well."""
         name = next((name for name in _HALVES if self._log.fails(name)), None)
         half, heard = _HALVES[name] if name else ("", True)
-        if heard and not self._pending:  # a commit that has but one half
-            half = ""
         (self._log.halves.add if half else self._log.halves.discard)(self._partition)
         return half, heard
 

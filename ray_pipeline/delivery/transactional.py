@@ -79,7 +79,7 @@ class TransactionalDelivery:
         self._sender = self._make_sender(self._producer, self._ratings_topic)
         with reading(self._producer, self._partition):
             self._end_left_over(_left(end))
-            value = newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), _left(end))
+        value = self._recorded(_left(end))
         return None if value is None else ShardProgress.from_json(value)
 
     def newest(self, count: int, deadline_s: float) -> list[bytes | None]:
@@ -109,6 +109,11 @@ class TransactionalDelivery:
         )
         self._do("commit_transaction", lambda p: p.commit_transaction(_COMMIT_DEADLINE_S))
         self._in_transaction = False
+
+    def confirm(self, progress: ShardProgress, deadline_s: float) -> None:
+        """Read the record back, however long its transaction, or one before it, stays open."""
+        if self._recorded(deadline_s) != progress.to_json():
+            raise DeliveryError(problem=f"shard {self._partition}: the broker took a commit back that it had answered")
 
     def close(self) -> None:
         """Abort what is open, if the broker still listens; else the next open, or the timeout, does it."""
@@ -146,6 +151,10 @@ class TransactionalDelivery:
         self._do("flush", lambda p: p.flush(deadline_s))
         self._do("abort_transaction", lambda p: p.abort_transaction(deadline_s))
         self._in_transaction = False
+
+    def _recorded(self, deadline_s: float) -> bytes | None:
+        with reading(self._opened(), self._partition):
+            return newest_of_key(self._bootstrap, self._progress_topic, progress_key(self._partition), deadline_s)
 
     def _opened(self) -> Producer:
         if self._producer is None:

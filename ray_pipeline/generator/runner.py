@@ -27,6 +27,7 @@ _TICK_S = 0.01  # ratings due within a tick go out together: a produce call each
 _WORTH_SENDING = 1000
 _LONGEST_WAIT_S = 0.25
 _OPEN_DEADLINE_S = 60.0
+_CONFIRM_DEADLINE_S = 30.0
 _LOOK_AT = 100  # newest records of a partition, when it is opened
 
 
@@ -308,8 +309,10 @@ class ShardRunner:
             self._uncommitted += len(batch)
         late_enough = now_ms - self._last_commit_ms >= self._commit_interval_ms
         if changed or ending or (self._uncommitted and late_enough):
-            self._commit(delivery, shard, assignment)
+            progress = self._commit(delivery, shard, assignment)
             self._last_commit_ms = now_ms
+            if changed:
+                delivery.confirm(progress, _CONFIRM_DEADLINE_S)
         if ending:
             return self._over(shard)
         return 0.0 if changed or due > MOST_RATINGS_AT_ONCE else self._next_wait_s(shard, assignment)
@@ -329,7 +332,7 @@ class ShardRunner:
             wait_s = min(wait_s, max(0.001, (self._last_commit_ms + self._commit_interval_ms - now_ms) / 1000.0))
         return wait_s
 
-    def _commit(self, delivery: ShardDelivery, shard: Shard, assignment: Assignment) -> None:
+    def _commit(self, delivery: ShardDelivery, shard: Shard, assignment: Assignment) -> ShardProgress:
         with self._lock:
             progress = ShardProgress(
                 run=assignment.run,
@@ -348,6 +351,7 @@ class ShardRunner:
         self._uncommitted = 0
         with self._lock:
             self._committed = progress
+        return progress
 
     def _over(self, shard: Shard) -> float | None:
         """All is committed that was taken. Decided under the lock: the end may have been moved meanwhile."""

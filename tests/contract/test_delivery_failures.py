@@ -134,6 +134,24 @@ def test_a_queue_that_stays_full_is_an_error_in_time(shard: Shard, monkeypatch: 
     assert shard.seen() == expected(batch(0, 10))
 
 
+def test_a_commit_is_confirmed_when_readers_see_it_and_not_before(shard: Shard) -> None:
+    """A broker killed right after it answered a commit may leave the transaction open: here one of somebody else's is."""
+    delivery, topic = shard.opened(), shard.settings.progress_topic
+    other = make_producer(shard.bootstrap, transactional_id=f"{topic}-other", transaction_timeout_ms=60_000)
+    other.init_transactions(30)
+    other.begin_transaction()
+    other.produce(topic, b"{}", b"shard/9", 0)
+    other.flush(30)
+    delivery.commit(progress(11))
+    with pytest.raises(DeliveryError, match="could not be read to its end"):
+        delivery.confirm(progress(11), 1)
+    other.abort_transaction(30)
+    delivery.confirm(progress(11), 30)
+    with pytest.raises(DeliveryError, match="took a commit back"):
+        delivery.confirm(progress(12), 30)
+    delivery.close()
+
+
 def test_another_number_of_partitions_is_refused_at_the_start(shard: Shard) -> None:
     shard.add_partition()
     delivery = open_delivery(shard.settings, shard.bootstrap, 0)

@@ -336,6 +336,26 @@ def test_ratings_whose_commit_was_kept_by_halves_have_the_times_of_their_own_run
     assert replayed.timestamps_ms[10] >= plan[-1].from_ms
 
 
+def test_a_plan_that_the_broker_took_back_is_on_record_before_a_rating_is_sent_by_it(
+    small: tuple[Settings, list[ShardModel]],
+) -> None:
+    """A broker that is killed twice: it forgets the plan's commit, and then the progress of the ratings sent by it."""
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][1]
+    log.failures = ["commit, nothing first", "commit, ratings first"]
+    runner = runner_of(model, log, clock)
+    runner.tell(assignment(rate=1000.0))
+    for _ in range(10):
+        runner.step()
+        clock.advance(0.005)
+        if not log.failures:
+            break
+    after = runner_of(model, log, clock)  # the next run, at another rate
+    after.tell(dataclasses.replace(assignment(end=1_000), epochs=(Epoch(START_MS, 250.0),)))
+    take_steps(after, clock, RunnerState.DONE)
+    replayed = ShardReplay(model, log.progress[1]).events(0, 1_000)
+    assert [value for _, value in log.ratings[1]] == encode_values(replayed)
+
+
 def test_a_delivery_that_cannot_even_be_closed_is_replaced(small: tuple[Settings, list[ShardModel]]) -> None:
     class Stubborn(MemoryDelivery):
         def close(self) -> None:

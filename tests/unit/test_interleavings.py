@@ -30,7 +30,8 @@ PARTITIONS = 2
 SHARES = [0.7, 0.3]
 COMMIT_MS = 100
 
-HALVES = [f"commit, {half}" for half in ("ratings alone", "progress alone", "ratings first", "progress first")]
+KEPT = ("ratings alone", "progress alone", "ratings first", "progress first", "nothing first")
+HALVES = [f"commit, {kept}" for kept in KEPT]
 FAILURES = ["open", "send", "commit", "commit, done", *HALVES]
 
 partitions = st.integers(0, PARTITIONS - 1)
@@ -174,12 +175,23 @@ class Generator(RuleBasedStateMachine):
     def something_will_fail(self, what: str) -> None:
         self.log.failures.append(what)
 
-    @rule(partition=partitions, half=st.sampled_from(HALVES), seconds=spans_s, dies=st.booleans())
-    def a_commit_is_kept_by_halves(self, partition: int, half: str, seconds: float, dies: bool) -> None:
+    @rule(
+        partition=partitions,
+        halves=st.lists(st.sampled_from(HALVES), min_size=1, max_size=3),
+        rate=st.one_of(st.none(), rates),
+        seconds=spans_s,
+        dies=st.booleans(),
+    )
+    def commits_are_kept_by_halves(
+        self, partition: int, halves: list[str], rate: float | None, seconds: float, dies: bool
+    ) -> None:
+        if rate is not None:
+            self.the_rate_is_changed(rate)
         self.exchange(partition)
-        self.clock.advance(seconds)
-        self.log.failures.insert(0, half)
-        self.a_shard_works(partition, 3)
+        self.log.failures[:0] = halves
+        for _ in halves:
+            self.clock.advance(seconds)
+            self.a_shard_works(partition, 2)
         if dies:
             self.a_process_dies(partition)
 
