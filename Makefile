@@ -4,6 +4,7 @@ BIN     := $(VENV)/bin
 PYTHON  ?= python3.11
 ARGS    ?=
 TESTS   ?= tests
+LANES   ?= 2
 STAMP   := $(VENV)/.installed
 
 .PHONY: install run test lint types bench chaos settings browser clean help
@@ -24,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: install      ## Start the whole pipeline: make run ARGS="--rate 500 --duration 60"
 	@exec $(BIN)/ray-pipeline run $(ARGS)
 
-test: install browser ## Pass every test (TESTS=tests/unit for a part)
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+test: install browser ## Pass every test (TESTS=tests/unit for a part, LANES=0 one after another)
+	$(BIN)/python -m pytest --numprocesses $(LANES) --dist loadscope $(TESTS) $(ARGS)
 
 browser:
 	@command -v chromium >/dev/null || { \

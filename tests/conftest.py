@@ -14,8 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 _BIN = Path(sys.executable).parent
+
+# dozens of JVMs are started here and none lives long: time spent on making them fast does not come back
+os.environ.setdefault(
+    "JDK_JAVA_OPTIONS",
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData "
+    "-XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote",
+)
 
 
 def wait_for(what: str, reached: Callable[[], Any], deadline_s: float = 60.0) -> Any:
@@ -164,6 +172,10 @@ PIPELINE_FLAGS: Sequence[str] = (
 )
 
 
+_WHOLE_PIPELINES = {"test_pipeline", "test_dashboard", "test_bounded", "test_chaos", "test_ray_job", "test_rate_plans"}
+"""Files whose tests have whole pipelines to themselves."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Cheap ones first; then all that use the one pipeline, in the order they are written, so that it does not run for long."""
 
@@ -172,8 +184,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             return 0
         if "/contract/" in str(item.path):
             return 1
-        return (
-            2 if "pipeline" in getattr(item, "fixturenames", ()) or "urls" in getattr(item, "fixturenames", ()) else 3
-        )
+        return 2 if not {"pipeline", "urls"}.isdisjoint(getattr(item, "fixturenames", ())) else 3
 
     items.sort(key=place)
+
+
+class _TwoLanes(LoadScopeScheduling):  # type: ignore[no-any-unimported]
+    """Tests with whole pipelines go to one process, all others to another: two pipelines at once are more than two cores carry."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "whole pipelines" if Path(nodeid.split("::")[0]).stem in _WHOLE_PIPELINES else "parts"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:  # type: ignore[no-any-unimported]
+    """How tests are shared out among the two processes of ``make test``."""
+    return _TwoLanes(config, log)

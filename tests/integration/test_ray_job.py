@@ -44,7 +44,11 @@ def free_port() -> int:
 def starting(output: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     with output.open("w") as file:
         return subprocess.Popen(
-            [_BIN / "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1", *arguments],
+            [
+                *(_BIN / "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1"),
+                # by default a port that every Ray on the machine wants, and jobs go to whoever got it
+                *("--dashboard-agent-listen-port", str(free_port()), *arguments),
+            ],
             env=environment,
             stdout=file,
             stderr=subprocess.STDOUT,
