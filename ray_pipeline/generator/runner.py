@@ -195,7 +195,8 @@ class ShardRunner:
             return ShardReport(
                 partition=self.partition,
                 state=self._state,
-                revision=assignment.revision if assignment else 0,
+                # told is not followed: before there is a shard nobody knows how late it is
+                revision=0 if assignment is None or shard is None else assignment.revision,
                 next_index=next_index,
                 progress=self._committed,
                 behind_s=behind_ms / 1000.0,

@@ -86,8 +86,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         wait_for("a job to be taken", lambda: submit(cluster, "true").returncode == 0, 90)
         yield cluster
     finally:
-        for node in reversed(nodes):
-            node.send_signal(signal.SIGTERM)
+        for node in nodes:
+            node.send_signal(signal.SIGTERM)  # each may take half a minute to drain
+        for node in nodes:
             node.wait(60)
 
 

@@ -336,6 +336,18 @@ def test_ratings_whose_commit_was_kept_by_halves_have_the_times_of_their_own_run
     assert replayed.timestamps_ms[10] >= plan[-1].from_ms
 
 
+def test_a_shard_that_was_told_but_has_not_begun_does_not_pass_for_one_that_is_on_time(
+    small: tuple[Settings, list[ShardModel]],
+) -> None:
+    log, clock = MemoryLog(), FakeClock(START_MS + 1_800_000)
+    runner = runner_of(small[1][0], log, clock)
+    take_steps(runner, clock, RunnerState.READY)
+    runner.tell(assignment(rate=1000.0))
+    assert (runner.report().revision, runner.report().behind_s) == (0, 0.0)
+    runner.step()
+    assert runner.report().revision == 1 and runner.report().behind_s == pytest.approx(1_800, abs=1)
+
+
 def test_a_plan_that_the_broker_took_back_is_on_record_before_a_rating_is_sent_by_it(
     small: tuple[Settings, list[ShardModel]],
 ) -> None:
