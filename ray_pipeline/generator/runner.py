@@ -310,10 +310,8 @@ class ShardRunner:
             self._uncommitted += len(batch)
         late_enough = now_ms - self._last_commit_ms >= self._commit_interval_ms
         if changed or ending or (self._uncommitted and late_enough):
-            progress = self._commit(delivery, shard, assignment)
+            self._commit(delivery, shard, assignment)
             self._last_commit_ms = now_ms
-            if changed:
-                delivery.confirm(progress, _CONFIRM_DEADLINE_S)
         if ending:
             return self._over(shard)
         return 0.0 if changed or due > MOST_RATINGS_AT_ONCE else self._next_wait_s(shard, assignment)
@@ -333,7 +331,7 @@ class ShardRunner:
             wait_s = min(wait_s, max(0.001, (self._last_commit_ms + self._commit_interval_ms - now_ms) / 1000.0))
         return wait_s
 
-    def _commit(self, delivery: ShardDelivery, shard: Shard, assignment: Assignment) -> ShardProgress:
+    def _commit(self, delivery: ShardDelivery, shard: Shard, assignment: Assignment) -> None:
         with self._lock:
             progress = ShardProgress(
                 run=assignment.run,
@@ -347,12 +345,14 @@ class ShardRunner:
                 phase=assignment.phase,
                 poisson_seed=assignment.poisson_seed,
             )
-            self._plan_changed = False
+            # as of now: a plan may have been told since the step began
+            changed, self._plan_changed = self._plan_changed, False
         delivery.commit(progress)
         self._uncommitted = 0
         with self._lock:
             self._committed = progress
-        return progress
+        if changed:
+            delivery.confirm(progress, _CONFIRM_DEADLINE_S)
 
     def _over(self, shard: Shard) -> float | None:
         """All is committed that was taken. Decided under the lock: the end may have been moved meanwhile."""
