@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +21,15 @@ from typing import Any
 
 import psutil
 
+from ray_pipeline.config import load_settings
 from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.kafka.client import make_admin
+from ray_pipeline.kafka.read import count_records
+from ray_pipeline.kafka.topics import ensure_topics
 
 BIN = Path(sys.executable).parent
 RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -35,6 +41,47 @@ def embedded_broker() -> Iterator[str]:
             yield broker.bootstrap_servers
         finally:
             broker.stop()
+
+
+def alternated(ways: Mapping[str, Callable[[str, str], Row]], rounds: int) -> dict[str, list[Row]]:
+    """Rows of each way of sending, by name: every way once a round, each time another one first, all on one broker.
+
+    A way is given the broker and a new topic, and says in its row ``sent``; what arrived is counted ``read_committed``.
+    """
+    rows: dict[str, list[Row]] = {name: [] for name in ways}
+    with embedded_broker() as bootstrap:
+        admin = make_admin(bootstrap)
+        for number in range(rounds):
+            names = list(ways)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                topic = f"{re.sub(r'[^a-zA-Z0-9]+', '-', name)}-{number}"
+                ensure_topics(load_settings(ratings_topic=topic, progress_topic=f"{topic}.progress"), bootstrap)
+                row = ways[name](bootstrap, topic)
+                row["counted"] = count_records(bootstrap, topic).total
+                assert row["counted"] == row["sent"], (name, row)
+                rows[name].append(row)
+                for done in admin.delete_topics([topic, f"{topic}.progress"]).values():
+                    done.result(15)
+                print(number, name, row, flush=True)
+    return rows
+
+
+def ratio(rows: dict[str, list[Row]], name: str, other: str) -> dict[str, float]:
+    """How many times as fast one way was as another, round by round: median, least and most."""
+    found = [a["rate"] / b["rate"] for a, b in zip(rows[name], rows[other], strict=True)]
+    return {"median": round(statistics.median(found), 2), "min": round(min(found), 2), "max": round(max(found), 2)}
+
+
+def medians(rows: dict[str, list[Row]]) -> dict[str, dict[str, Any]]:
+    """Of each way: ratings per second and CPU µs a rating, and the rounds they are the medians of."""
+    return {
+        name: {
+            "ratings_per_s": round(median(found, "rate")),
+            "cpu_us_each": round(median(found, "cpu_us"), 2),
+            "rounds": found,
+        }
+        for name, found in rows.items()
+    }
 
 
 @contextlib.contextmanager

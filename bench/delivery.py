@@ -1,9 +1,10 @@
 """Full ratings delivered a second, and CPU µs each: plain, fast and idempotent, beside Kafka's own and librdkafka's own benchmarks.
 
 All on one broker in alternated rounds, medians over rounds: acks=all, idempotent, lz4, linger 5 ms, four partitions; what was sent is
-counted by reading it back ``read_committed``. Ours draws, encodes and keys distinct ratings, four shards on threads of one process,
-without pacing. Java's ``ProducerPerformance`` and C's ``rdkafka_performance`` send one payload of 80 bytes without a key. CPU is that
-of the whole process; ours without its start.
+counted by reading it back ``read_committed``. Ours draws, encodes and keys distinct ratings, without pacing: four shards on threads of
+as many processes as the pipeline has actors by default, and of one process. Java's ``ProducerPerformance`` and C's
+``rdkafka_performance`` send one payload of 80 bytes without a key from one process. CPU is that of all processes; ours without their
+start.
 
 C's is not in any package as a program. It takes part when ``RDKAFKA_PERFORMANCE`` names it; Debian's sources build it::
 
@@ -17,26 +18,26 @@ C's is not in any package as a program. It takes part when ``RDKAFKA_PERFORMANCE
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from threading import Barrier
 from typing import Any
 
-from bench.common import child, embedded_broker, median
+from bench.common import Row, alternated, child, medians, ratio
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.factory import fallback, open_delivery
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
 from ray_pipeline.generator.arrivals import poisson_arrivals
+from ray_pipeline.generator.placement import Placement
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.generator.runner import MOST_RATINGS_AT_ONCE as BATCH
 from ray_pipeline.generator.sequence import ShardSequence
-from ray_pipeline.kafka.client import make_admin
-from ray_pipeline.kafka.read import count_records
-from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_movies, build_user_map
 from ray_pipeline.model.ratings import ShardModel
@@ -48,70 +49,55 @@ RATINGS = 3_000_000
 ROUNDS = 5
 INTERVALS_MS = (100, 200, 1000)
 PLAIN, FAST, IDEMPOTENT, JAVA, C = "plain", "fast", "idempotent", "ProducerPerformance", "rdkafka_performance"
+ALONE = ", one process"
+_ready: Barrier
 WAYS: dict[str, dict[str, Any]] = {PLAIN: {}, FAST: {"fast": True}, IDEMPOTENT: {"delivery": "at-least-once"}}
 
 
 def run() -> dict[str, Any]:
     ways = _ways()
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-    with embedded_broker() as bootstrap:
-        for number in range(ROUNDS):
-            names = list(ways)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                topic = f"{name.replace(' ', '-')}-{number}"
-                settings = load_settings(ratings_topic=topic, progress_topic=f"{topic}.progress")
-                ensure_topics(settings, bootstrap)
-                row = ways[name](bootstrap, topic)
-                row["counted"] = count_records(bootstrap, topic).total
-                assert row["counted"] == row["sent"], (name, row)
-                rows[name].append(row)
-                delete_topics(bootstrap, topic)
-                print(number, name, row, flush=True)
-    found: dict[str, Any] = {
-        name: {
-            "ratings_per_s": round(median(rounds, "rate")),
-            "cpu_us_each": round(median(rounds, "cpu_us"), 2),
-            "rounds": rounds,
-        }
-        for name, rounds in rows.items()
+    rows = alternated(ways, ROUNDS)
+    fast, plain = f"{FAST} 200 ms", f"{PLAIN} 200 ms"
+    pairs = [
+        (plain, JAVA),
+        (plain + ALONE, JAVA),
+        (fast, C),
+        (fast + ALONE, C),
+        (fast, plain),
+        (fast + ALONE, plain + ALONE),
+    ]
+    pairs += [(f"{PLAIN} {ms} ms", f"{IDEMPOTENT} {ms} ms") for ms in INTERVALS_MS]
+    return {
+        "ratings": RATINGS,
+        "rounds": ROUNDS,
+        "actors": load_settings().actors,
+        **{f"{a} / {b}": ratio(rows, a, b) for a, b in pairs if b in rows},
+        "ways": medians(rows),
     }
-    return {"ratings": RATINGS, "rounds": ROUNDS, **_ratios(found), "ways": found}
 
 
-def delete_topics(bootstrap: str, topic: str) -> None:
-    """The ratings and the progress of one round."""
-    admin = make_admin(bootstrap)
-    for done in admin.delete_topics([topic, f"{topic}.progress"]).values():
-        done.result(15)
-
-
-def _ways() -> dict[str, Callable[[str, str], dict[str, Any]]]:
-    ways: dict[str, Callable[[str, str], dict[str, Any]]] = {
-        f"{kind} {interval} ms": partial(_ours, kind, interval)
+def _ways() -> dict[str, Callable[[str, str], Row]]:
+    ways: dict[str, Callable[[str, str], Row]] = {
+        f"{kind} {interval} ms": partial(_ours, kind, interval, {})
         for interval in INTERVALS_MS
         for kind in (PLAIN, IDEMPOTENT)
     }
-    ways[f"{FAST} 200 ms"] = partial(_ours, FAST, 200)
+    ways[f"{FAST} 200 ms"] = partial(_ours, FAST, 200, {})
+    for kind in (PLAIN, FAST):
+        ways[f"{kind} 200 ms{ALONE}"] = partial(_ours, kind, 200, {"actors": 1})
     ways[JAVA] = _java
     if os.environ.get("RDKAFKA_PERFORMANCE"):
         ways[C] = partial(_c, os.environ["RDKAFKA_PERFORMANCE"])
     return ways
 
 
-def _ratios(found: dict[str, Any]) -> dict[str, float]:
-    rate = {name: row["ratings_per_s"] for name, row in found.items()}
-    pairs = [(f"{FAST} 200 ms", C), (f"{FAST} 200 ms", f"{PLAIN} 200 ms"), (f"{PLAIN} 200 ms", JAVA)]
-    pairs += [(f"{PLAIN} {ms} ms", f"{IDEMPOTENT} {ms} ms") for ms in INTERVALS_MS]
-    return {f"{a} / {b}": round(rate[a] / rate[b], 2) for a, b in pairs if b in rate}
-
-
-def _ours(kind: str, interval_ms: int, bootstrap: str, topic: str) -> dict[str, Any]:
-    out, _, _ = child([sys.executable, "-m", "bench.delivery", bootstrap, topic, kind, str(interval_ms), str(RATINGS)])
-    row: dict[str, Any] = json.loads(out)
+def _ours(kind: str, interval_ms: int, changes: dict[str, Any], bootstrap: str, topic: str) -> Row:
+    arguments = [bootstrap, topic, kind, str(interval_ms), str(RATINGS), json.dumps(changes)]
+    row: Row = json.loads(child([sys.executable, "-m", "bench.delivery", *arguments])[0])
     return row
 
 
-def _java(bootstrap: str, topic: str) -> dict[str, Any]:
+def _java(bootstrap: str, topic: str) -> Row:
     jars = os.pathsep.join(map(str, kafka_tools_jars()))
     properties = f"bootstrap.servers={bootstrap} acks=all compression.type=lz4 linger.ms=5 batch.size=131072"
     command = [str(find_java().executable), "-Xmx512m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
@@ -121,7 +107,7 @@ def _java(bootstrap: str, topic: str) -> dict[str, Any]:
     return _reported(r"(\d+) records sent, ([\d.]+) records/sec", out, cpu)
 
 
-def _c(program: str, bootstrap: str, topic: str) -> dict[str, Any]:
+def _c(program: str, bootstrap: str, topic: str) -> Row:
     properties = ["enable.idempotence=true", "linger.ms=5", "batch.num.messages=10000"]
     properties += ["queue.buffering.max.messages=100000", "queue.buffering.max.kbytes=65536"]
     command = [program, "-P", "-t", topic, "-b", bootstrap, "-s", "80", "-c", str(RATINGS), "-z", "lz4", "-a", "-1"]
@@ -129,7 +115,7 @@ def _c(program: str, bootstrap: str, topic: str) -> dict[str, Any]:
     return _reported(r"(\d+) messages produced .* (\d+) msgs/s", out, cpu)
 
 
-def _reported(pattern: str, out: str, cpu: float) -> dict[str, Any]:
+def _reported(pattern: str, out: str, cpu: float) -> Row:
     """What the program says of itself at its end."""
     sent, rate = re.findall(pattern, out)[-1]
     assert int(sent) == RATINGS, out
@@ -137,7 +123,7 @@ def _reported(pattern: str, out: str, cpu: float) -> dict[str, Any]:
 
 
 def _send(bootstrap: str, topic: str, kind: str, interval_ms: str, ratings: str, changes: str = "{}") -> None:
-    """In a process of its own: sends as fast as it can, a thread a shard, and prints what it took."""
+    """Sends as fast as it can, a process an actor, a thread a shard, and prints what it took."""
     told: dict[str, Any] = {**WAYS[kind], **json.loads(changes)}
     settings = load_settings(
         ratings_topic=topic,
@@ -147,19 +133,36 @@ def _send(bootstrap: str, topic: str, kind: str, interval_ms: str, ratings: str,
         **told,
     )
     assert fallback(settings) is None
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(settings.actors)
+    with ProcessPoolExecutor(settings.actors, context, _get_ready, (ready,)) as pool:
+        of_actor = partial(_send_as, settings, bootstrap, int(ratings))
+        began, ended, cpu, sent = zip(*pool.map(of_actor, range(settings.actors)), strict=True)
+    count = sum(sent)
+    print(json.dumps({"rate": count / (max(ended) - min(began)), "cpu_us": sum(cpu) / count * 1e6, "sent": count}))
+
+
+def _get_ready(ready: Barrier) -> None:
+    """In a process of its own: where it waits for the others before it sends."""
+    global _ready
+    _ready = ready
+
+
+def _send_as(settings: Settings, bootstrap: str, ratings: int, actor: int) -> tuple[float, float, float, int]:
+    """All shards of one actor, once every actor is ready: began and ended (monotonic seconds), CPU seconds, ratings sent."""
     movies, user_map = build_movies(settings, load_catalogue(settings)), build_user_map(settings)
     sends = []
-    for p in range(settings.partitions):
+    for p in Placement(settings.partitions, settings.actors).of(actor):
         model = ShardModel.of_shard(settings, p, user_map, movies)
         delivery = open_delivery(settings, bootstrap, p)
         delivery.open(60)
         share = user_map.share(p)
-        sends.append(partial(_send_shard, settings, model, delivery, share, round(int(ratings) * share)))
+        sends.append(partial(_send_shard, settings, model, delivery, share, round(ratings * share)))
+    _ready.wait(60)
     with ThreadPoolExecutor(len(sends)) as pool:
         began, cpu = time.monotonic(), time.process_time()
-        counts = [send.result() for send in [pool.submit(send) for send in sends]]
-        wall, cpu = time.monotonic() - began, time.process_time() - cpu
-    print(json.dumps({"rate": sum(counts) / wall, "cpu_us": cpu / sum(counts) * 1e6, "sent": sum(counts)}))
+        count = sum(send.result() for send in [pool.submit(send) for send in sends])
+        return began, time.monotonic(), time.process_time() - cpu, count
 
 
 def _send_shard(settings: Settings, model: ShardModel, delivery: ShardDelivery, share: float, count: int) -> int:

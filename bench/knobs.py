@@ -14,19 +14,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.common import child, embedded_broker, median
-from bench.delivery import delete_topics
-from ray_pipeline.config import load_settings
-from ray_pipeline.kafka.read import count_records
-from ray_pipeline.kafka.topics import ensure_topics
+from bench.common import Row, alternated, child, medians, ratio
 
 RATINGS = 2_000_000
 ROUNDS = 5
 BEFORE = "4410591"
 HERE = Path(__file__).parent.parent
+ONE_PROCESS = {"actors": 1}
 
 GROUPS: dict[str, dict[str, Any]] = {
     "plan": {"plan": "sine(mean=1000000, amplitude=500000, period=1m)", "arrivals": "poisson"},
@@ -63,46 +61,25 @@ ALL = {name: value for group in GROUPS.values() for name, value in group.items()
 
 
 def run() -> dict[str, Any]:
-    rows: dict[str, list[dict[str, Any]]] = {}
-    with tree_before() as before, embedded_broker() as bootstrap:
-        ways = {"before": (before, {}), "defaults": (HERE, {})}
-        ways |= {name: (HERE, changes) for name, changes in {**GROUPS, "all on": ALL}.items()}
-        for number in range(ROUNDS):
-            names = list(ways)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                tree, changes = ways[name]
-                topic = f"{name.replace(' ', '-')}-{number}"
-                ensure_topics(load_settings(ratings_topic=topic, progress_topic=f"{topic}.progress"), bootstrap)
-                arguments = [
-                    bootstrap,
-                    topic,
-                    "plain",
-                    "200",
-                    str(RATINGS),
-                    *([json.dumps(changes)] if changes else []),
-                ]
-                row = json.loads(child([sys.executable, "-m", "bench.delivery", *arguments], tree)[0])
-                row["counted"] = count_records(bootstrap, topic).total
-                assert row["counted"] == row["sent"], (name, row)
-                rows.setdefault(name, []).append(row)
-                delete_topics(bootstrap, topic)
-                print(number, name, row, flush=True)
-    rate = {name: median(found, "rate") for name, found in rows.items()}
+    with tree_before() as before:
+        ways = {"before": partial(_send, before, {}), "defaults": partial(_send, HERE, ONE_PROCESS)}
+        ways |= {name: partial(_send, HERE, ONE_PROCESS | on) for name, on in {**GROUPS, "all on": ALL}.items()}
+        rows = alternated(ways, ROUNDS)
     return {
         "ratings": RATINGS,
         "rounds": ROUNDS,
         "before": BEFORE,
-        "defaults / before": round(rate["defaults"] / rate["before"], 2),
-        **{f"{name} / defaults": round(rate[name] / rate["defaults"], 2) for name in [*GROUPS, "all on"]},
-        "ways": {
-            name: {
-                "ratings_per_s": round(rate[name]),
-                "cpu_us_each": round(median(found, "cpu_us"), 2),
-                "rounds": found,
-            }
-            for name, found in rows.items()
-        },
+        "defaults / before": ratio(rows, "defaults", "before"),
+        **{f"{name} / defaults": ratio(rows, name, "defaults") for name in [*GROUPS, "all on"]},
+        "ways": medians(rows),
     }
+
+
+def _send(tree: Path, on: dict[str, Any], bootstrap: str, topic: str) -> Row:
+    """Plain delivery by the benchmark of a tree."""
+    arguments = [bootstrap, topic, "plain", "200", str(RATINGS), *([json.dumps(on)] if on else [])]
+    row: Row = json.loads(child([sys.executable, "-m", "bench.delivery", *arguments], tree)[0])
+    return row
 
 
 @contextlib.contextmanager
