@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from bench.common import BIN, child, embedded_broker, median
+from bench.common import BIN, child, embedded_broker, goal, median
 from ray_pipeline.kafka.read import count_records
 
 RATINGS = 3_000_000
@@ -34,6 +34,7 @@ def run() -> dict[str, Any]:
             rows["count"].append({"rate": RATINGS / (time.monotonic() - began), "cpu_us": 0.0, "duration_s": 0.0})
     return {
         "ratings": RATINGS,
+        "goals": [goal("records a second", round(median(rows["audit"], "rate")), least=500_000)],
         "cores": os.cpu_count(),
         "python": sys.version.split()[0],
         **{

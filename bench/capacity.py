@@ -7,8 +7,7 @@ from typing import Any
 
 import psutil
 
-from bench.common import pipeline, wait_for
-from bench.latency import get, set_rate
+from bench.common import counted_to_the_last, get, pipeline, post, wait_for
 
 RATES = (10_000, 40_000, 80_000, 100_000, 130_000, 160_000, 200_000, 250_000)
 HOLD_S = 60
@@ -20,7 +19,7 @@ def run() -> dict[str, Any]:
         api = info["urls"]["api"]
         wait_for(lambda: get(f"{api}/metrics/summary")["status"] == "ok", 120)
         for rate in RATES:
-            set_rate(api, rate)
+            assert post(f"{api}/control/rate", rate=rate)["applied"]
             time.sleep(10)
             lags = []
             busy = _cpu_by_process(info["pid"])
@@ -47,28 +46,13 @@ def run() -> dict[str, Any]:
             print(step, flush=True)
             if not step["held"]:
                 break
-        set_rate(api, 100)
-        wait_for(lambda: get(f"{api}/metrics/summary")["job"]["lag"] < 500, 300)
-        urls = f"{api}/control/pause"
-        _post(urls)
-        time.sleep(5)
-        end = get(f"{api}/metrics/summary")
-        sent, job = end["generator"]["delivered_total"], end["job"]
-        assert sent == job["counted"] + job["late_dropped"], (sent, job["counted"], job["late_dropped"])
+        counts = counted_to_the_last(info)
     held = [step for step in steps if step["held"]]
     return {
         "highest_held_rate": held[-1]["rate"] if held else 0,
         "steps": steps,
-        "sent": sent,
-        "counted": job["counted"],
-        "late_dropped": job["late_dropped"],
+        **counts,
     }
-
-
-def _post(url: str) -> None:
-    import urllib.request
-
-    urllib.request.urlopen(urllib.request.Request(url, b""), timeout=20).close()
 
 
 def _cpu_by_process(pid: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import Console
+from rich.table import Table
 
 from ray_pipeline.config import load_settings
 from ray_pipeline.kafka.broker import EmbeddedBroker
@@ -101,6 +104,37 @@ def pipeline(*flags: str) -> Iterator[dict[str, Any]]:
             process.wait(180)
 
 
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return json.load(answer)
+
+
+def post(url: str, **fields: Any) -> Any:
+    body = json.dumps(fields).encode() if fields else b""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def counted_to_the_last(info: dict[str, Any]) -> dict[str, int]:
+    """Pause a pipeline, let it read all there is; what was sent, what is in Kafka, and what the windows counted, which agree."""
+    api = info["urls"]["api"]
+    assert post(f"{api}/control/rate", rate=100.0)["applied"]
+    wait_for(lambda: get(f"{api}/metrics/summary")["job"]["lag"] < 500, 300)
+    assert post(f"{api}/control/pause")["applied"]
+
+    def settled() -> dict[str, int] | None:
+        end = get(f"{api}/metrics/summary")
+        job, sent = end["job"], end["generator"]["delivered_total"]
+        found = {"sent": sent, "counted": job["counted"], "late_dropped": job["late_dropped"]}
+        return found if sent == job["counted"] + job["late_dropped"] else None
+
+    found: dict[str, int] = wait_for(settled, 60)
+    found["delivered"] = count_records(info["bootstrap"], "ratings").total
+    assert found["delivered"] == found["sent"], found
+    return found
+
+
 def wait_for(reached: Callable[[], Any], deadline_s: float) -> Any:
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
@@ -120,6 +154,13 @@ def child(command: list[str], folder: Path | None = None) -> tuple[str, float, f
     wall = time.monotonic() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done.stdout, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def goal(what: str, found: float, least: float | None = None, most: float | None = None) -> dict[str, Any]:
+    """One line of the table that :func:`save` prints: what was found beside what it should be."""
+    met = (least is None or found >= least) and (most is None or found <= most)
+    wanted = f"≥ {least:,}" if least is not None else f"≤ {most:,}"
+    return {"what": what, "goal": wanted, "found": found, "met": met}
 
 
 def median(rows: list[dict[str, Any]], name: str) -> float:
@@ -147,4 +188,9 @@ def save(name: str, result: dict[str, Any]) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+    if "goals" in result:
+        table = Table("what", "goal", "found", "met", title=name)
+        for row in result["goals"]:
+            table.add_row(row["what"], row["goal"], f"{row['found']:,}", "yes" if row["met"] else "no")
+        Console().print(table)
     print(f"written to {path}", flush=True)

@@ -29,7 +29,7 @@ from functools import partial
 from threading import Barrier
 from typing import Any
 
-from bench.common import Row, alternated, child, medians, ratio
+from bench.common import Row, alternated, child, goal, medians, ratio
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.factory import fallback, open_delivery
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
@@ -58,20 +58,15 @@ def run() -> dict[str, Any]:
     ways = _ways()
     rows = alternated(ways, ROUNDS)
     fast, plain = f"{FAST} 200 ms", f"{PLAIN} 200 ms"
-    pairs = [
-        (plain, JAVA),
-        (plain + ALONE, JAVA),
-        (fast, C),
-        (fast + ALONE, C),
-        (fast, plain),
-        (fast + ALONE, plain + ALONE),
-    ]
-    pairs += [(f"{PLAIN} {ms} ms", f"{IDEMPOTENT} {ms} ms") for ms in INTERVALS_MS]
+    goals = [(plain, JAVA, 1.0), (fast, C, 0.75), (fast, plain, 1.7)]
+    goals += [(a + ALONE, b + ALONE if b == plain else b, least) for a, b, least in goals]
+    costs = [(f"{PLAIN} {ms} ms", f"{IDEMPOTENT} {ms} ms") for ms in INTERVALS_MS]
     return {
         "ratings": RATINGS,
         "rounds": ROUNDS,
         "actors": load_settings().actors,
-        **{f"{a} / {b}": ratio(rows, a, b) for a, b in pairs if b in rows},
+        "goals": [goal(f"{a} / {b}", ratio(rows, a, b)["median"], least) for a, b, least in goals if b in rows],
+        **{f"{a} / {b}": ratio(rows, a, b) for a, b, *_ in [*goals, *costs] if b in rows},
         "ways": medians(rows),
     }
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.common import Row, alternated, child, medians, ratio
+from bench.common import Row, alternated, child, goal, medians, ratio
 
 RATINGS = 2_000_000
 ROUNDS = 5
@@ -69,6 +69,10 @@ def run() -> dict[str, Any]:
         "ratings": RATINGS,
         "rounds": ROUNDS,
         "before": BEFORE,
+        "goals": [
+            goal("defaults / before", ratio(rows, "defaults", "before")["median"], least=0.9),
+            goal("all on / defaults", ratio(rows, "all on", "defaults")["median"], least=0.4),
+        ],
         "defaults / before": ratio(rows, "defaults", "before"),
         **{f"{name} / defaults": ratio(rows, name, "defaults") for name in [*GROUPS, "all on"]},
         "ways": medians(rows),

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.request
 from typing import Any
 
-from bench.common import pipeline, wait_for
+from bench.common import counted_to_the_last, get, goal, median, pipeline, post, wait_for
 
 RATES = (1_000, 10_000)
-SETTLE_S, MEASURE_S = 20, 40
-
-
-def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        return json.load(answer)
-
-
-def set_rate(api: str, rate: float) -> None:
-    request = urllib.request.Request(
-        f"{api}/control/rate", json.dumps({"rate": rate}).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        assert json.load(answer)["applied"]
+ROUNDS = 3
+SETTLE_S, MEASURE_S = 10, 40
+GOALS_MS = {"p50": 500, "p99": 1500}
 
 
 def run() -> dict[str, Any]:
-    result: dict[str, Any] = {}
+    rows: dict[int, list[dict[str, Any]]] = {rate: [] for rate in RATES}
     with pipeline("--rate", str(RATES[0]), "--no-ui") as info:
         api = info["urls"]["api"]
         wait_for(lambda: get(f"{api}/metrics/summary")["status"] == "ok", 120)
-        for rate in RATES:
-            set_rate(api, rate)
-            time.sleep(SETTLE_S + MEASURE_S)  # the API's percentiles are those of the last 30 s
-            summary = get(f"{api}/metrics/summary")
-            result[f"{rate}/s"] = {
-                "latency_ms": summary["latency_ms"],
-                "batch_ms": summary["job"]["batch_duration_ms"],
-                "delivered_rate": summary["generator"]["delivered_rate"],
-            }
-    return result
+        time.sleep(SETTLE_S)  # the job's first batches are slower
+        for number in range(ROUNDS):
+            for rate in RATES if number % 2 == 0 else RATES[::-1]:
+                assert post(f"{api}/control/rate", rate=rate)["applied"]
+                time.sleep(SETTLE_S + MEASURE_S)  # the API's percentiles are those of the last 30 s
+                summary = get(f"{api}/metrics/summary")
+                row = {**summary["latency_ms"], "batch_ms": summary["job"]["batch_duration_ms"]}
+                rows[rate].append({**row, "delivered_rate": summary["generator"]["delivered_rate"]})
+                print(rate, rows[rate][-1], flush=True)
+        counts = counted_to_the_last(info)
+    medians = {rate: {name: median(found, name) for name in GOALS_MS} for rate, found in rows.items()}
+    return {
+        **counts,
+        "goals": [
+            goal(f"{name} at {rate:,}/s, ms", ms, most=GOALS_MS[name])
+            for rate, found in medians.items()
+            for name, ms in found.items()
+        ],
+        "rounds": {f"{rate}/s": found for rate, found in rows.items()},
+    }

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.common import child, embedded_broker, median
+from bench.common import child, embedded_broker, goal, median
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.windows.stage import WindowStage
@@ -34,8 +34,10 @@ def run() -> dict[str, Any]:
         kind: {"ratings_per_s": round(median(found, "rate")), "rounds": found} for kind, found in rows.items()
     }
     ours, plain, least = (result[kind]["ratings_per_s"] for kind in KINDS)
-    result["ratio_to_count_and_mean"] = round(ours / least, 2)
-    result["ratio_RayDP_to_local"] = round(ours / plain, 2)
+    result["goals"] = [
+        goal(f"{KINDS[0]} / {KINDS[2]}", round(ours / least, 2), least=0.6),
+        goal(f"{KINDS[0]} / {KINDS[1]}", round(ours / plain, 2), least=0.95),
+    ]
     return result
 
 
