@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import StateMismatchError
+from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.model.population import build_user_map
 from ray_pipeline.truth.oracle import Oracle, expected_key
 from ray_pipeline.truth.replay import ShardReplay, build_models, published_settings
 from ray_pipeline.truth.verdict import Verdict, compare, diagnose, judge
@@ -46,6 +50,13 @@ def progress(partition: int, next_index: int = 10**9) -> ShardProgress:
     return ShardProgress(
         "run", config, partition, next_index, START_MS, START_MS, EPOCHS, (0.5, 0.3, 0.2)[partition], phase
     )
+
+
+def told(partition: int, next_index: int) -> ShardProgress:
+    """What a shard of the run says when it has sent so many ratings."""
+    found = replace(progress(partition, next_index), share=build_user_map(SETTINGS).share(partition))
+    last_ms = int(ShardSchedule.lived(found).due_ms(next_index - 1, 1)[0])
+    return replace(found, event_time_ms=last_ms)
 
 
 def replays() -> dict[int, ShardReplay]:
@@ -166,7 +177,7 @@ def batch_record(cut: Cut) -> dict[str, Any]:
 
 def run_record() -> dict[str, Any]:
     config = SETTINGS.digest(CATALOGUE.digest)
-    return {"run": "r", "config": config, "catalogue": CATALOGUE.digest, "settings": SETTINGS.event_settings()}
+    return {"run": "run", "config": config, "catalogue": CATALOGUE.digest, "settings": SETTINGS.event_settings()}
 
 
 def windows_record(watermark_s: float = 5.0) -> dict[str, Any]:
@@ -178,13 +189,11 @@ def oracle_with(sent: tuple[int, int, int], watermark_s: float = 5.0) -> Oracle:
     oracle.progress("run", run_record())
     oracle.progress("windows", windows_record(watermark_s))
     for p, n in enumerate(sent):
-        oracle.progress(f"shard/{p}", vars_of(progress(p, n)))
+        oracle.progress(f"shard/{p}", vars_of(told(p, n)))
     return oracle
 
 
 def vars_of(record: ShardProgress) -> dict[str, Any]:
-    import json
-
     found: dict[str, Any] = json.loads(record.to_json())
     return found
 
@@ -198,7 +207,7 @@ def test_the_oracle_waits_until_the_shards_have_said_that_they_sent_what_the_job
     oracle.cut(batch_record(Cut(0, {0: 300, 1: 180, 2: 120})))
     assert oracle.step(START_MS) == [] and oracle.behind == 1
     for p, n in enumerate((300, 180, 120)):
-        oracle.progress(f"shard/{p}", vars_of(progress(p, n)))
+        oracle.progress(f"shard/{p}", vars_of(told(p, n)))
     found = newest(oracle.step(START_MS + 1_000))
     assert oracle.batch == 0 and sum(r["count"] for k, r in found.items() if k.startswith("tumbling")) == 600
 
