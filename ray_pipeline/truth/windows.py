@@ -1,4 +1,7 @@
-"""What every window must hold, micro-batch by micro-batch, from regenerated ratings. Shares no code with the Spark job.
+"""What every window must hold, micro-batch by micro-batch, from regenerated ratings.
+
+Reads no ratings and runs nothing of the Spark job's. What both take from one place is what a window is (lengths, slides and names:
+:class:`WindowSpec`) and the catalogue (ids, genres); tests check those against arithmetic of their own.
 
 The job says of each micro-batch how many ratings of each partition it had read at its end: a :class:`Cut` through the stream. The
 ratings between two cuts are regenerated; which of them are too late for which window follows from the cuts before.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,12 @@ from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_user_map
 from ray_pipeline.truth.oracle import Oracle, expected_key
+from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.truth.replay import ShardReplay, build_models, published_settings
 from ray_pipeline.truth.verdict import Verdict, compare, diagnose, judge
 from ray_pipeline.truth.windows import Cut, ExpectedWindows
 from ray_pipeline.windows.reference import Ratings, reference
-from ray_pipeline.windows.spec import epoch_ms, iso_ms, window_specs
+from ray_pipeline.windows.spec import Panes, epoch_ms, iso_ms, window_specs
 
 START_MS = 1_700_000_040_000
 SETTINGS = load_settings(
@@ -166,6 +169,53 @@ def test_micro_batches_that_may_be_taken_together_make_the_same_windows(
         return [{**engine.record(window), "batch": 0} for window in engine.open], engine.late_total, engine.watermark
 
     assert told(one) == told(many)
+
+
+SPAN = re.compile(r"(\d+)(ms|s|min|h|d)")
+UNITS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+@hypothesis_settings(max_examples=80)
+@given(
+    st.integers(START_MS, START_MS + 10**12),
+    st.sampled_from([(1, 1, 1), (10, 30, 10), (60, 300, 60), (90, 3_600, 45)]),
+    st.integers(0, 119),
+)
+def test_what_oracle_and_job_take_from_one_place_agrees_with_arithmetic_of_its_own(
+    at_ms: int, lengths_s: tuple[int, int, int], movie: int
+) -> None:
+    tumbling_s, sliding_s, slide_s = lengths_s
+    specs = window_specs(
+        SETTINGS.model_copy(update={"tumbling_s": tumbling_s, "sliding_s": sliding_s, "slide_s": slide_s})
+    )
+    must = {
+        (size_s, start_s * 1000)
+        for size_s, every_s in ((tumbling_s, tumbling_s), (sliding_s, slide_s))
+        for start_s in range(at_ms // 1000 - size_s - 1, at_ms // 1000 + 2)
+        if start_s % every_s == 0 and start_s * 1000 <= at_ms < (start_s + size_s) * 1000
+    }
+    outside, movie_id = OutsideRatings(), int(CATALOGUE.movie_ids[movie])
+    outside.add({"partition": 0, "offset": 0, "userId": 9, "movieId": movie_id, "rating": 4.5, "timestamp": at_ms})
+    engine = ExpectedWindows(CATALOGUE, specs, 5_000, 7, outside=outside)
+    engine.advance(Cut(0, {}, {0: 1}), {})
+    records = [engine.record(window) for window in engine.open]
+    for record in records:
+        start, end = (datetime.fromisoformat(record[name]) for name in ("window_start", "window_end"))
+        size_s = round((end - start).total_seconds())
+        assert (size_s, round(start.timestamp() * 1000)) in must
+        spans = [int(n) * UNITS[unit] for n, unit in SPAN.findall(record["window_type"])]
+        assert spans == (
+            [size_s * 1000] if record["window_type"].startswith("tumbling") else [sliding_s * 1000, slide_s * 1000]
+        )
+        assert [row["genre"] for row in record["genres"]] == sorted(CATALOGUE.genres[movie])
+        assert [row["movieId"] for row in record["movies"]] == [movie_id]
+    assert len(records) == len(must)
+    pane_ms = Panes(specs).size_ms
+    of_job = {
+        (specs[kind].size_ms // 1000, end - specs[kind].size_ms)
+        for kind, end in Panes(specs).windows_of(at_ms // pane_ms * pane_ms)
+    }
+    assert of_job == must
 
 
 # -- the oracle
