@@ -49,12 +49,10 @@ class WindowsVerdict:
     pending: int = 0
     findings: list[Finding] = field(default_factory=list)
 
-    def note(
-        self, detail: str, partition: int | None = None, index: int | None = None, offset: int | None = None
-    ) -> None:
-        """List something that is wrong, unless there is enough of it."""
+    def note(self, detail: str) -> None:
+        """List a window or a record that is wrong, unless there is enough of it."""
         if len(self.findings) < _LISTED:
-            self.findings.append(Finding("window", partition, index, offset, detail))
+            self.findings.append(Finding("window", None, None, None, detail))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +248,7 @@ class WindowAudit:
                         f"{sent - read:,} ratings of partition {partition} from {iso_ms(first_ms)} on have not been read, but "
                         f"windows of {spec.name} that they belong to are final"
                     )
-                    self.verdict.note(text, partition, read)
+                    self.verdict.findings.append(Finding("window", partition, read, None, text))
 
     def _unread_of(self, replay: ShardReplay, read: int, engine: ExpectedWindows) -> None:
         """The same, of a shard whose records are broken on purpose: some of them are too late by design."""
@@ -265,7 +263,7 @@ class WindowAudit:
                     f"{count:,} ratings of partition {replay.partition} have not been read, but windows of {spec.name} that they "
                     "belong to are final"
                 )
-                self.verdict.note(text, replay.partition, read)
+                self.verdict.findings.append(Finding("window", replay.partition, read, None, text))
 
 
 def _of_shards(cut: Cut, replays: Mapping[int, ShardReplay]) -> Cut:

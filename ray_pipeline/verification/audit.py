@@ -161,7 +161,8 @@ def _read_progress(run: PublishedRun, bootstrap: str, shards: Mapping[str, Seque
                 run.progress[progress.partition] = progress
                 break
             except RecordError as error:
-                run.findings.append(_untrue(partition, record, error))
+                if sum(f.partition == partition for f in run.findings) < _LISTED:
+                    run.findings.append(_untrue(partition, record, error))
         else:
             if partition is not None:
                 hidden[key] = partition
