@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,11 @@ __all__ = [
     "encode_columns",
     "encode_keys",
     "encode_values",
+    "number_in",
     "parse_json",
     "parse_object",
+    "text_in",
+    "whole_in",
 ]
 
 _RATING_TEXT = pa.array([f"{half / 2:.1f}" for half in range(11)])
@@ -187,6 +190,49 @@ def parse_object(value: bytes | None) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def whole_in(fields: Mapping[str, Any], name: str, most: int = 2**53) -> int:
+    """A whole number of a JSON object, whoever wrote it.
+
+    Raises:
+        ValueError: it is missing, or not a whole number of 0 … ``most``.
+    """
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        msg = f"{name} is {_short(value)}, not a whole number of 0 … {most}"
+        raise ValueError(msg)
+    return value
+
+
+def number_in(fields: Mapping[str, Any], name: str, most: float = 2.0**53) -> float:
+    """A number of a JSON object, whoever wrote it.
+
+    Raises:
+        ValueError: it is missing, or not a number of 0 … ``most``.
+    """
+    value = fields.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= most:
+        msg = f"{name} is {_short(value)}, not a number of 0 … {most:g}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def text_in(fields: Mapping[str, Any], name: str) -> str:
+    """A text of a JSON object, whoever wrote it.
+
+    Raises:
+        ValueError: it is missing, or not a text.
+    """
+    value = fields.get(name)
+    if not isinstance(value, str):
+        msg = f"{name} is {_short(value)}, not a text"
+        raise ValueError(msg)
+    return value
+
+
+def _short(value: Any) -> str:
+    return "missing" if value is None else repr(value)[:80]
 
 
 def check_fields(fields: Any) -> dict[str, Any]:

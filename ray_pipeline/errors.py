@@ -8,6 +8,7 @@
     │   ├── PlanError                the text of a rate plan is malformed; names the place
     │   ├── RatingsFileError         a file of ratings is malformed; names the line
     │   └── StateMismatchError       state on disk or in Kafka belongs to another configuration
+    │       └── RecordError          a record in Kafka is not what its topic holds
     ├── EnvironmentProblem           exit code 3: Java, a port, disk or CPUs are missing
     ├── BrokerUnavailableError       exit code 4: no Kafka broker answers
     ├── DeliveryError                exit code 5: records could not be delivered
@@ -34,6 +35,7 @@ __all__ = [
     "ProcessingError",
     "RatingsFileError",
     "RayPipelineError",
+    "RecordError",
     "StageFailedError",
     "StateMismatchError",
     "UncheckedError",
@@ -79,6 +81,10 @@ class RatingsFileError(ConfigurationError):
 
 class StateMismatchError(ConfigurationError):
     """State on disk or in Kafka belongs to another configuration."""
+
+
+class RecordError(StateMismatchError, ValueError):
+    """A record in Kafka is not what its topic holds: somebody else wrote it."""
 
 
 class EnvironmentProblem(RayPipelineError):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+from ray_pipeline.codec import number_in, parse_json, text_in, whole_in
+from ray_pipeline.errors import RecordError
 from ray_pipeline.events import EventBatch
 
 __all__ = ["Epoch", "ShardDelivery", "ShardProgress", "progress_key"]
+
+_LAST_MS = 253_402_300_799_999
+"""The end of the year 9999: no later time can be written."""
+_MOST_RATE = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +48,15 @@ class Epoch:
         """Read from JSON already.
 
         Raises:
-            KeyError, TypeError, ValueError: it is no epoch.
+            ValueError: it is no epoch.
         """
+        if not isinstance(record, dict):
+            msg = f"an epoch is {str(record)[:80]}"
+            raise ValueError(msg)
+        from_ms = whole_in(record, "from_ms", _LAST_MS)
         if "plan" in record:
-            return cls(int(record["from_ms"]), 0.0, str(record["plan"]), int(record["zero_ms"]))
-        return cls(int(record["from_ms"]), float(record["rate"]))
+            return cls(from_ms, 0.0, text_in(record, "plan"), whole_in(record, "zero_ms", _LAST_MS))
+        return cls(from_ms, number_in(record, "rate", _MOST_RATE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +109,53 @@ class ShardProgress:
         """Read a record's value.
 
         Raises:
-            ValueError: it is no progress record.
+            RecordError: it is no progress record.
         """
-        return cls.from_record(json.loads(value))
+        try:
+            record = parse_json(value)
+        except ValueError:
+            record = value.decode(errors="replace")
+        return cls.from_record(record)
 
     @classmethod
     def from_record(cls, record: Any) -> ShardProgress:
         """Take a record's value, read from JSON already.
 
         Raises:
-            ValueError: it is no progress record.
+            RecordError: it is no progress record.
         """
         try:
-            fields = dict(record)
-            epochs = tuple(Epoch.from_record(e) for e in fields.pop("epochs"))
-            return cls(**fields, epochs=epochs)
-        except (KeyError, TypeError, ValueError) as error:
-            msg = f"not a progress record: {str(record)[:200]}"
-            raise ValueError(msg) from error
+            return cls._read(record)
+        except ValueError as error:
+            raise RecordError(
+                problem=f"not the progress record of a shard ({error}): {str(record)[:200]}",
+                fix="Write the last true one under its key shard/<p> of the progress topic again, or begin anew with other topics",
+            ) from error
+
+    @classmethod
+    def _read(cls, record: Any) -> ShardProgress:
+        if not isinstance(record, dict):
+            msg = "it is no JSON object"
+            raise ValueError(msg)
+        if unknown := record.keys() - {field.name for field in fields(cls)}:
+            msg = f"it has the field {min(unknown)[:80]}"
+            raise ValueError(msg)
+        epochs = record.get("epochs")
+        if not isinstance(epochs, list):
+            msg = "it has no epochs"
+            raise ValueError(msg)
+        return cls(
+            run=text_in(record, "run"),
+            config=text_in(record, "config"),
+            partition=whole_in(record, "partition"),
+            next_index=whole_in(record, "next_index"),
+            event_time_ms=None if record.get("event_time_ms") is None else whole_in(record, "event_time_ms", _LAST_MS),
+            committed_ms=whole_in(record, "committed_ms", _LAST_MS),
+            epochs=tuple(Epoch.from_record(epoch) for epoch in epochs),
+            share=number_in(record, "share", 1.0),
+            phase=number_in(record, "phase", 1.0),
+            poisson_seed=None if record.get("poisson_seed") is None else whole_in(record, "poisson_seed", 2**63 - 1),
+        )
 
 
 def progress_key(partition: int) -> str:

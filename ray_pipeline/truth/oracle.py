@@ -7,24 +7,30 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ray_pipeline.codec import number_in, whole_in
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress
+from ray_pipeline.errors import RecordError
 from ray_pipeline.model.catalogue import Catalogue
 from ray_pipeline.truth.outside import OutsideRatings
-from ray_pipeline.truth.replay import ShardReplay, build_models, published_catalogue, published_settings
+from ray_pipeline.truth.replay import (
+    ProgressRecords,
+    ShardReplay,
+    build_models,
+    published_catalogue,
+    published_settings,
+)
 from ray_pipeline.truth.windows import Cut, ExpectedWindows, WindowId
 from ray_pipeline.windows.spec import WindowSpec, window_specs
 
-__all__ = ["WINDOW_FIELDS", "Oracle", "expected_key", "published_windows"]
-
-WINDOW_FIELDS = ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n", "max_ahead_s")
-"""The settings that windows are a function of, beside the ratings."""
+__all__ = ["Oracle", "expected_key", "published_windows"]
 
 _REACH_MS = 5_000
 """How long the shards' progress may lag behind what the job says it has read, before the job's word is doubted."""
 _PUBLISH_MS = 1_000
 _WATCHED_MS = 60_000
 _FINAL_KEPT = 500
+_LONGEST_S = 1e12
 
 
 def expected_key(record: Mapping[str, Any]) -> str:
@@ -32,11 +38,41 @@ def expected_key(record: Mapping[str, Any]) -> str:
     return f"{record['window_type']}|{record['window_start']}"
 
 
-def published_windows(settings: Settings, record: Mapping[str, Any]) -> Settings:
-    """One's own settings, with the windows that a job published as record ``windows`` of topic ``ratings.progress``."""
-    said = {name: record[name] for name in WINDOW_FIELDS if name != "max_ahead_s"}
-    said["max_ahead_s"] = record.get("max_ahead_s", 0.0)  # a job from before there was a guard has none
+def published_windows(settings: Settings, record: Any) -> Settings:
+    """One's own settings, with the windows that a job published as record ``windows`` of topic ``ratings.progress``.
+
+    Raises:
+        RecordError: it is no such record.
+    """
+    try:
+        if not isinstance(record, dict):
+            msg = "it is no JSON object"
+            raise ValueError(msg)
+        said: dict[str, float] = {
+            name: _length(record, name) for name in ("tumbling_s", "sliding_s", "slide_s", "top_n")
+        }
+        said["watermark_s"] = number_in(record, "watermark_s", _LONGEST_S)
+        # a job from before there was a guard has none
+        said["max_ahead_s"] = number_in(record, "max_ahead_s", _LONGEST_S) if "max_ahead_s" in record else 0.0
+        if said["sliding_s"] % said["slide_s"]:
+            msg = "sliding_s is not a multiple of slide_s"
+            raise ValueError(msg)
+    except ValueError as error:
+        raise RecordError(
+            problem=f"record windows of the progress topic is not what a job writes: {error}",
+            fix="Write the true one again: the job does when it starts",
+        ) from error
     return settings.model_copy(update={**said, "start_time_ms": None})  # the job has said how far ahead times may be
+
+
+def _length(record: Mapping[str, Any], name: str) -> int:
+    """Of a window, or of its list of movies: as the settings may have it."""
+    most = next(int(limit.le) for limit in Settings.model_fields[name].metadata if hasattr(limit, "le"))
+    found = whole_in(record, name, most)
+    if not found:
+        msg = f"{name} is 0"
+        raise ValueError(msg)
+    return found
 
 
 class Oracle:
@@ -53,6 +89,7 @@ class Oracle:
         self._catalogue: Catalogue | None = None
         self._from_ms = from_ms
         self._run: dict[str, Any] | None = None
+        self._records: ProgressRecords | None = None
         self._windows: dict[str, Any] | None = None
         self._progress: dict[int, ShardProgress] = {}
         self._replays: dict[int, ShardReplay] = {}
@@ -67,10 +104,11 @@ class Oracle:
 
     # -- records in
 
-    def progress(self, key: str, record: dict[str, Any]) -> None:
-        """A record of topic ``ratings.progress``.
+    def progress(self, key: str, record: Any) -> None:
+        """A record of topic ``ratings.progress``, read from JSON.
 
         Raises:
+            RecordError: nobody of the run can have written it; it changes nothing.
             StateMismatchError: the run's catalogue is not the one at hand.
             CatalogueError: the catalogue at hand cannot be read.
         """
@@ -78,17 +116,24 @@ class Oracle:
             self._catalogue = published_catalogue(self.settings, record)
             self.settings = published_settings(self.settings, record, self._catalogue)
             self._run = record
+            self._records = known = ProgressRecords(self.settings, record)
+            self._progress = {p: shard for p, shard in self._progress.items() if not known.untrue(shard)}
         elif key == "windows":
             self.settings = published_windows(self.settings, record)
             self._windows = record
         elif key.startswith("shard/"):
-            shard = ShardProgress.from_record(record)
+            # which run it must be of is known when that one's record has come
+            shard = self._records.read(key, record) if self._records else ShardProgress.from_record(record)
             self._progress[shard.partition] = shard
             if shard.partition in self._replays:
                 self._replays[shard.partition].update(shard)
 
-    def cut(self, record: dict[str, Any]) -> None:
-        """A record of topic ``metrics.batches``; the ratings from outside that it may have read must be known."""
+    def cut(self, record: Any) -> None:
+        """A record of topic ``metrics.batches``, read from JSON; the ratings from outside that it may have read must be known.
+
+        Raises:
+            RecordError: it is none; it changes nothing.
+        """
         self._cuts.append(Cut.from_record(record, self._outside))
 
     # -- records out

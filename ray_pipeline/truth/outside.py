@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_pipeline.codec import encode_keys, encode_values
+from ray_pipeline.codec import encode_keys, encode_values, number_in, whole_in
 from ray_pipeline.events import EventBatch
 
 __all__ = ["OutsideRatings"]
@@ -42,18 +42,25 @@ class OutsideRatings:
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """A record of topic ``ratings.outside``.
+    def add(self, record: Any) -> None:
+        """A record of topic ``ratings.outside``, read from JSON.
 
         Raises:
             ValueError: it is none.
         """
         try:
-            partition, offset, half = int(record["partition"]), int(record["offset"]), round(record["rating"] * 2)
-            row = (int(record["userId"]), int(record["movieId"]), half, int(record["timestamp"]))
-        except (KeyError, TypeError) as error:
-            msg = f"not a record of a rating from outside: {str(record)[:200]}"
+            self._add(record if isinstance(record, dict) else {})
+        except ValueError as error:
+            msg = f"not a record of a rating from outside ({error}): {str(record)[:200]}"
             raise ValueError(msg) from error
+
+    def _add(self, record: Mapping[str, Any]) -> None:
+        partition, offset, half = (
+            whole_in(record, "partition"),
+            whole_in(record, "offset"),
+            number_in(record, "rating", 5) * 2,
+        )
+        row = (whole_in(record, "userId"), whole_in(record, "movieId"), round(half), whole_in(record, "timestamp"))
         of = self._partitions.setdefault(partition, _Partition())
         at = bisect_left(of.offsets, offset)
         if at < len(of.offsets) and of.offsets[at] == offset:

@@ -9,21 +9,51 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline.codec import text_in
 from ray_pipeline.config import Settings
-from ray_pipeline.delivery.interface import ShardProgress
-from ray_pipeline.errors import StateMismatchError
+from ray_pipeline.delivery.interface import Epoch, ShardProgress, progress_key
+from ray_pipeline.errors import RecordError, StateMismatchError
 from ray_pipeline.events import EventBatch, Fault
 from ray_pipeline.fitted import FITTED_PREFIX
+from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.model.faults import Fates
 from ray_pipeline.model.population import Movies, build_movies, build_user_map
 from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.truth.validity import ValidRecords
+from ray_pipeline.windows.spec import iso_ms
 
-__all__ = ["ShardReplay", "build_models", "published_catalogue", "published_settings"]
+__all__ = ["ProgressRecords", "ShardReplay", "build_models", "checked_run", "published_catalogue", "published_settings"]
 
 _AT_ONCE = 1 << 18
+
+
+def checked_run(settings: Settings, record: Any) -> dict[str, Any]:
+    """Record ``run`` of topic ``ratings.progress``, if it is one: its parts fit each other.
+
+    Args:
+        settings: one's own.
+        record: the value, read from JSON.
+
+    Raises:
+        RecordError: it is none.
+    """
+    try:
+        if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+            msg = "it has no settings"
+            raise ValueError(msg)
+        text_in(record, "run")
+        digest = settings.with_events(record["settings"]).digest(text_in(record, "catalogue"))
+        if digest != text_in(record, "config"):
+            msg = f"its settings and catalogue are those of configuration {digest}, not of {record['config'][:80]}"
+            raise ValueError(msg)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecordError(
+            problem=f"record run of the progress topic is not what a run writes: {error}",
+            fix="Write the true one again: a run does when it starts",
+        ) from error
+    return record
 
 
 def published_catalogue(settings: Settings, run: Mapping[str, Any]) -> Catalogue:
@@ -34,8 +64,10 @@ def published_catalogue(settings: Settings, run: Mapping[str, Any]) -> Catalogue
         run: record ``run`` of topic ``ratings.progress``.
 
     Raises:
+        RecordError: it is no such record.
         CatalogueError: the file is missing, or a row is malformed.
     """
+    run = checked_run(settings, run)
     # what one's own drift and attacks name has nothing to do with the run's movies
     names_nothing: dict[str, Any] = {"drift": (), "attack": ()}
     return load_catalogue(settings.model_copy(update={"movies": run["settings"]["movies"], **names_nothing}))
@@ -90,6 +122,77 @@ def build_models(
     movies = movies or build_movies(settings, catalogue)
     user_map = build_user_map(settings)
     return {p: ShardModel.of_shard(settings, p, user_map, movies) for p in partitions}
+
+
+class ProgressRecords:
+    """Reads the progress records of a run's shards, and tells them from what no shard of it can have written.
+
+    Args:
+        settings: with the run's events.
+        run: record ``run`` of topic ``ratings.progress``.
+    """
+
+    def __init__(self, settings: Settings, run: Mapping[str, Any]) -> None:
+        self._run = run
+        self._partitions = settings.partitions
+        self._poisson_seed = settings.seed if settings.arrivals == "poisson" else None
+        self._shares = build_user_map(settings)
+        self._schedules: dict[int, tuple[tuple[Epoch, ...], ShardSchedule]] = {}
+
+    def read(self, key: str, record: Any) -> ShardProgress:
+        """Take a record.
+
+        Args:
+            key: its key, ``shard/…``.
+            record: its value, read from JSON; None = it has none.
+
+        Raises:
+            RecordError: it cannot be what the shard wrote.
+        """
+        said = ShardProgress.from_record(record)
+        reason = f"it is of partition {said.partition}" if progress_key(said.partition) != key else self.untrue(said)
+        if reason:
+            raise RecordError(problem=f"progress record {key[:80]} cannot be what the shard wrote: {reason}")
+        return said
+
+    def untrue(self, said: ShardProgress) -> str:
+        """Why a progress record cannot be what a shard of the run wrote; empty when it can."""
+        if said.partition >= self._partitions:
+            return f"the run has {self._partitions} partitions"
+        for name, has, must in (
+            ("run", said.run, self._run["run"]),
+            ("configuration", said.config, self._run["config"]),
+            ("share", said.share, self._shares.share(said.partition)),
+            ("phase", said.phase, (said.partition + 0.5) / self._partitions),
+            ("seed of arrivals", said.poisson_seed, self._poisson_seed),
+        ):
+            if has != must:
+                return f"its {name} is {has}, must be {must}"
+        try:
+            schedule = self._schedule(said)
+        except ValueError as error:
+            return str(error)
+        if said.next_index == 0 or said.event_time_ms is None:
+            fits = said.next_index == 0 and said.event_time_ms is None
+            return "" if fits else "its number of ratings and last time do not fit"
+        due = schedule.plan.expected(said.event_time_ms + 1) * said.share
+        if said.next_index > due + schedule.arrivals.spread(int(due)) + 2:
+            return f"it says that {said.next_index:,} ratings were sent, its own plan has {due:,.0f} by {iso_ms(said.event_time_ms)}"
+        due_ms = int(schedule.due_ms(said.next_index - 1, 1)[0])
+        if due_ms == said.event_time_ms:
+            return ""
+        return (
+            f"it says that rating {said.next_index - 1:,} was the last, of {iso_ms(said.event_time_ms)}, "
+            f"but by its own plan that one is due at {iso_ms(due_ms) if due_ms < 10**14 else 'no time'}"
+        )
+
+    def _schedule(self, said: ShardProgress) -> ShardSchedule:
+        """Of a shard, made anew only when its plan has changed."""
+        epochs, schedule = self._schedules.get(said.partition, ((), None))
+        if schedule is None or epochs != said.epochs:
+            schedule = ShardSchedule.lived(said)
+            self._schedules[said.partition] = said.epochs, schedule
+        return schedule
 
 
 class ShardReplay:

@@ -85,8 +85,10 @@ def compare(expected: Mapping[str, Any], actual: Mapping[str, Mapping[str, Any]]
     ):
         if total[name] != expected[name]:
             return f"{what} is {total[name]}, {expected[name]} is expected"
-    return _rows("movie", "movieId", topn["movies"], expected["movies"]) or _rows(
-        "genre", "genre", genres["genres"], expected["genres"]
+    return (
+        _rows("movie", "movieId", topn["movies"], expected["movies"])
+        or _rows("genre", "genre", genres["genres"], expected["genres"])
+        or _heads(expected, actual)
     )
 
 
@@ -130,11 +132,12 @@ def diagnose(
     for partition, n in expected["partitions"].items():
         if n and count == int(expected["count"]) - n:
             return f"partition {partition} is not in it"
-    if count < int(expected["count"]):
+    short, late = int(expected["count"]) - count, int(expected["late"])
+    if short > 0:
         return (
-            "ratings were dropped that were not too late"
-            if not expected["late"]
-            else "more was dropped than came too late"
+            f"{short + late:,} ratings of it were dropped, and only {late:,} of them came too late"
+            if late
+            else f"{short:,} ratings were dropped that were not too late"
         )
     return "records are in it that the shards did not send, or some were counted twice"
 
@@ -161,6 +164,15 @@ def _rows(what: str, name: str, found: Sequence[Mapping[str, Any]], wanted: Sequ
             )
     if len(found) != len(wanted):
         return f"{len(found)} {what} rows are there, {len(wanted)} are expected"
+    return ""
+
+
+def _heads(expected: Mapping[str, Any], actual: Mapping[str, Mapping[str, Any]]) -> str:
+    """What all records of a window begin with."""
+    for kind, record in sorted(actual.items()):
+        for name in ("window_type", "window_start", "window_end", "count", "avg_rating"):
+            if record.get(name) != expected[name]:
+                return f"{name} of its {kind} record is {record.get(name)}, {expected[name]} is expected"
     return ""
 
 

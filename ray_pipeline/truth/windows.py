@@ -1,4 +1,7 @@
-"""What every window must hold, micro-batch by micro-batch, from regenerated ratings. Shares no code with the Spark job.
+"""What every window must hold, micro-batch by micro-batch, from regenerated ratings.
+
+Reads no ratings and runs nothing of the Spark job's. What both take from one place is what a window is (lengths, slides and names:
+:class:`WindowSpec`) and the catalogue (ids, genres); tests check those against arithmetic of their own.
 
 The job says of each micro-batch how many ratings of each partition it had read at its end: a :class:`Cut` through the stream. The
 ratings between two cuts are regenerated; which of them are too late for which window follows from the cuts before.
@@ -6,20 +9,23 @@ ratings between two cuts are regenerated; which of them are too late for which w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline.codec import whole_in
+from ray_pipeline.errors import RecordError
 from ray_pipeline.events import HALF_STARS_MAX, EventBatch
 from ray_pipeline.model.catalogue import Catalogue
 from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.truth.replay import ShardReplay
 from ray_pipeline.windows.spec import WindowSpec, iso_ms
 
-__all__ = ["Cut", "ExpectedWindows", "Watermark", "WindowId"]
+__all__ = ["Cut", "CutLog", "ExpectedWindows", "Watermark", "WindowId"]
 
 WindowId = tuple[int, int]
 """Position in the window kinds, and end in epoch milliseconds."""
@@ -47,24 +53,92 @@ class Cut:
         return all(n >= read.get(p, 0) for p, n in self.read.items())
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], outside: OutsideRatings) -> Cut:
+    def from_record(cls, record: Any, outside: OutsideRatings) -> Cut:
         """A record of topic ``metrics.batches``, which counts valid records alone: others may have put more there.
 
         Where records are broken on purpose, see :meth:`in_records`.
 
         Args:
-            record: the record.
+            record: its value, read from JSON.
             outside: the ratings from outside, all that the micro-batch can have read.
+
+        Raises:
+            RecordError: it is none.
         """
-        said = {int(p): of for p, of in record["partitions"].items()}
-        offsets = {p: int(of["next_offset"]) for p, of in said.items()}
-        read = {p: int(of["valid"]) - outside.before(p, offsets[p]) for p, of in said.items()}
-        return cls(int(record["batch"]), read, offsets)
+        try:
+            if not isinstance(record, dict) or not isinstance(record.get("partitions"), dict):
+                msg = "it names no partitions"
+                raise ValueError(msg)
+            batch, valid, offsets = whole_in(record, "batch"), {}, {}
+            for name, of in record["partitions"].items():
+                if not (name.isdecimal() and len(name) < 10 and isinstance(of, dict)):
+                    msg = f"partition {name[:80]} is {str(of)[:80]}"
+                    raise ValueError(msg)
+                valid[int(name)], offsets[int(name)] = whole_in(of, "valid"), whole_in(of, "next_offset")
+        except ValueError as error:
+            raise RecordError(problem=f"it does not say what a micro-batch read: {error}") from error
+        return cls(batch, valid, offsets).without(outside)
+
+    def without(self, outside: OutsideRatings) -> Cut:
+        """The cut with the ratings from outside no longer counted."""
+        read = {p: max(0, n - outside.before(p, self.offsets[p])) for p, n in self.read.items()}
+        return replace(self, read=read)
 
     def in_records(self, replays: Mapping[int, ShardReplay]) -> Cut:
         """The cut with those counted that are broken on purpose, of the shards at hand."""
         read = {p: replays[p].records_read(n) if p in replays else n for p, n in self.read.items()}
         return replace(self, read=read)
+
+
+class CutLog:
+    """What each micro-batch read, in order; of a query that began anew only what came since.
+
+    Holds 8 bytes a micro-batch, and 16 for each partition of it.
+
+    Args:
+        partitions: how many partitions the topic of ratings has.
+    """
+
+    def __init__(self, partitions: int) -> None:
+        self._batches = array("q")
+        self._columns = [
+            (array("q"), array("q")) for _ in range(partitions)
+        ]  # valid records, next offset; -1 = not read
+        self._last: Cut | None = None
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def last_batch(self) -> int:
+        """Number of the last micro-batch; -1 without any."""
+        return self._last.batch if self._last else -1
+
+    def add(self, record: Any) -> None:
+        """A record of topic ``metrics.batches``, read from JSON.
+
+        Raises:
+            RecordError: it is none.
+        """
+        cut = Cut.from_record(record, OutsideRatings())
+        if cut.read and max(cut.read) >= len(self._columns):
+            raise RecordError(problem=f"it names partition {max(cut.read)}, there are {len(self._columns)}")
+        if self._last is not None and cut.batch <= self._last.batch:
+            if cut.reaches(self._last.read):
+                return  # the same micro-batch, run again after a failure
+            for column in (self._batches, *(column for pair in self._columns for column in pair)):
+                del column[:]
+        self._batches.append(cut.batch)
+        for p, (valid, offsets) in enumerate(self._columns):
+            valid.append(cut.read.get(p, -1))
+            offsets.append(cut.offsets.get(p, -1))
+        self._last = cut
+
+    def cuts(self, outside: OutsideRatings) -> Iterator[Cut]:
+        """The cuts, in order, without the ratings from outside, of which all must be known."""
+        for n, batch in enumerate(self._batches):
+            read = {p: valid[n] for p, (valid, _) in enumerate(self._columns) if valid[n] >= 0}
+            yield Cut(batch, read, {p: self._columns[p][1][n] for p in read}).without(outside)
 
 
 @dataclass

@@ -17,16 +17,19 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from ray_pipeline.clock import Clock
+from ray_pipeline.codec import parse_object, whole_in
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress
-from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError
+from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, RecordError, UncheckedError
 from ray_pipeline.kafka.client import make_producer
-from ray_pipeline.kafka.read import Record, follow, read_compacted
+from ray_pipeline.kafka.read import Record, follow, read_topic
+from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.labels import labels
 from ray_pipeline.restart import Decision, RestartPolicy
 from ray_pipeline.truth.answers import AnswerKey, answer_key
 from ray_pipeline.truth.oracle import published_windows
-from ray_pipeline.truth.replay import ShardReplay, build_models, published_catalogue, published_settings
+from ray_pipeline.truth.replay import ProgressRecords, ShardReplay, build_models
+from ray_pipeline.verification.audit import PublishedRun, published_run
 
 __all__ = ["AnswerFeed", "reached_key"]
 
@@ -110,23 +113,20 @@ class AnswerFeed:
 
     def _session(self) -> bool:
         """Follow until told to stop; False to begin anew."""
-        settings = self._settings
-        published = read_compacted(self._bootstrap, settings.progress_topic)
-        if "run" not in published:
-            self._state, self._reason = "waiting", "no run has started"
+        try:
+            run = published_run(self._settings, self._bootstrap)
+        except UncheckedError as error:
+            self._state, self._reason = "waiting", error.problem
             self._clock.wait(self._end, _NO_RUN_S)
             return self._finish_by is not None
-        catalogue = published_catalogue(settings, published["run"])
-        settings = published_settings(settings, published["run"], catalogue)
-        if "windows" in published:
-            settings = published_windows(settings, published["windows"])
-        models = build_models(settings, catalogue, range(settings.partitions))
+        settings = run.settings
+        models = build_models(settings, load_catalogue(settings), range(settings.partitions))
         if all(model.faults is None for model in models.values()) and not settings.drift and not settings.attack:
             self._state, self._reason = "not needed", "nothing is broken on purpose, drifts or is attacked"
             self._wait_for_the_end()
             return True
         self._state, self._reason = "running", ""
-        return _Session(self, settings, {p: model for p, model in models.items()}).run()
+        return _Session(self, run, {p: model for p, model in models.items()}).run()
 
     def _wait_for_the_end(self) -> None:
         while self._finish_by is None and not self._clock.wait(self._end, 0.5):
@@ -145,20 +145,35 @@ class _Shard:
         self.waiting: deque[Record] = deque()
 
 
+def _reached(record: Record, guard_ms: int) -> _Shard:
+    """Where a predecessor was with the same guard; the beginning, when it does not say so."""
+    said = parse_object(record.value) or {}
+    try:
+        return (
+            _Shard(*(whole_in(said, name) for name in ("index", "offset")))
+            if said.get("guard_ms") == guard_ms
+            else _Shard(0, 0)
+        )
+    except ValueError as error:
+        _log.warning("%s, offset %d, is passed over: %s", record.topic, record.offset, error)
+        return _Shard(0, 0)
+
+
 class _Session:
     """From one connection to Kafka to the next."""
 
-    def __init__(self, feed: AnswerFeed, settings: Settings, models: dict[int, Any]) -> None:
+    def __init__(self, feed: AnswerFeed, run: PublishedRun, models: dict[int, Any]) -> None:
         self._feed = feed
-        self._settings = settings
+        settings = self._settings = run.settings
+        self._records = ProgressRecords(settings, run.run)
         self._models = models
         self._failed: list[str] = []
         self._producer = make_producer(feed._bootstrap, on_delivery=self._delivered)
-        reached = read_compacted(feed._bootstrap, settings.truth_topic)
         self._shards = {p: _Shard(0, 0) for p in models}
-        for record in (r for key, r in reached.items() if key.startswith("reached/")):
-            if record["guard_ms"] == settings.guard_ms and record["partition"] in self._shards:
-                self._shards[record["partition"]] = _Shard(record["index"], record["offset"])
+        partitions = {reached_key(p): p for p in models}
+        for record in read_topic(feed._bootstrap, settings.truth_topic):
+            if record.key in partitions:
+                self._shards[partitions[record.key]] = _reached(record, settings.guard_ms)
         self._published_ms = 0
 
     def run(self) -> bool:
@@ -183,14 +198,22 @@ class _Session:
         for record in records:
             if record.topic == self._settings.ratings_topic:
                 self._shards[record.partition].waiting.append(record)
-            elif record.key == "windows" and record.value is not None:
-                said = published_windows(self._settings, json.loads(record.value))
-                if said.guard_ms != self._settings.guard_ms:
-                    return False
-            elif record.key is not None and record.key.startswith("shard/") and record.value is not None:
-                self._progress(ShardProgress.from_json(record.value))
+            elif record.key is not None and not self._told(record.key, record):
+                return False
         for shard in self._shards.values():
             self._work(shard)
+        return True
+
+    def _told(self, key: str, record: Record) -> bool:
+        """Take a record of the progress topic in; False when the job's guard is another."""
+        said = parse_object(record.value)
+        try:
+            if key == "windows":
+                return published_windows(self._settings, said).guard_ms == self._settings.guard_ms
+            if key.startswith("shard/"):
+                self._progress(self._records.read(key, said))
+        except RecordError as error:  # somebody else's record must not end the answer key
+            _log.warning("%s, offset %d, is passed over: %s", record.topic, record.offset, error.problem)
         return True
 
     def _progress(self, progress: ShardProgress) -> None:

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from ray_pipeline.codec import parse_object
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress, progress_key
-from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, UncheckedError
+from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, RecordError, UncheckedError
 from ray_pipeline.formats.factory import open_format
-from ray_pipeline.generator.plan import NEVER_MS, ShardSchedule
+from ray_pipeline.generator.plan import NEVER_MS
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
-from ray_pipeline.kafka.read import Record, newest_of_key, read_topic
+from ray_pipeline.kafka.read import Record, newest_of_key, read_topic, read_topic_from
 from ray_pipeline.kafka.topics import partitions_of
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
-from ray_pipeline.model.population import build_user_map
 from ray_pipeline.truth.audit import KINDS, Finding, PartitionAudit, PartitionVerdict
-from ray_pipeline.truth.oracle import expected_key, published_windows
-from ray_pipeline.truth.outside import OutsideRatings
-from ray_pipeline.truth.replay import ShardReplay, build_models, published_catalogue, published_settings
-from ray_pipeline.truth.verdict import compare
-from ray_pipeline.truth.windows import Cut, ExpectedWindows
+from ray_pipeline.truth.oracle import published_windows
+from ray_pipeline.truth.replay import (
+    ProgressRecords,
+    ShardReplay,
+    build_models,
+    checked_run,
+    published_catalogue,
+    published_settings,
+)
+from ray_pipeline.truth.window_audit import WindowAudit, WindowsVerdict
 from ray_pipeline.verification.outside import OutsideLedger
-from ray_pipeline.windows.spec import epoch_ms, iso_ms, window_specs
 
 __all__ = ["AuditReport", "PublishedRun", "audit", "published_run"]
 
 _AT_ONCE = 10_000
 _IDLE_DEADLINE_S = 60.0
-_TOGETHER = 200_000
 _LISTED = 20
+_WINDOW_COUNTS = ("checked", "wrong", "late_dropped", "pending")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +54,16 @@ class PublishedRun:
         run: record ``run``.
         windows: record ``windows``; None where no job has published it.
         progress: the shards, by partition.
-        findings: records that cannot be what a shard wrote.
+        findings: records that cannot be what the run or a shard wrote.
+        unchecked: partitions of which nothing that can be true is left of what their shards said, with the reason.
     """
 
     settings: Settings
     run: dict[str, Any]
     windows: dict[str, Any] | None
     progress: dict[int, ShardProgress]
-    findings: tuple[Finding, ...]
+    findings: list[Finding] = field(default_factory=list)
+    unchecked: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,7 +72,7 @@ class AuditReport:
 
     Attributes:
         verdict: ``agreed``, ``disagreed`` or ``unchecked``.
-        reason: why it could not be checked; empty otherwise.
+        reason: why it, or a part of it, could not be checked; empty otherwise.
         run: id of the run.
         records: ``expected``, ``found``, ``outside`` (ratings that were posted, known by topic ``ratings.outside``, and are in
             neither of the two), and the number of each kind of wrong record.
@@ -98,90 +105,84 @@ def published_run(settings: Settings, bootstrap: str) -> PublishedRun:
 
     Raises:
         UncheckedError: there is no run, or it cannot be regenerated here.
+        StateMismatchError: catalogue or model file at hand are not the run's.
         BrokerUnavailableError: the topic cannot be read.
     """
+    topic = settings.progress_topic
     newest: dict[str, dict[str, Any]] = {}
-    shards: dict[int, list[dict[str, Any]]] = {}
-    for record in read_topic(bootstrap, settings.progress_topic):
-        if record.key is None or record.value is None:
-            continue
-        try:
-            value = json.loads(record.value)
-        except ValueError:
-            value = {}
-        if record.key.startswith("shard/"):
-            kept = shards.setdefault(int(record.key.removeprefix("shard/")), [])
-            kept.append(value)
-            del kept[:-_LISTED]
-        else:
-            newest[record.key] = value
+    untrue: dict[str, list[Finding]] = {}
+    shards: dict[str, deque[Record]] = {}
+    for record in read_topic(bootstrap, topic):
+        key = record.key or ""
+        if key.startswith("shard/"):
+            shards.setdefault(key if _names_partition(key) else "shard/", deque(maxlen=_LISTED)).append(record)
+        elif key in ("run", "windows"):
+            value = parse_object(record.value)
+            try:
+                checked_run(settings, value) if key == "run" else published_windows(settings, value)
+                newest[key], untrue[key] = value or {}, []
+            except RecordError as error:
+                untrue[key] = [*untrue.get(key, []), _untrue(None, record, error)][:_LISTED]
     if "run" not in newest:
+        wrong = next((f": {findings[-1].detail}" for findings in untrue.values() if findings), "")
         raise UncheckedError(
-            problem=f"topic {settings.progress_topic} at {bootstrap} has no record of a run",
+            problem=f"topic {topic} at {bootstrap} has no record of a run{wrong}",
             fix="Check --bootstrap-servers and --progress-topic",
         )
     found = published_settings(settings, newest["run"], published_catalogue(settings, newest["run"]))
     windows = newest.get("windows")
     if windows is not None:
         found = published_windows(found, windows)
-    progress, findings = _shards(found, newest["run"], shards)
-    return PublishedRun(found, newest["run"], windows, progress, tuple(findings))
+    run = PublishedRun(found, newest["run"], windows, {}, [f for findings in untrue.values() for f in findings])
+    _read_progress(run, bootstrap, shards)
+    return run
 
 
-def _shards(
-    settings: Settings, run: dict[str, Any], shards: dict[int, list[dict[str, Any]]]
-) -> tuple[dict[int, ShardProgress], list[Finding]]:
-    """The newest progress of each shard that can be true, and those newer ones that cannot."""
-    user_map = build_user_map(settings)
-    progress: dict[int, ShardProgress] = {}
-    findings = []
-    for partition, records in sorted(shards.items()):
-        share, phase = user_map.share(partition), (partition + 0.5) / settings.partitions
-        poisson_seed = settings.seed if settings.arrivals == "poisson" else None
-        for record in reversed(records):
-            reason = _untrue(record, partition, run, share, phase, poisson_seed)
-            if not reason:
-                progress[partition] = ShardProgress.from_record(record)
+def _names_partition(key: str) -> bool:
+    number = key.removeprefix("shard/")
+    return number.isascii() and number.isdecimal() and len(number) <= 5
+
+
+def _read_progress(run: PublishedRun, bootstrap: str, shards: Mapping[str, Sequence[Record]]) -> None:
+    """The newest progress of each shard that can be true, and those newer ones that cannot.
+
+    Args:
+        run: is completed.
+        bootstrap: brokers, HOST:PORT[,…].
+        shards: the newest records of each key; those of keys that name no partition together.
+    """
+    records, hidden = ProgressRecords(run.settings, run.run), {}
+    partitions = {progress_key(p): p for p in range(run.settings.partitions)}
+    for key, newest in sorted(shards.items()):
+        partition = partitions.get(key)
+        for record in reversed(newest):
+            try:
+                progress = records.read(record.key or "", parse_object(record.value))
+                run.progress[progress.partition] = progress
                 break
-            findings.append(
-                Finding("progress", partition, record.get("next_index"), None, f"progress record: {reason}")
+            except RecordError as error:
+                if sum(f.partition == partition for f in run.findings) < _LISTED:
+                    run.findings.append(_untrue(partition, record, error))
+        else:
+            if partition is not None:
+                hidden[key] = partition
+    if not hidden:
+        return
+    # so many that the true ones lie before all of those that were kept
+    for record in read_topic(bootstrap, run.settings.progress_topic):
+        if record.key in hidden:
+            with contextlib.suppress(RecordError):  # the newest of these were named above
+                run.progress[hidden[record.key]] = records.read(record.key, parse_object(record.value))
+    for key, partition in hidden.items():
+        if partition not in run.progress:
+            run.unchecked[partition] = (
+                f"no record {key} in topic {run.settings.progress_topic} can be what the shard wrote"
             )
-    return progress, findings
 
 
-def _untrue(
-    record: dict[str, Any], partition: int, run: dict[str, Any], share: float, phase: float, poisson_seed: int | None
-) -> str:
-    """Why a progress record cannot be what the shard wrote; empty when it can."""
-    try:
-        said = ShardProgress.from_record(record)
-        schedule = ShardSchedule.lived(said)
-    except ValueError as error:
-        return str(error)
-    if said.partition != partition:
-        return f"it is of partition {said.partition}"
-    for name, has, must in (
-        ("run", said.run, run["run"]),
-        ("configuration", said.config, run["config"]),
-        ("share", said.share, share),
-        ("phase", said.phase, phase),
-        ("seed of arrivals", said.poisson_seed, poisson_seed),
-    ):
-        if has != must:
-            return f"its {name} is {has}, must be {must}"
-    if said.next_index == 0 or said.event_time_ms is None:
-        return (
-            ""
-            if said.next_index == 0 and said.event_time_ms is None
-            else "its number of ratings and last time do not fit"
-        )
-    due_ms = int(schedule.due_ms(said.next_index - 1, 1)[0])
-    if due_ms != said.event_time_ms:
-        return (
-            f"it says that rating {said.next_index - 1:,} was the last, of {iso_ms(said.event_time_ms)}, "
-            f"but by its own plan that one is due at {iso_ms(due_ms) if due_ms < 10**14 else 'no time'}"
-        )
-    return ""
+def _untrue(partition: int | None, record: Record, error: RecordError) -> Finding:
+    where = f"record {(record.key or '')[:80]} at offset {record.offset} of topic {record.topic}"
+    return Finding("progress", partition, None, None, f"{where}: {error.problem}")
 
 
 def audit(
@@ -207,17 +208,32 @@ def audit(
         catalogue = load_catalogue(run.settings)
         report.run = str(run.run["run"])
         report.findings += run.findings
+        report.reason = "; ".join(f"partition {p}: {reason}" for p, reason in sorted(run.unchecked.items()))
         verdicts = _audit_records(run, bootstrap, from_ms, to_ms, processes)
         report.records_per_s = sum(v.found for v in verdicts) / max(time.monotonic() - began, 1e-9)
         _add_records(report, verdicts)
-        _audit_windows(report, run, bootstrap, catalogue, from_ms, to_ms)
-        wrong = any(report.records[kind] for kind in KINDS) or report.windows.get("wrong") or run.findings
+        with _brokers():
+            windows, reason = _audit_windows(run, bootstrap, catalogue, from_ms, to_ms)
+        report.windows = {**{name: getattr(windows, name) for name in _WINDOW_COUNTS}, "reason": reason}
+        report.findings += windows.findings
+        wrong = any(report.records[kind] for kind in KINDS) or windows.wrong or run.findings
         report.verdict = "disagreed" if wrong else "agreed"
     except RayPipelineError as error:
         report.verdict, report.reason = "unchecked", str(error)
     report.duration_s = round(time.monotonic() - began, 3)
     report.records_per_s = round(report.records_per_s, 1)
     return report
+
+
+@contextlib.contextmanager
+def _brokers() -> Iterator[None]:
+    """What Kafka's client raises, as an error of ours: one that can be sent from another process, too."""
+    try:
+        yield
+    except KafkaException as error:
+        raise BrokerUnavailableError(
+            problem=f"Kafka does not answer: {error.args[0].str()}", fix="Check --bootstrap-servers, and audit again"
+        ) from None
 
 
 # -- records
@@ -244,7 +260,7 @@ def _audit_records(
             problem=f"topic {settings.ratings_topic} has {there or 'no'} partitions, the run has {settings.partitions}",
             fix="Check --ratings-topic",
         )
-    partitions = list(range(settings.partitions))
+    partitions = [p for p in range(settings.partitions) if p not in run.unchecked]
     workers = max(1, min(processes or os.cpu_count() or 1, len(partitions)))
     jobs = [(settings, bootstrap, run, partitions[n::workers], from_ms, to_ms) for n in range(workers)]
     if workers == 1:
@@ -255,6 +271,7 @@ def _audit_records(
         return sorted((v for part in parts for v in part.result()), key=lambda v: v.partition)
 
 
+@_brokers()
 def _audit_partitions(
     settings: Settings,
     bootstrap: str,
@@ -264,7 +281,7 @@ def _audit_partitions(
     to_ms: int | None,
 ) -> list[PartitionVerdict]:
     models = build_models(settings, load_catalogue(settings), partitions)
-    ledger = OutsideLedger(settings, bootstrap)
+    ledger, records = OutsideLedger(settings, bootstrap), ProgressRecords(settings, run.run)
     verdicts = []
     for partition in partitions:
         outside = _OutsideOf(ledger, partition)
@@ -279,7 +296,7 @@ def _audit_partitions(
         for keys, values, offsets in _blocks(settings, bootstrap, partition, one, end if to_ms is not None else None):
             outside.read_on(offsets[0], offsets[-1])
             one.take(keys, values, offsets.__getitem__)
-        verdict = one.finish(_sent_by_now(settings, bootstrap, partition, progress) if to_ms is None else None)
+        verdict = one.finish(_sent_by_now(settings, bootstrap, partition, progress, records) if to_ms is None else None)
         outside.count_into(verdict, from_ms, to_ms)
         verdicts.append(verdict)
     ledger.close()
@@ -341,24 +358,17 @@ def _without_progress(settings: Settings, bootstrap: str, partition: int, outsid
     return verdict
 
 
-def _sent_by_now(settings: Settings, bootstrap: str, partition: int, before: ShardProgress) -> int:
+def _sent_by_now(
+    settings: Settings, bootstrap: str, partition: int, before: ShardProgress, records: ProgressRecords
+) -> int:
     """How far a shard is by now: it may have gone on while its partition was read."""
-    newest = newest_of_key(bootstrap, settings.progress_topic, progress_key(partition), _IDLE_DEADLINE_S)
+    key = progress_key(partition)
+    newest = newest_of_key(bootstrap, settings.progress_topic, key, _IDLE_DEADLINE_S)
     try:
-        later = ShardProgress.from_json(newest or b"")
-    except ValueError:
+        later = records.read(key, parse_object(newest))
+    except RecordError:  # named where all of them were read
         return before.next_index
-    same = (later.run, later.config, later.share, later.phase) == (
-        before.run,
-        before.config,
-        before.share,
-        before.phase,
-    )
-    return (
-        max(before.next_index, later.next_index)
-        if same and later.committed_ms > before.committed_ms
-        else before.next_index
-    )
+    return max(before.next_index, later.next_index) if later.committed_ms > before.committed_ms else before.next_index
 
 
 def _blocks(
@@ -422,174 +432,28 @@ class _Offsets(list[int]):
 
 
 def _audit_windows(
-    report: AuditReport,
-    run: PublishedRun,
-    bootstrap: str,
-    catalogue: Catalogue,
-    from_ms: int | None,
-    to_ms: int | None,
-) -> None:
+    run: PublishedRun, bootstrap: str, catalogue: Catalogue, from_ms: int | None, to_ms: int | None
+) -> tuple[WindowsVerdict, str]:
+    """What is wrong with the windows; and why they could not be checked, if so."""
     settings = run.settings
-    report.windows = {"checked": 0, "wrong": 0, "late_dropped": 0, "pending": 0, "reason": ""}
     if run.windows is None:
-        report.windows["reason"] = "no job has published what its windows are"
-        return
-    records = list(read_topic(bootstrap, settings.batches_topic))
-    actual = _actual(settings, bootstrap)  # after the cuts, so that of each of them all windows are there
+        return WindowsVerdict(), "no job has published what its windows are"
+    windows, last = WindowAudit(settings), -1
+    for record in read_topic(bootstrap, settings.batches_topic):
+        windows.take_cut(record.offset, record.value)
+        last = record.offset
+    # after the cuts, so that of each of them all windows are there
+    for record in read_topic(bootstrap, settings.metrics_topic):
+        windows.take_window(record.offset, record.key or "", record.value)
     run = published_run(settings, bootstrap)  # and this too: what was read was sent before
+    for record in read_topic_from(bootstrap, settings.batches_topic, 0, last + 1):
+        windows.take_later_cut(record.value)
+    if run.unchecked:
+        return windows.verdict, f"what they must hold is not known: {next(iter(run.unchecked.values()))}"
     ledger = OutsideLedger(settings, bootstrap)
     outside = ledger.refresh()
     ledger.close()
     models = build_models(settings, catalogue, run.progress)
     replays = {p: ShardReplay(models[p], progress, settings.guard_ms) for p, progress in run.progress.items()}
-    cuts = _cuts(records, replays, outside)
-    if not cuts:
-        report.windows["reason"] = "no job has read anything yet"
-        return
-    engine = ExpectedWindows(
-        catalogue, window_specs(settings), round(settings.watermark_s * 1000), settings.top_n, from_ms or 0, outside
-    )
-    check = _WindowCheck(report, actual, cuts[-1].batch, from_ms, to_ms)
-    while cuts:
-        together = _together(engine, cuts, replays)
-        engine.advance_together(cuts[:together], replays)
-        del cuts[:together]
-        for _, record in engine.close():
-            check.one(record, final=True)
-    for window in engine.open:
-        check.one(engine.record(window), final=False)
-    check.rest()
-    report.windows["late_dropped"] = engine.late_total[0]
-    _unread(report, run, engine, replays)
-
-
-def _together(engine: ExpectedWindows, cuts: list[Cut], replays: dict[int, ShardReplay]) -> int:
-    """How many of the next cuts to take at once: many small ones cost more than the ratings between them."""
-    before = sum(engine.read.values())
-    most = next((n for n, cut in enumerate(cuts) if sum(cut.read.values()) - before > _TOGETHER), len(cuts))
-    while most > 1 and not engine.may_merge(cuts[:most], replays):
-        most //= 2
-    return max(1, most)
-
-
-def _cuts(records: Iterable[Record], replays: dict[int, ShardReplay], outside: OutsideRatings) -> list[Cut]:
-    """What each micro-batch read, in order; of a query that began anew only what came since."""
-    cuts: list[Cut] = []
-    for record in records:
-        cut = Cut.from_record(json.loads(record.value or b"{}"), outside).in_records(replays)
-        # what is not ours is no rating that could be regenerated: it shows among the records
-        read = {p: min(n, replays[p].progress.next_index) for p, n in cut.read.items() if p in replays}
-        cut = replace(cut, read=read)
-        if cuts and cut.batch <= cuts[-1].batch:
-            if cut.reaches(cuts[-1].read):
-                continue  # the same micro-batch, run again after a failure
-            cuts.clear()
-        cuts.append(cut)
-    return cuts
-
-
-def _actual(settings: Settings, bootstrap: str) -> dict[str, dict[str, bytes]]:
-    """The newest records of topic ``metrics``: by window, then kind."""
-    found: dict[str, dict[str, bytes]] = {}
-    for record in read_topic(bootstrap, settings.metrics_topic):
-        if record.key is not None and record.value is not None:
-            window, _, kind = record.key.rpartition("|")
-            found.setdefault(window, {})[kind] = record.value
-    return found
-
-
-class _WindowCheck:
-    """Compares expected windows with actual ones as they come."""
-
-    def __init__(
-        self,
-        report: AuditReport,
-        actual: dict[str, dict[str, bytes]],
-        last_batch: int,
-        from_ms: int | None,
-        to_ms: int | None,
-    ) -> None:
-        self._report = report
-        self._actual = actual
-        self._last_batch = last_batch
-        self._from_ms = from_ms or 0
-        self._to_ms = to_ms
-
-    def one(self, expected: dict[str, Any], final: bool) -> None:
-        """Compare one window."""
-        key = expected_key(expected)
-        actual = {kind: json.loads(value) for kind, value in self._actual.pop(key, {}).items()}
-        if not self._wanted(epoch_ms(expected["window_start"]), epoch_ms(expected["window_end"])):
-            return
-        if not final and any(int(record["batch"]) > self._last_batch for record in actual.values()):
-            self._report.windows["pending"] += 1  # the job went on while this was read
-            return
-        self._report.windows["checked"] += 1
-        wrong = compare(expected, actual)
-        if wrong:
-            cause = f"; {expected['late']:,} ratings came too late for it, as they must" if expected["late"] else ""
-            self._wrong(f"window {expected['window_type']} from {expected['window_start']} {wrong}{cause}")
-
-    def rest(self) -> None:
-        """What is left is expected by nobody."""
-        for key, kinds in sorted(self._actual.items()):
-            name, _, start = key.rpartition("|")
-            records = [json.loads(value) for value in kinds.values()]
-            if any(int(record.get("batch", -1)) > self._last_batch for record in records):
-                self._report.windows["pending"] += 1
-            elif self._wanted_record(records[0]):
-                self._wrong(f"window {name} from {start} is there, no rating belongs to it")
-
-    def _wanted_record(self, record: dict[str, Any]) -> bool:
-        try:
-            return self._wanted(epoch_ms(record["window_start"]), epoch_ms(record["window_end"]))
-        except (KeyError, ValueError, TypeError):
-            return True
-
-    def _wanted(self, start_ms: int, end_ms: int) -> bool:
-        """Only windows that lie within what is looked at: the others hold ratings that were left out."""
-        return start_ms >= self._from_ms and (self._to_ms is None or end_ms <= self._to_ms)
-
-    def _wrong(self, detail: str) -> None:
-        self._report.windows["wrong"] += 1
-        if self._report.windows["wrong"] <= _LISTED:
-            self._report.findings.append(Finding("window", None, None, None, detail))
-
-
-def _unread(report: AuditReport, run: PublishedRun, engine: ExpectedWindows, replays: dict[int, ShardReplay]) -> None:
-    """Windows that are final although ratings of them have not been read."""
-    for partition, progress in run.progress.items():
-        read = engine.read.get(partition, 0)
-        if read >= progress.next_index:
-            continue
-        if replays[partition].valid is not None:
-            _unread_of(report, replays[partition], read, engine)
-            continue
-        first_ms = replays[partition].due_ms(read)
-        for spec in engine.specs:
-            last_ms = min(replays[partition].due_ms(progress.next_index - 1), engine.watermark.evict_ms)
-            end_ms = first_ms - first_ms % spec.slide_ms + spec.slide_ms
-            if end_ms <= engine.watermark.evict_ms:
-                count = (last_ms - end_ms) // spec.slide_ms + 1
-                report.windows["wrong"] += max(1, count)
-                text = (
-                    f"{progress.next_index - read:,} ratings of partition {partition} from {iso_ms(first_ms)} on have not been "
-                    f"read, but windows of {spec.name} that they belong to are final"
-                )
-                report.findings.append(Finding("window", partition, read, None, text))
-
-
-def _unread_of(report: AuditReport, replay: ShardReplay, read: int, engine: ExpectedWindows) -> None:
-    """The same, of a shard whose records are broken on purpose: some of them are too late by design."""
-    sent, mark = replay.progress.next_index, engine.watermark
-    for spec in engine.specs:
-        # a window that ended by then is final, and so is each that a rating from before it belongs to
-        last_end_ms = mark.evict_ms - mark.evict_ms % spec.slide_ms
-        count = replay.unread(read, sent, 0, last_end_ms, mark.moved_ms)
-        if count:
-            report.windows["wrong"] += 1
-            text = (
-                f"{count:,} ratings of partition {replay.partition} have not been read, but windows of {spec.name} that they "
-                "belong to are final"
-            )
-            report.findings.append(Finding("window", replay.partition, read, None, text))
+    found = windows.compare(catalogue, replays, outside, from_ms, to_ms)
+    return found, "no job has read anything yet" if last < 0 else ""

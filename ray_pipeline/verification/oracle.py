@@ -10,11 +10,12 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from ray_pipeline.clock import Clock, SystemClock
+from ray_pipeline.codec import parse_object, text_in, whole_in
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError
+from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, RecordError
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.publish import Publisher
-from ray_pipeline.kafka.read import Record, follow, read_compacted
+from ray_pipeline.kafka.read import Record, follow, read_topic
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.restart import Decision, RestartPolicy
 from ray_pipeline.truth.oracle import Oracle, expected_key
@@ -50,6 +51,7 @@ class OracleStage:
         self._oracle: Oracle | None = None
         self._state, self._reason = "starting", ""
         self._restarts = 0
+        self._passed_over = 0
         self._status_ms = 0
         self._failed: list[str] = []
         self._end = threading.Event()
@@ -67,7 +69,7 @@ class OracleStage:
             self._thread.join(deadline_s)
 
     def status(self) -> dict[str, Any]:
-        """State, reason, and how far it is; returns at once."""
+        """State, reason, and how far it is; ``passed_over`` counts records that nobody of the run wrote. Returns at once."""
         oracle = self._oracle
         return {
             "state": self._state,
@@ -75,6 +77,7 @@ class OracleStage:
             "batch": oracle.batch if oracle else -1,
             "behind": oracle.behind if oracle else 0,
             "restarts": self._restarts,
+            "passed_over": self._passed_over,
         }
 
     # -- the thread
@@ -116,7 +119,7 @@ class OracleStage:
         outside = OutsideLedger(settings, self._bootstrap)
         oracle = self._oracle = Oracle(settings, settled_ms, outside.ratings)
         producer = make_producer(self._bootstrap, on_delivery=self._delivered)
-        self._state, self._reason = "running", ""
+        self._state, self._reason, self._passed_over = "running", "", 0
         for records in follow(self._bootstrap, [settings.progress_topic, settings.batches_topic], True, self._end):
             if any(record.topic == settings.batches_topic for record in records):
                 outside.refresh()  # before the cuts: all that those micro-batches can have read
@@ -132,13 +135,16 @@ class OracleStage:
         outside.close()
 
     def _take(self, oracle: Oracle, record: Record) -> None:
-        if record.key is None or record.value is None:
-            return
-        value = json.loads(record.value)
-        if record.topic == self._settings.batches_topic:
-            oracle.cut(value)
-        else:
-            oracle.progress(record.key, value)
+        value = parse_object(record.value)
+        try:
+            if record.topic == self._settings.batches_topic:
+                oracle.cut(value)
+            else:
+                oracle.progress(record.key or "", value)
+        except RecordError as error:  # somebody else's record must not end the verification
+            self._passed_over += 1
+            self._reason = f"a record of topic {record.topic}, offset {record.offset}, is passed over: {error.problem}"
+            _log.warning("%s", self._reason)
 
     def _work(self, oracle: Oracle, producer: Any) -> bool:
         """One step; whether anything came of it."""
@@ -168,10 +174,18 @@ class OracleStage:
 
     def _settled_ms(self) -> int:
         """Up to which window end a predecessor has published what can change no more; 0 = nothing."""
-        known = read_compacted(self._bootstrap, self._settings.expected_topic)
-        final = [r for key, r in known.items() if key != "oracle" and r["final"]]
+        final: dict[str, tuple[int, int]] = {}  # end and unread ratings, by key
+        for record in read_topic(self._bootstrap, self._settings.expected_topic):
+            key, said = record.key or "", parse_object(record.value) or {}
+            final.pop(key, None)
+            if said.get("final") is not True:
+                continue
+            try:
+                final[key] = epoch_ms(text_in(said, "window_end")), whole_in(said, "unread")
+            except (ValueError, OverflowError) as error:  # somebody else's: as if that window had not been published
+                _log.warning("%s, offset %d, is passed over: %s", record.topic, record.offset, error)
         if not final:
             return 0
         # they are published in order of their ends: the last end may be incomplete
-        newest = max(epoch_ms(r["window_end"]) for r in final) - 1
-        return min([newest, *(epoch_ms(r["window_end"]) - 1 for r in final if r["unread"])])
+        newest_ms = max(end_ms for end_ms, _ in final.values()) - 1
+        return min([newest_ms, *(end_ms - 1 for end_ms, unread in final.values() if unread)])

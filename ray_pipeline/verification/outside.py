@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
+from ray_pipeline.codec import parse_object
 from ray_pipeline.config import Settings
 from ray_pipeline.formats.factory import open_format
 from ray_pipeline.kafka.growing import GrowingTopic
@@ -37,7 +37,7 @@ class OutsideLedger:
         """Take in what has been written since; afterwards every rating from outside that anybody has read is known. Blocks."""
         for record in self._topic.read_new():
             try:
-                self.ratings.add(json.loads(record.value or b"null"))
+                self.ratings.add(parse_object(record.value))
             except ValueError as error:  # somebody else's record
                 _log.warning("%s, offset %d, is passed over: %s", record.topic, record.offset, error)
         return self.ratings

@@ -156,7 +156,7 @@ def publish_run(settings: Settings, broker: str) -> None:
 
 def put(broker: str, topic: str, key: str, value: Any) -> None:
     producer = make_producer(broker)
-    data = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
+    data = value if isinstance(value, bytes) or value is None else json.dumps(value, separators=(",", ":")).encode()
     producer.produce(topic, key=key.encode(), value=data)
     assert producer.flush(20) == 0
 
@@ -445,6 +445,7 @@ def newest_progress(settings: Settings, broker: str, partition: int) -> dict[str
         ({"config": "0000"}, "its configuration is 0000"),
         ({"share": 0.9}, "its share is 0.9"),
         ({"epochs": []}, "at least one epoch"),
+        ({"next_index": "7"}, "next_index is '7'"),
     ],
 )
 def test_a_forged_progress_record_is_named_and_the_true_one_used(
@@ -465,19 +466,22 @@ def test_a_forged_progress_record_is_named_and_the_true_one_used(
         ("total", {"avg_rating": 4.9}, "the mean is 4.9"),
         ("topn", {"movies": []}, "0 movie rows"),
         ("genres", {"genres": []}, "0 genre rows"),
+        ("total", None, "there is no total record"),
+        ("topn", b"rubbish", "no JSON object"),
     ],
 )
-def test_an_altered_metrics_record_is_named(
+def test_an_altered_or_deleted_metrics_record_is_named(
     judged: World,
     copied: Callable[[Callable[[Copy], None]], Settings],
     kind: str,
-    change: dict[str, Any],
+    change: dict[str, Any] | bytes | None,
     said: str,
 ) -> None:
     settings = copied(lambda copy: None)
     records = read_compacted(judged.broker, settings.metrics_topic)
     key = sorted(key for key in records if key.startswith("tumbling") and key.endswith(kind))[2]
-    put(judged.broker, settings.metrics_topic, key, {**records[key], **change})
+    value = {**records[key], **change} if isinstance(change, dict) else change
+    put(judged.broker, settings.metrics_topic, key, value)
     report = audit(settings, judged.broker, processes=1)
     assert (report.verdict, report.windows["wrong"], len(report.findings)) == ("disagreed", 1, 1)
     assert said in report.findings[0].detail and key.split("|")[1] in report.findings[0].detail

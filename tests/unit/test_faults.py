@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ray_pipeline.metrics.expected import ReadCheck
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.faults import Faults, lateness_table, make_faults
+from ray_pipeline.model.population import build_user_map
 from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.truth.answers import AnswerKey, answer_key
 from ray_pipeline.truth.audit import PartitionAudit
@@ -417,18 +419,20 @@ def test_one_future_record_moves_the_watermark_only_without_a_guard() -> None:
 def test_what_was_sent_too_late_by_design_is_not_waited_for() -> None:
     oracle = Oracle(load_settings())
     config = SPOILT.digest(CATALOGUE.digest)
-    run = {"run": "r", "config": config, "catalogue": CATALOGUE.digest, "settings": SPOILT.event_settings()}
+    run = {"run": "run", "config": config, "catalogue": CATALOGUE.digest, "settings": SPOILT.event_settings()}
     oracle.progress("run", run)
     windows = {"tumbling_s": 10, "sliding_s": 30, "slide_s": 10, "watermark_s": 5.0, "top_n": 7, "max_ahead_s": 600.0}
     oracle.progress("windows", windows)
-    shards = replays()
-    for p in range(3):
-        oracle.progress(f"shard/{p}", json.loads(progress(p, 1500).to_json()))
-    read = {p: len(shards[p].valid_events(0, n)) for p, n in enumerate((700, 420, 280))}
+    said = {p: replace(progress(p, 1500), share=build_user_map(SPOILT).share(p)) for p in range(3)}
+    shards = {p: ShardReplay(MODELS[p], of, SPOILT.guard_ms) for p, of in said.items()}
+    for p, of in said.items():
+        sent = replace(of, event_time_ms=shards[p].due_ms(1499))
+        oracle.progress(f"shard/{p}", json.loads(sent.to_json()))
+    read = {p: len(shards[p].valid_events(0, 420)) for p in range(3)}
     for batch in range(3):
         oracle.cut({"batch": batch, "partitions": {str(p): {"valid": n, "next_offset": n} for p, n in read.items()}})
     final = [r for r in oracle.step(START_MS) if r["final"]]
-    late = (shards[0].valid_events(700, 800).timestamps_ms < START_MS + 10_000).sum()
+    late = (shards[0].valid_events(420, 1_080).timestamps_ms < START_MS + 10_000).sum()
     assert final and late and not any(r["unread"] for r in final)
 
 

@@ -487,6 +487,6 @@ def test_the_identity_of_the_stream_changes_with_the_file(file: Path, model: Fit
     ):
         with pytest.raises(StateMismatchError, match=problem):
             published_settings(settings, run, published_catalogue(settings, run))
-    drawn_run = {**run, "catalogue": "builtin-1-600", "config": "x"}
+    drawn_run = {**run, "catalogue": "builtin-1-600", "config": one.digest("builtin-1-600")}
     with pytest.raises(StateMismatchError, match=r"not from a fitted model.*Leave --model out"):
         published_settings(ours, drawn_run, published_catalogue(ours, drawn_run))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,14 +19,17 @@ from hypothesis import strategies as st
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import StateMismatchError
+from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.model.population import build_user_map
 from ray_pipeline.truth.oracle import Oracle, expected_key
+from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.truth.replay import ShardReplay, build_models, published_settings
 from ray_pipeline.truth.verdict import Verdict, compare, diagnose, judge
 from ray_pipeline.truth.windows import Cut, ExpectedWindows
 from ray_pipeline.windows.reference import Ratings, reference
-from ray_pipeline.windows.spec import epoch_ms, iso_ms, window_specs
+from ray_pipeline.windows.spec import Panes, epoch_ms, iso_ms, window_specs
 
 START_MS = 1_700_000_040_000
 SETTINGS = load_settings(
@@ -46,6 +53,13 @@ def progress(partition: int, next_index: int = 10**9) -> ShardProgress:
     return ShardProgress(
         "run", config, partition, next_index, START_MS, START_MS, EPOCHS, (0.5, 0.3, 0.2)[partition], phase
     )
+
+
+def told(partition: int, next_index: int) -> ShardProgress:
+    """What a shard of the run says when it has sent so many ratings."""
+    found = replace(progress(partition, next_index), share=build_user_map(SETTINGS).share(partition))
+    last_ms = int(ShardSchedule.lived(found).due_ms(next_index - 1, 1)[0])
+    return replace(found, event_time_ms=last_ms)
 
 
 def replays() -> dict[int, ShardReplay]:
@@ -157,6 +171,53 @@ def test_micro_batches_that_may_be_taken_together_make_the_same_windows(
     assert told(one) == told(many)
 
 
+SPAN = re.compile(r"(\d+)(ms|s|min|h|d)")
+UNITS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+@hypothesis_settings(max_examples=80)
+@given(
+    st.integers(START_MS, START_MS + 10**12),
+    st.sampled_from([(1, 1, 1), (10, 30, 10), (60, 300, 60), (90, 3_600, 45)]),
+    st.integers(0, 119),
+)
+def test_what_oracle_and_job_take_from_one_place_agrees_with_arithmetic_of_its_own(
+    at_ms: int, lengths_s: tuple[int, int, int], movie: int
+) -> None:
+    tumbling_s, sliding_s, slide_s = lengths_s
+    specs = window_specs(
+        SETTINGS.model_copy(update={"tumbling_s": tumbling_s, "sliding_s": sliding_s, "slide_s": slide_s})
+    )
+    must = {
+        (size_s, start_s * 1000)
+        for size_s, every_s in ((tumbling_s, tumbling_s), (sliding_s, slide_s))
+        for start_s in range(at_ms // 1000 - size_s - 1, at_ms // 1000 + 2)
+        if start_s % every_s == 0 and start_s * 1000 <= at_ms < (start_s + size_s) * 1000
+    }
+    outside, movie_id = OutsideRatings(), int(CATALOGUE.movie_ids[movie])
+    outside.add({"partition": 0, "offset": 0, "userId": 9, "movieId": movie_id, "rating": 4.5, "timestamp": at_ms})
+    engine = ExpectedWindows(CATALOGUE, specs, 5_000, 7, outside=outside)
+    engine.advance(Cut(0, {}, {0: 1}), {})
+    records = [engine.record(window) for window in engine.open]
+    for record in records:
+        start, end = (datetime.fromisoformat(record[name]) for name in ("window_start", "window_end"))
+        size_s = round((end - start).total_seconds())
+        assert (size_s, round(start.timestamp() * 1000)) in must
+        spans = [int(n) * UNITS[unit] for n, unit in SPAN.findall(record["window_type"])]
+        assert spans == (
+            [size_s * 1000] if record["window_type"].startswith("tumbling") else [sliding_s * 1000, slide_s * 1000]
+        )
+        assert [row["genre"] for row in record["genres"]] == sorted(CATALOGUE.genres[movie])
+        assert [row["movieId"] for row in record["movies"]] == [movie_id]
+    assert len(records) == len(must)
+    pane_ms = Panes(specs).size_ms
+    of_job = {
+        (specs[kind].size_ms // 1000, end - specs[kind].size_ms)
+        for kind, end in Panes(specs).windows_of(at_ms // pane_ms * pane_ms)
+    }
+    assert of_job == must
+
+
 # -- the oracle
 
 
@@ -166,7 +227,7 @@ def batch_record(cut: Cut) -> dict[str, Any]:
 
 def run_record() -> dict[str, Any]:
     config = SETTINGS.digest(CATALOGUE.digest)
-    return {"run": "r", "config": config, "catalogue": CATALOGUE.digest, "settings": SETTINGS.event_settings()}
+    return {"run": "run", "config": config, "catalogue": CATALOGUE.digest, "settings": SETTINGS.event_settings()}
 
 
 def windows_record(watermark_s: float = 5.0) -> dict[str, Any]:
@@ -178,13 +239,11 @@ def oracle_with(sent: tuple[int, int, int], watermark_s: float = 5.0) -> Oracle:
     oracle.progress("run", run_record())
     oracle.progress("windows", windows_record(watermark_s))
     for p, n in enumerate(sent):
-        oracle.progress(f"shard/{p}", vars_of(progress(p, n)))
+        oracle.progress(f"shard/{p}", vars_of(told(p, n)))
     return oracle
 
 
 def vars_of(record: ShardProgress) -> dict[str, Any]:
-    import json
-
     found: dict[str, Any] = json.loads(record.to_json())
     return found
 
@@ -198,7 +257,7 @@ def test_the_oracle_waits_until_the_shards_have_said_that_they_sent_what_the_job
     oracle.cut(batch_record(Cut(0, {0: 300, 1: 180, 2: 120})))
     assert oracle.step(START_MS) == [] and oracle.behind == 1
     for p, n in enumerate((300, 180, 120)):
-        oracle.progress(f"shard/{p}", vars_of(progress(p, n)))
+        oracle.progress(f"shard/{p}", vars_of(told(p, n)))
     found = newest(oracle.step(START_MS + 1_000))
     assert oracle.batch == 0 and sum(r["count"] for k, r in found.items() if k.startswith("tumbling")) == 600
 

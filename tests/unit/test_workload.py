@@ -263,7 +263,7 @@ def test_beside_a_fitted_model_its_settings_stand_still(tmp_path: Path) -> None:
 
 def test_a_model_file_that_is_not_here_is_asked_for() -> None:
     store = MetricsStore(("tumbling_1min",))
-    run = {"run": "r", "config": "0", "catalogue": "fitted-0", "settings": OWN.event_settings()}
+    run = {"run": "r", "config": OWN.digest("fitted-0"), "catalogue": "fitted-0", "settings": OWN.event_settings()}
     store.progress("run", run, NOW)
     panel = workload(store=store)
     assert "--model" in panel.told(*panel.fill())[0]

@@ -1,0 +1,521 @@
+"""What anybody may have written into a run's topics: audit and oracle name it, and never stumble over it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from ray_pipeline.clock import SystemClock
+from ray_pipeline.codec import encode_keys, encode_values
+from ray_pipeline.config import load_settings
+from ray_pipeline.delivery.interface import Epoch, ShardProgress
+from ray_pipeline.errors import RayPipelineError, RecordError
+from ray_pipeline.generator.plan import ShardSchedule
+from ray_pipeline.kafka.read import Record
+from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.model.population import build_user_map
+from ray_pipeline.truth.outside import OutsideRatings
+from ray_pipeline.truth.replay import ShardReplay, build_models
+from ray_pipeline.truth.windows import Cut, CutLog, ExpectedWindows
+from ray_pipeline.verification import answers as answers_module
+from ray_pipeline.verification import audit as audit_module
+from ray_pipeline.verification import oracle as oracle_module
+from ray_pipeline.verification.answers import AnswerFeed
+from ray_pipeline.verification.audit import AuditReport, audit
+from ray_pipeline.verification.oracle import OracleStage
+from ray_pipeline.windows.spec import window_specs
+
+START_MS = 1_700_000_040_000
+SETTINGS = load_settings(
+    users=300, movies=120, partitions=2, actors=1, tumbling_s=10, sliding_s=30, slide_s=10, top_n=7, watermark_s=5
+)
+CATALOGUE = load_catalogue(SETTINGS)
+MODELS = build_models(SETTINGS, CATALOGUE, range(2))
+EPOCHS = (Epoch(START_MS, 30.0), Epoch(START_MS + 30_000, 60.0))
+BATCHES = 12
+ANYBODY = load_settings()
+
+
+def progress_of(partition: int, sent: int) -> ShardProgress:
+    share, phase = build_user_map(SETTINGS).share(partition), (partition + 0.5) / 2
+    config = SETTINGS.digest(CATALOGUE.digest)
+    found = ShardProgress("run", config, partition, sent, None, START_MS, EPOCHS, share, phase)
+    return replace(found, event_time_ms=int(ShardSchedule.lived(found).due_ms(sent - 1, 1)[0]))
+
+
+@dataclass
+class Topics:
+    """Topics in memory, in place of a broker's."""
+
+    records: dict[str, list[Record]] = field(default_factory=dict)
+
+    def put(self, topic: str, key: str, value: Any) -> None:
+        """Append a record: bytes as they are, None as a deletion, anything else as JSON."""
+        data = value if isinstance(value, bytes) or value is None else json.dumps(value).encode()
+        rows = self.records.setdefault(topic, [])
+        rows.append(Record(topic, 0, len(rows), key, data, START_MS))
+
+    def of(self, topic: str) -> list[Record]:
+        return self.records.get(topic, [])
+
+    def newest(self, topic: str, key: str) -> Any:
+        return json.loads([r for r in self.of(topic) if r.key == key][-1].value or b"")
+
+    def keep_newest(self, topic: str) -> None:
+        """What compaction leaves."""
+        newest = {r.key: r for r in self.of(topic)}
+        self.records[topic] = sorted(newest.values(), key=lambda r: r.offset)
+
+
+def metrics_of(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A window's records as a job that is right writes them."""
+    head = {n: record[n] for n in ("window_start", "window_end", "window_type", "count", "avg_rating", "batch")}
+    views = {
+        "total": {n: record[n] for n in ("p50", "p95", "histogram")},
+        "topn": {"movies": record["movies"]},
+        "genres": {"genres": record["genres"]},
+    }
+    for view, fields in views.items():
+        yield (
+            f"{record['window_type']}|{record['window_start']}|{view}",
+            {**head, "kind": view, **fields, "updated_ms": 1},
+        )
+
+
+def made_world() -> Topics:
+    """A run of two shards of which one lags, so that ratings come too late, and a job that is right."""
+    topics = Topics()
+    run = {"run": "run", "config": SETTINGS.digest(CATALOGUE.digest), "catalogue": CATALOGUE.digest}
+    topics.put(SETTINGS.progress_topic, "run", {**run, "settings": SETTINGS.event_settings()})
+    windows = {
+        n: getattr(SETTINGS, n) for n in ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n", "max_ahead_s")
+    }
+    topics.put(SETTINGS.progress_topic, "windows", windows)
+    replays = {p: ShardReplay(MODELS[p], progress_of(p, 10_000)) for p in range(2)}
+    ends = [START_MS + 6_000 * n for n in range(1, BATCHES + 1)]
+    reads = [
+        {0: replays[0].count_before(e), 1: replays[1].count_before(e - (25_000 if 3 < n < 8 else 0))}
+        for n, e in enumerate(ends)
+    ]
+    engine = ExpectedWindows(CATALOGUE, window_specs(SETTINGS), 5_000, SETTINGS.top_n)
+    for batch, read in enumerate(reads):
+        for p, sent in read.items():
+            topics.put(SETTINGS.progress_topic, f"shard/{p}", progress_of(p, sent).to_json())
+        engine.advance(Cut(batch, read), replays)
+        for window in engine.changed():
+            if window in engine.open:
+                for key, record in metrics_of(engine.record(window)):
+                    topics.put(SETTINGS.metrics_topic, key, record)
+        partitions = {str(p): {"valid": n, "next_offset": n} for p, n in read.items()}
+        topics.put(SETTINGS.batches_topic, str(batch), {"batch": batch, "at_ms": START_MS, "partitions": partitions})
+        engine.close()
+    for p, sent in reads[-1].items():
+        events = replays[p].events(0, sent)
+        for key, value in zip(encode_keys(events), encode_values(events), strict=True):
+            topics.put(f"{SETTINGS.ratings_topic}/{p}", key.decode(), value)
+    assert engine.late_total[0] > 50
+    return topics
+
+
+WORLD = made_world()
+
+
+class NobodyOutside:
+    """Topic ``ratings.outside``, empty."""
+
+    def __init__(self, *_: Any) -> None:
+        self.ratings = OutsideRatings()
+
+    def refresh(self) -> OutsideRatings:
+        return self.ratings
+
+    def close(self) -> None:
+        pass
+
+
+def audited(topics: Topics, **span: int) -> AuditReport:
+    """The audit of topics in memory, as `ray-pipeline audit` prints it."""
+
+    def blocks(_: Any, __: str, partition: int, *___: Any) -> Iterator[Any]:
+        rows = topics.of(f"{SETTINGS.ratings_topic}/{partition}")
+        yield [r.key and r.key.encode() for r in rows], [r.value for r in rows], [r.offset for r in rows]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_module, "read_topic", lambda _, topic: iter(topics.of(topic)))
+        patch.setattr(
+            audit_module, "read_topic_from", lambda _, topic, __, at: (r for r in topics.of(topic) if r.offset >= at)
+        )
+        patch.setattr(
+            audit_module,
+            "newest_of_key",
+            lambda _, topic, key, __: [r.value for r in topics.of(topic) if r.key == key][-1],
+        )
+        patch.setattr(audit_module, "partitions_of", lambda *_: {SETTINGS.ratings_topic: 2})
+        patch.setattr(audit_module, "_blocks", blocks)
+        patch.setattr(audit_module, "OutsideLedger", NobodyOutside)
+        report = audit(ANYBODY, "nowhere", processes=1, **span)
+    json.dumps(report.as_dict(), allow_nan=False)
+    return report
+
+
+def tampered() -> Topics:
+    return Topics({topic: list(rows) for topic, rows in WORLD.records.items()})
+
+
+def test_topics_that_nobody_touched_agree() -> None:
+    report = audited(WORLD)
+    assert (report.verdict, report.reason, report.findings) == ("agreed", "", [])
+    assert report.windows["checked"] > 10 and report.windows["late_dropped"] > 50
+
+
+# -- progress
+
+
+PROGRESS: list[tuple[str, Any, str]] = [
+    ("shard/x", {}, "shard/x"),
+    ("shard/5", progress_of(1, 5).to_json(), "shard/5"),
+    ("shard/1", [1], "no JSON object"),
+    ("shard/1", b"\xff{", "no JSON object"),
+    ("shard/1", None, "no JSON object"),
+    ("shard/1", {"next_index": "7"}, "next_index is '7'"),
+    ("shard/1", {"event_time_ms": "x"}, "event_time_ms is 'x'"),
+    ("shard/1", {"event_time_ms": 10**20}, "event_time_ms"),
+    ("shard/1", {"next_index": 10**15}, "its own plan has"),
+    ("shard/1", {"epochs": [{"from_ms": 10**30, "rate": 1.0}]}, "from_ms"),
+    ("shard/1", {"partition": 0}, "it is of partition 0"),
+    ("run", {"run": None}, "run is missing"),
+    ("run", {"settings": {}}, "of configuration"),
+    ("run", b"rubbish", "it has no settings"),
+    ("run", [], "it has no settings"),
+    ("windows", [], "no JSON object"),
+    ("windows", {"tumbling_s": None}, "tumbling_s is missing"),
+    ("windows", {"slide_s": 0}, "slide_s is 0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), PROGRESS, ids=[f"{k} {said}" for k, _, said in PROGRESS])
+def test_a_progress_record_that_nobody_of_the_run_wrote_is_named_and_the_true_one_used(
+    key: str, value: Any, said: str
+) -> None:
+    topics = tampered()
+    if isinstance(value, dict) and key != "shard/x":
+        value = {**topics.newest(SETTINGS.progress_topic, key), **value}
+    topics.put(SETTINGS.progress_topic, key, value)
+    report = audited(topics)
+    assert report.verdict == "disagreed" and [f.kind for f in report.findings] == ["progress"]
+    assert said in report.findings[0].detail and key in report.findings[0].detail
+    assert report.windows["wrong"] == 0 and not any(row["foreign"] for row in report.partitions.values())
+
+
+def test_many_forged_progress_records_do_not_hide_the_true_one() -> None:
+    topics = tampered()
+    for n in range(25):
+        topics.put(
+            SETTINGS.progress_topic, "shard/1", {**topics.newest(SETTINGS.progress_topic, "shard/1"), "next_index": n}
+        )
+    report = audited(topics)
+    assert {f.kind for f in report.findings} == {"progress"} and len(report.findings) == 20
+    assert report.records["foreign"] == 0 and set(report.partitions) == {"0", "1"}
+    topics.keep_newest(SETTINGS.progress_topic)  # and now it is gone
+    report = audited(topics)
+    assert report.verdict == "disagreed" and {f.kind for f in report.findings} == {"progress"}
+    assert "partition 1: no record shard/1" in report.reason and set(report.partitions) == {"0"}
+    assert "shard/1" in report.windows["reason"] and report.windows["wrong"] == 0
+
+
+def test_without_a_record_of_a_run_nothing_can_be_checked_and_it_is_said_why() -> None:
+    topics = tampered()
+    topics.records[SETTINGS.progress_topic] = [r for r in topics.of(SETTINGS.progress_topic) if r.key != "run"]
+    topics.put(SETTINGS.progress_topic, "run", {})
+    report = audited(topics)
+    assert report.verdict == "unchecked" and "it has no settings" in report.reason
+
+
+# -- windows
+
+
+def key_of(view: str) -> str:
+    """Of the first tumbling window."""
+    return next(
+        r.key
+        for r in WORLD.of(SETTINGS.metrics_topic)
+        if r.key and r.key.startswith("tumbling") and r.key.endswith(view)
+    )
+
+
+METRICS: list[tuple[str, Any, str]] = [
+    ("total", b"no JSON", "no JSON object"),
+    ("total", [], "no JSON object"),
+    ("total", {"count": "many"}, "count is 'many'"),
+    ("total", {"histogram": None}, "histogram is None"),
+    ("topn", {"movies": [3]}, "movies is [3]"),
+    ("topn", {"count": 1}, "count of its topn record is 1"),
+    ("topn", {"kind": "total"}, "kind is total"),
+    ("genres", {"genres": [{"genre": 4}]}, "genre is 4"),
+    ("genres", {"window_start": "2020-01-01T00:00:00.000Z"}, "window_start of its genres record"),
+    ("total", None, "there is no total record"),
+    ("topn", None, "(deleted: topn at offset"),
+]
+
+
+@pytest.mark.parametrize(("view", "value", "said"), METRICS, ids=[f"{view} {said}" for view, _, said in METRICS])
+def test_a_window_that_was_altered_or_deleted_is_wrong_and_named(view: str, value: Any, said: str) -> None:
+    topics, key = tampered(), key_of(view)
+    if isinstance(value, dict):
+        value = {**topics.newest(SETTINGS.metrics_topic, key), **value}
+    topics.put(SETTINGS.metrics_topic, key, value)
+    report = audited(topics)
+    assert (report.verdict, report.windows["wrong"], len(report.findings)) == ("disagreed", 1, 1)
+    assert said in report.findings[0].detail and key.split("|")[1] in report.findings[0].detail
+
+
+@pytest.mark.parametrize(
+    "key", ["", "hello", "a|b|total", "tumbling_10s|never|total", "tumbling_10s|2023-11-14T22:14:00.000Z|sum"]
+)
+def test_a_record_under_a_key_that_the_job_does_not_have_is_wrong(key: str) -> None:
+    topics = tampered()
+    topics.put(SETTINGS.metrics_topic, key, b"\x00")
+    report = audited(topics)
+    assert (report.verdict, report.windows["wrong"]) == ("disagreed", 1)
+    assert f"offset {topics.of(SETTINGS.metrics_topic)[-1].offset}" in report.findings[0].detail
+
+
+def test_an_open_window_does_not_pass_as_pending_by_naming_a_micro_batch_that_nobody_ran() -> None:
+    key = [r.key or "" for r in WORLD.of(SETTINGS.metrics_topic)][-3]
+    for batch, wrong in ((BATCHES + 5, 1), (BATCHES, 0)):  # the job may be within the next one
+        topics = tampered()
+        topics.put(
+            SETTINGS.metrics_topic, key, {**topics.newest(SETTINGS.metrics_topic, key), "count": 3, "batch": batch}
+        )
+        report = audited(topics)
+        assert (report.windows["wrong"], report.windows["pending"]) == (wrong, 1 - wrong)
+
+
+def test_a_wrong_window_says_how_many_ratings_were_dropped_wrongly() -> None:
+    topics = tampered()
+    totals = {
+        r.key: json.loads(r.value or b"")
+        for r in topics.of(SETTINGS.metrics_topic)
+        if r.key and r.key.endswith("total")
+    }
+    key, record = next((k, t) for k, t in totals.items() if k.startswith("tumbling") and t["count"] > 50)
+    fullest = max(range(10), key=record["histogram"].__getitem__)
+    record["histogram"][fullest] -= 7
+    topics.put(SETTINGS.metrics_topic, key, {**record, "count": record["count"] - 7})
+    detail = audited(topics).findings[0].detail
+    assert "7 too few" in detail and "7 ratings were dropped that were not too late" in detail
+
+
+@pytest.mark.parametrize(
+    "value", [b"x", [], {"batch": 1}, {"batch": "1", "partitions": {}}, {"batch": 30, "partitions": {"0": {}}}]
+)
+def test_what_no_micro_batch_wrote_is_named(value: Any) -> None:
+    topics = tampered()
+    topics.put(SETTINGS.batches_topic, "30", value)
+    report = audited(topics)
+    assert (
+        report.verdict == "disagreed"
+        and f"offset {BATCHES} of topic {SETTINGS.batches_topic}" in report.findings[0].detail
+    )
+
+
+# -- anything at all
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def altered(data: st.DataObject, record: dict[str, Any], kept: tuple[str, ...] = (), inner: bool = False) -> Any:
+    """A record with a field lost or changed, or something else altogether."""
+    how = data.draw(
+        st.sampled_from(["field", "lost", "value"] if inner else ["field", "field", "lost", "inner", "value", "bytes"])
+    )
+    if how == "value":
+        return data.draw(JSON)
+    if how == "bytes":
+        return data.draw(st.binary(max_size=20) | st.none())
+    record = copy.deepcopy(record)
+    name = data.draw(st.sampled_from([name for name in record if name not in kept]))
+    rows = record[name]
+    if how == "lost":
+        del record[name]
+    elif how == "inner" and isinstance(rows, list) and rows:
+        at = data.draw(st.integers(0, len(rows) - 1))
+        rows[at] = altered(data, rows[at], inner=True) if isinstance(rows[at], dict) else data.draw(JSON)
+    else:
+        record[name] = data.draw(JSON)
+    return record
+
+
+@hypothesis_settings(max_examples=120)
+@given(st.data())
+def test_no_progress_record_makes_the_audit_stumble(data: st.DataObject) -> None:
+    topics = tampered()
+    key = data.draw(st.sampled_from(["run", "windows", "shard/0", "shard/1", "shard/2", "shard/-1", "shard/"]))
+    true = topics.newest(SETTINGS.progress_topic, key if key in ("run", "windows", "shard/0") else "shard/1")
+    for _ in range(data.draw(st.sampled_from([1, 1, 1, 21]))):
+        topics.put(SETTINGS.progress_topic, key, altered(data, true))
+    if data.draw(st.booleans()):
+        topics.keep_newest(SETTINGS.progress_topic)
+    report = audited(topics)
+    assert report.verdict in ("agreed", "disagreed", "unchecked") and bool(report.reason) >= (
+        report.verdict == "unchecked"
+    )
+
+
+@hypothesis_settings(max_examples=150)
+@given(st.data())
+def test_an_altered_window_record_never_agrees(data: st.DataObject) -> None:
+    topics = tampered()
+    key = data.draw(st.sampled_from(sorted({r.key or "" for r in topics.of(SETTINGS.metrics_topic)})))
+    true = topics.newest(SETTINGS.metrics_topic, key)
+    # when it was written, and in which micro-batch, is no content of the window
+    found = altered(data, true, kept=("batch", "updated_ms"))
+    assume(found != true)
+    topics.put(SETTINGS.metrics_topic, key, found)
+    report = audited(topics)
+    assert report.verdict == "disagreed" and report.windows["wrong"] == 1, found
+
+
+@hypothesis_settings(max_examples=60)
+@given(st.data())
+def test_no_micro_batch_record_makes_the_audit_stumble(data: st.DataObject) -> None:
+    topics = tampered()
+    true = topics.newest(SETTINGS.batches_topic, "5")
+    topics.put(SETTINGS.batches_topic, "5", altered(data, data.draw(st.sampled_from([true, true["partitions"]]))))
+    assert audited(topics).verdict in ("agreed", "disagreed")
+
+
+# -- the oracle
+
+
+class Published:
+    """A producer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Any] = {}
+
+    def produce(self, _: str, key: bytes, value: bytes) -> None:
+        self.records[key.decode()] = json.loads(value)
+
+    def poll(self, _: float) -> int:
+        return 0
+
+    def flush(self, _: float) -> int:
+        return 0
+
+
+def followed(topics: Topics, before: Topics | None = None) -> tuple[OracleStage, dict[str, Any]]:
+    """An oracle that has followed topics to their end, and what it has published."""
+    producer, read = Published(), threading.Event()
+
+    def follow(_: str, names: list[str], __: bool, end: threading.Event) -> Iterator[list[Record]]:
+        yield [record for name in names for record in topics.of(name)]
+        read.set()
+        end.wait(30)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(oracle_module, "follow", follow)
+        patch.setattr(oracle_module, "read_topic", lambda _, topic: iter((before or Topics()).of(topic)))
+        patch.setattr(oracle_module, "make_producer", lambda *_, **__: producer)
+        patch.setattr(oracle_module, "OutsideLedger", NobodyOutside)
+        stage = OracleStage(ANYBODY, "nowhere")
+        stage.start()
+        assert read.wait(30)
+        stage.stop()
+    return stage, producer.records
+
+
+def test_rubbish_in_the_topics_does_not_end_the_verification() -> None:
+    true = followed(WORLD)[1]
+    topics = tampered()
+    for key, value, _ in PROGRESS:
+        topics.put(SETTINGS.progress_topic, key, value if not isinstance(value, dict) else {"next_index": 1, **value})
+    for value in (b"x", None, [], {"batch": -1}):
+        topics.put(SETTINGS.batches_topic, "x", value)
+    topics.records[SETTINGS.progress_topic].insert(
+        0, Record(SETTINGS.progress_topic, 0, 0, "shard/0", b"first of all", 0)
+    )
+    stage, found = followed(topics)
+    status = stage.status()
+    assert (status["state"], status["batch"], status["passed_over"]) == ("stopped", BATCHES - 1, len(PROGRESS) + 5)
+    assert "is passed over" in status["reason"]
+    strip = ("final_ms", "updated_ms")
+    assert {k: {n: v for n, v in r.items() if n not in strip} for k, r in found.items() if k != "oracle"} == {
+        k: {n: v for n, v in r.items() if n not in strip} for k, r in true.items() if k != "oracle"
+    }
+
+
+def test_rubbish_among_the_expected_windows_does_not_keep_an_oracle_from_starting() -> None:
+    before = Topics()
+    for value in (b"x", [], {"final": True}, {"final": True, "window_end": "never", "unread": 0}, None):
+        before.put(ANYBODY.expected_topic, "tumbling_10s|x", value)
+    assert followed(WORLD, before)[0].status()["state"] == "stopped"
+
+
+def test_rubbish_in_the_topics_does_not_end_the_answer_key() -> None:
+    settings, topics, read = SETTINGS.model_copy(update={"late_share": 0.1}), Topics(), threading.Event()
+    run = {"run": "run", "config": settings.digest(CATALOGUE.digest), "catalogue": CATALOGUE.digest}
+    topics.put(SETTINGS.progress_topic, "run", {**run, "settings": settings.event_settings()})
+    for key, value, _ in PROGRESS:
+        topics.put(SETTINGS.progress_topic, key, value)
+    for value in (b"x", [], {"guard_ms": settings.guard_ms, "index": "1"}, None):
+        topics.put(SETTINGS.truth_topic, "reached/0", value)
+
+    def follow(_: str, names: list[str], __: bool, end: threading.Event, ___: Any) -> Iterator[list[Record]]:
+        yield [record for name in names for record in topics.of(name)]
+        read.set()
+        while not end.wait(0.01):
+            yield []
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (answers_module, audit_module):
+            patch.setattr(module, "read_topic", lambda _, topic: iter(topics.of(topic)))
+        patch.setattr(answers_module, "follow", follow)
+        patch.setattr(answers_module, "make_producer", lambda *_, **__: Published())
+        feed = AnswerFeed(ANYBODY, "nowhere", SystemClock())
+        feed.start()
+        assert read.wait(30)
+        feed.stop()
+    assert (feed.status()["state"], feed.status()["reason"]) == ("stopped", "")
+
+
+# -- records
+
+
+@pytest.mark.parametrize("value", [b"", b"rubbish", b"[1]", b"null", b"{}", b"[" * 100_000])
+def test_what_is_no_progress_record_is_an_error_with_problem_and_fix(value: bytes) -> None:
+    with pytest.raises(RecordError, match="progress record") as caught:
+        ShardProgress.from_json(value)
+    assert (
+        isinstance(caught.value, RayPipelineError) and caught.value.exit_code == 2 and "shard/<p>" in caught.value.fix
+    )
+
+
+def test_what_the_micro_batches_read_is_held_in_a_few_bytes_each() -> None:
+    log, count = CutLog(4), 20_000
+    tracemalloc.start()
+    for batch in range(count):
+        log.add(
+            {
+                "batch": batch,
+                "partitions": {str(p): {"valid": 1_000 * batch, "next_offset": 1_001 * batch} for p in range(4)},
+            }
+        )
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 100 * count  # 8 + 4 · 16 bytes, and an array's reserve
+    assert next(cut for cut in log.cuts(OutsideRatings()) if cut.batch == 77).read == dict.fromkeys(range(4), 77_000)
