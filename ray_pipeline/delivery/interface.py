@@ -150,6 +150,14 @@ class ShardDelivery(Protocol):
         """
         ...
 
+    def oldest(self, count: int, deadline_s: float) -> list[bytes | None]:
+        """Values of the first committed records of the shard's partition, in their order; fewer when there are fewer.
+
+        Raises:
+            DeliveryError: the broker did not answer within ``deadline_s`` seconds.
+        """
+        ...
+
     def send(self, batch: EventBatch) -> None:
         """Queue ratings. Blocks while the queue is full: that is how an overloaded broker slows the sender down.
 

@@ -78,6 +78,10 @@ class MemoryDelivery:
             raise DeliveryError(problem=f"a transaction has been open for {deadline_s:.0f} s")
         return [value for _, value in reversed(self._log.ratings[self._partition][-count:])]
 
+    def oldest(self, count: int, deadline_s: float) -> list[bytes | None]:
+        """Values of the first records."""
+        return [value for _, value in self._log.ratings[self._partition][:count]]
+
     def send(self, batch: EventBatch) -> None:
         """Queue ratings."""
         self._check()

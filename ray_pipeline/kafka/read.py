@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -24,6 +25,7 @@ __all__ = [
     "held_up",
     "newest_of_key",
     "newest_values",
+    "oldest_values",
     "read_compacted",
     "read_topic",
     "read_topic_from",
@@ -153,6 +155,11 @@ def newest_values(bootstrap: str, topic: str, partition: int, count: int, timeou
         if len(found) >= count:
             break
     return found[: -count - 1 : -1] or [None] * (start > 0)
+
+
+def oldest_values(bootstrap: str, topic: str, partition: int, count: int, timeout_s: float) -> list[bytes | None]:
+    """Values of the first ``count`` committed records of a partition, in their order."""
+    return [record.value for record in islice(read_topic_from(bootstrap, topic, partition, 0, timeout_s), count)]
 
 
 def follow(

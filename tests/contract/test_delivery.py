@@ -134,6 +134,8 @@ def test_order_is_that_of_sending_over_many_commits(world: World) -> None:
     for n, part in enumerate(parts):
         delivery.send(part)
         delivery.commit(progress((n + 1) * 500))
+    assert delivery.oldest(3, 30) == encode_values(batch(0, 3))
+    assert delivery.newest(2, 30) == encode_values(batch(9998, 2))[::-1]
     delivery.close()
     assert world.seen() == expected(*parts)
 
