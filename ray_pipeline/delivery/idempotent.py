@@ -14,7 +14,7 @@ from ray_pipeline.errors import DeliveryError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.formats.interface import CONTRACT, WireFormat
 from ray_pipeline.kafka.client import make_producer
-from ray_pipeline.kafka.read import newest_of_key, newest_values
+from ray_pipeline.kafka.read import newest_of_key, newest_values, oldest_values
 
 __all__ = ["IdempotentDelivery"]
 
@@ -68,6 +68,12 @@ class IdempotentDelivery:
         """Values of the newest records of the shard's partition, the last one first."""
         with reading(self._opened(), self._partition):
             found = newest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
+        return self._wire.from_wire(found)
+
+    def oldest(self, count: int, deadline_s: float) -> list[bytes | None]:
+        """Values of the first committed records of the shard's partition, in their order."""
+        with reading(self._opened(), self._partition):
+            found = oldest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
         return self._wire.from_wire(found)
 
     def send(self, batch: EventBatch) -> None:

@@ -181,7 +181,16 @@ class ShardDelivery(Protocol):
     def newest(self, count: int, deadline_s: float) -> list[bytes | None]:
         """Values of the newest committed records of the shard's partition, the last one first; fewer when there are fewer.
 
-        None where a record has no value, and for a partition of which all records were deleted.
+        None where a record has no value, and for a partition of which all records were deleted. Waits for transactions of others that
+        are open in the partition: they hide what is committed behind their beginning.
+
+        Raises:
+            DeliveryError: the broker did not answer, or such a transaction did not end, within ``deadline_s`` seconds.
+        """
+        ...
+
+    def oldest(self, count: int, deadline_s: float) -> list[bytes | None]:
+        """Values of the first committed records of the shard's partition, in their order; fewer when there are fewer.
 
         Raises:
             DeliveryError: the broker did not answer within ``deadline_s`` seconds.

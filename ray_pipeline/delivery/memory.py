@@ -32,6 +32,7 @@ class MemoryLog:
             hear), ``commit, ratings first``, ``commit, progress first`` or ``commit, nothing first`` (the sender hears that all
             is well; the rest is visible with its next commit, or lost when the shard is opened again).
         halves: partitions whose last commit was not kept as a whole.
+        held_up: partitions in which somebody else has a transaction open.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,7 @@ class MemoryLog:
         self.failures: list[str] = []
         self.owner: dict[int, MemoryDelivery] = {}
         self.halves: set[int] = set()
+        self.held_up: set[int] = set()
 
     def fails(self, operation: str) -> bool:
         """Whether this operation fails now."""
@@ -72,7 +74,13 @@ class MemoryDelivery:
 
     def newest(self, count: int, deadline_s: float) -> list[bytes | None]:
         """Values of the last records, the last one first."""
+        if self._partition in self._log.held_up:
+            raise DeliveryError(problem=f"a transaction has been open for {deadline_s:.0f} s")
         return [value for _, value in reversed(self._log.ratings[self._partition][-count:])]
+
+    def oldest(self, count: int, deadline_s: float) -> list[bytes | None]:
+        """Values of the first records."""
+        return [value for _, value in self._log.ratings[self._partition][:count]]
 
     def send(self, batch: EventBatch) -> None:
         """Queue ratings."""

@@ -5,26 +5,39 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 
 from ray_pipeline.codec import encode_keys, encode_values
-from ray_pipeline.delivery.transactional import TRANSACTION_TIMEOUT_MS
-from ray_pipeline.errors import DeliveryError
+from ray_pipeline.delivery.transactional import TRANSACTION_TIMEOUT_MS, abort_left_over
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.formats.interface import CONTRACT, WireFormat
 from ray_pipeline.kafka.client import make_producer
-from ray_pipeline.kafka.read import newest_values
+from ray_pipeline.kafka.read import held_up, read_topic_from, wait_until_seen
 
 __all__ = ["OutsideDelivery"]
 
 _DEADLINE_S = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A commit of which it is not known yet whether it was done: its ratings, and its last record with the offset."""
+
+    ratings: list[bytes | None]
+    record: bytes
+    offset: int
+
+
 class OutsideDelivery:
     """Writes ratings into the topic of ratings beside the shards, by the contract's partitioner. One owner, one thread.
+
+    All of a topic share one ``transactional.id``: whoever opens next ends what one that was killed left open. Two that write by turns
+    shut each other out and begin again, which loses and repeats nothing.
 
     Args:
         bootstrap: brokers, HOST:PORT[,…].
@@ -38,13 +51,13 @@ class OutsideDelivery:
         self._bootstrap = bootstrap
         self._ratings_topic = ratings_topic
         self._outside_topic = outside_topic
-        # of this process alone: nobody else's ratings are shut out by it
-        self._identity = f"{ratings_topic}-outside-{uuid.uuid4().hex[:12]}"
         self._producer: Producer | None = None
-        self._doubtful: list[bytes] = []
+        self._doubt: _Doubt | None = None
 
     def deliver(self, batch: EventBatch) -> None:
-        """Write some ratings, in one transaction. Blocks. After an error call it again with the same ratings: none is written twice.
+        """Write some ratings, in one transaction, and wait until they are seen. Blocks.
+
+        After an error call it again with the same ratings: none is written twice.
 
         Args:
             batch: the ratings; partition and index mean nothing.
@@ -57,6 +70,9 @@ class OutsideDelivery:
         except KafkaException as error:
             self.close()
             raise DeliveryError(problem=f"ratings from outside: {error.args[0].str()}") from error
+        except BrokerUnavailableError as error:
+            self.close()
+            raise DeliveryError(f"ratings from outside: {error.problem}", error.fix) from error
         except DeliveryError:
             self.close()
             raise
@@ -74,51 +90,72 @@ class OutsideDelivery:
     # -- inside
 
     def _deliver(self, batch: EventBatch) -> None:
-        producer = self._opened()
-        doubtful, self._doubtful = self._doubtful, []
-        if doubtful and doubtful[-1] in newest_values(
-            self._bootstrap, self._outside_topic, 0, len(doubtful) + 1, _DEADLINE_S
-        ):
-            return
+        producer, ratings = self._opened(), encode_values(batch)
+        if self._doubt is not None:
+            done = self._doubt.ratings == ratings and self._is_there(self._doubt)
+            self._doubt = None  # not before there is an answer
+            if done:
+                return
         producer.begin_transaction()
-        records = self._send(producer, batch)
-        for record in records:
-            place = json.loads(record)
-            key = f"{place['partition']}/{place['offset']}"
-            producer.produce(self._outside_topic, record, key.encode(), 0)
-        self._doubtful = records
+        rows = zip(encode_keys(batch), self._wire.to_wire(batch), strict=True)
+        places = self._write(producer, self._ratings_topic, list(rows))
+        records = [_record(place, rating) for place, rating in zip(places, ratings, strict=True)]
+        keys = [f"{partition}/{offset}".encode() for partition, offset in places]
+        recorded = self._write(producer, self._outside_topic, list(zip(keys, records, strict=True)), partition=0)
+        self._doubt = _Doubt(ratings, records[-1], recorded[-1][1])
         producer.commit_transaction(_DEADLINE_S)
-        self._doubtful = []
+        # a broker that is killed now may forget to end the transaction, which would hold readers up
+        for topic, written in ((self._ratings_topic, places), (self._outside_topic, recorded)):
+            ends = {partition: offset + 1 for partition, offset in sorted(written)}
+            wait_until_seen(self._bootstrap, topic, ends, _DEADLINE_S)
+        self._doubt = None
+
+    def _is_there(self, doubt: _Doubt) -> bool:
+        """Whether the commit was done; waits for open transactions."""
+        found = next(read_topic_from(self._bootstrap, self._outside_topic, 0, doubt.offset, _DEADLINE_S), None)
+        return found is not None and (found.offset, found.value) == (doubt.offset, doubt.record)
 
     def _opened(self) -> Producer:
         """The producer; making one ends what the last one left open."""
         if self._producer is None:
             self._producer = make_producer(
                 self._bootstrap,
-                transactional_id=self._identity,
+                transactional_id=f"{self._ratings_topic}-outside",
                 transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
                 partitioner="murmur2_random",
             )
             self._producer.init_transactions(_DEADLINE_S)
+            topics = (self._ratings_topic, self._outside_topic)
+            places = [(topic, partition) for topic in topics for partition in held_up(self._bootstrap, topic)]
+            if places:
+                abort_left_over(self._producer, places, _DEADLINE_S)
         return self._producer
 
-    def _send(self, producer: Producer, batch: EventBatch) -> list[bytes]:
-        """Write the ratings; returns the records that tell where they stand, in their order."""
-        records: list[bytes | None] = [None] * len(batch)
+    def _write(
+        self, producer: Producer, topic: str, rows: Sequence[tuple[bytes, bytes | None]], partition: int = -1
+    ) -> list[tuple[int, int]]:
+        """Write records, by the partitioner where no partition is given, and wait for the broker; their partitions and offsets."""
+        places: list[tuple[int, int]] = [(-1, -1)] * len(rows)
         failures: list[str] = []
 
-        def placed(at: int, rating: bytes | None, error: Any, message: Any) -> None:
+        def placed(at: int, error: Any, message: Any) -> None:
             if error is not None:
                 failures.append(error.str())
                 return
-            record = {"partition": message.partition(), "offset": message.offset(), **json.loads(rating or b"")}
-            records[at] = json.dumps(record, separators=(",", ":")).encode()
+            places[at] = (message.partition(), message.offset())
 
-        rows = zip(encode_keys(batch), self._wire.to_wire(batch), encode_values(batch), strict=True)
-        for at, (key, value, rating) in enumerate(rows):
-            producer.produce(self._ratings_topic, value, key, on_delivery=functools.partial(placed, at, rating))
+        for at, (key, value) in enumerate(rows):
+            producer.produce(topic, value, key, partition, on_delivery=functools.partial(placed, at))
         left = producer.flush(_DEADLINE_S)
         if failures or left:
             reason = failures[0] if failures else f"{left} were not acknowledged within {_DEADLINE_S:.0f} s"
             raise DeliveryError(problem=f"ratings from outside: {reason}", fix="The broker is too slow or away")
-        return [record for record in records if record is not None]
+        return places
+
+
+def _record(place: tuple[int, int], rating: bytes | None) -> bytes:
+    """What says where a rating from outside stands."""
+    partition, offset = place
+    return json.dumps(
+        {"partition": partition, "offset": offset, **json.loads(rating or b"")}, separators=(",", ":")
+    ).encode()

@@ -7,10 +7,9 @@ whoever had it before.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer
@@ -21,11 +20,11 @@ from ray_pipeline.errors import DeliveryError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.formats.interface import CONTRACT, WireFormat
 from ray_pipeline.kafka.client import make_producer
-from ray_pipeline.kafka.read import newest_of_key, newest_values, transaction_is_open
+from ray_pipeline.kafka.read import held_up, newest_of_key, newest_values, oldest_values
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["TRANSACTION_TIMEOUT_MS", "TransactionalDelivery"]
+__all__ = ["TRANSACTION_TIMEOUT_MS", "TransactionalDelivery", "abort_left_over"]
 
 TRANSACTION_TIMEOUT_MS = 10_000
 """A shard that died in a transaction holds readers up for so long at most."""
@@ -88,6 +87,12 @@ class TransactionalDelivery:
             found = newest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
         return self._wire.from_wire(found)
 
+    def oldest(self, count: int, deadline_s: float) -> list[bytes | None]:
+        """Values of the first committed records of the shard's partition, in their order."""
+        with reading(self._opened(), self._partition):
+            found = oldest_values(self._bootstrap, self._ratings_topic, self._partition, count, deadline_s)
+        return self._wire.from_wire(found)
+
     def send(self, batch: EventBatch) -> None:
         """Queue ratings inside the open transaction, or begin one."""
         self._begin()
@@ -142,14 +147,11 @@ class TransactionalDelivery:
         shards have transactions open, so it cannot be told whether one was left there: there it is done every time.
         """
         places = [(self._progress_topic, 0)]
-        if transaction_is_open(self._bootstrap, self._ratings_topic, self._partition):
-            _log.warning("shard %d: a transaction was left open by the broker and is aborted", self._partition)
+        if held_up(self._bootstrap, self._ratings_topic, [self._partition]):
+            _log.warning("shard %d: a transaction is open in its partition; one of its own is aborted", self._partition)
             places.append((self._ratings_topic, self._partition))
-        self._begin()
-        for topic, partition in places:
-            self._do("produce", functools.partial(_produce_nothing, topic=topic, partition=partition))
-        self._do("flush", lambda p: p.flush(deadline_s))
-        self._do("abort_transaction", lambda p: p.abort_transaction(deadline_s))
+        self._in_transaction = True
+        self._do("abort what was left open", lambda p: abort_left_over(p, places, deadline_s))
         self._in_transaction = False
 
     def _recorded(self, deadline_s: float) -> bytes | None:
@@ -177,8 +179,24 @@ class TransactionalDelivery:
             raise DeliveryError(problem=f"shard {self._partition}: {what}: the queue is full") from error
 
 
-def _produce_nothing(producer: Producer, topic: str, partition: int) -> None:
-    producer.produce(topic, value=b"", key=b"", partition=partition)
+def abort_left_over(producer: Producer, places: Sequence[tuple[str, int]], deadline_s: float) -> None:
+    """Abort what a producer's ``transactional.id`` left open in some partitions and its coordinator has forgotten. Blocks.
+
+    An abort marks the partitions of its transaction, whoever of that id wrote there: so one with nothing in it is made.
+
+    Args:
+        producer: ready for its first transaction.
+        places: topic and partition of each.
+        deadline_s: how long to wait for the broker, seconds.
+
+    Raises:
+        KafkaException: the broker did not do it.
+    """
+    producer.begin_transaction()
+    for topic, partition in places:
+        producer.produce(topic, value=b"", key=b"", partition=partition)
+    producer.flush(deadline_s)
+    producer.abort_transaction(deadline_s)
 
 
 def _left(end: float) -> float:

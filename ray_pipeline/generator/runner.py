@@ -13,8 +13,9 @@ from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
 from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, RayPipelineError
 from ray_pipeline.generator.event_clock import EventClock
 from ray_pipeline.generator.plan import RatePlan
+from ray_pipeline.generator.sequence import LOOK_AT
 from ray_pipeline.generator.shard import Shard
-from ray_pipeline.generator.standing import Standing
+from ray_pipeline.generator.standing import Standing, check_that_none_was_sent
 from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.restart import Decision, RestartPolicy
 
@@ -28,7 +29,8 @@ _WORTH_SENDING = 1000
 _LONGEST_WAIT_S = 0.25
 _OPEN_DEADLINE_S = 60.0
 _CONFIRM_DEADLINE_S = 30.0
-_LOOK_AT = 100  # newest records of a partition, when it is opened
+_LOOK_FURTHER = 25_000  # newest records of a partition, when the very newest say that there are too few
+_LOOK_AT_FIRST = 1_000  # oldest records of a partition, when there is no progress record
 
 
 class RunnerState(enum.Enum):
@@ -248,7 +250,11 @@ class ShardRunner:
         self._close()
         self._delivery = self._open_delivery()
         recorded = self._delivery.open(_OPEN_DEADLINE_S)
-        standing = Standing.of(self._model, recorded, self._delivery.newest(_LOOK_AT, _OPEN_DEADLINE_S))
+        if recorded is None:
+            check_that_none_was_sent(self._model, self._delivery.oldest(_LOOK_AT_FIRST, _OPEN_DEADLINE_S))
+        standing = Standing.of(self._model, recorded, self._delivery.newest(LOOK_AT, _OPEN_DEADLINE_S))
+        if standing.held < standing.said:  # or somebody's copies of old ratings lie behind the others
+            standing = Standing.of(self._model, recorded, self._delivery.newest(_LOOK_FURTHER, _OPEN_DEADLINE_S))
         if standing.held != standing.said:
             _log.warning(
                 "shard %d: its partition holds %d ratings, its progress record says %d: it goes on with rating %d",

@@ -16,11 +16,17 @@ from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.model.faults import Fates
 from ray_pipeline.model.ratings import Drawn, ShardModel
 
-__all__ = ["ShardSequence"]
+__all__ = ["LOOK_AT", "ShardSequence", "has_sent"]
+
+LOOK_AT = 100
+"""So many of the newest records of a partition say how far it is, as a rule."""
 
 _BEYOND = 1_000_000
 """So many ratings more than a shard says it has sent are still recognised as its own."""
 _AT_ONCE = 1 << 18
+_PIECE = 1 << 13
+_NO_CHANCE = 3
+"""So many ratings of somebody else are not the first ones of a shard, in their order, by chance."""
 _TAIL = 8
 
 
@@ -139,10 +145,12 @@ class ShardSequence:
         """How many ratings a partition holds, by its newest records: those that the shard says it has sent, as a rule.
 
         What else lies there, put there by somebody, is passed over; one rating may look like another of the same
-        millisecond, so it is the number that explains the most of the records.
+        millisecond, so it is the number that explains the most of the newest :data:`LOOK_AT` records. But where a rating is
+        there, all before it are: earlier ones that lie behind it are copies.
 
         Args:
-            newest: values of the newest committed records of the partition, the last one first; none when it never had any.
+            newest: values of the newest committed records of the partition, the last one first; none when it never had any. The more
+                there are, the more copies are passed over.
         """
         if not newest:
             return 0
@@ -150,6 +158,7 @@ class ShardSequence:
         tail = min(self.sent, len(newest), 1 if self.model.faults is None else _TAIL)
         if tail and list(newest[tail - 1 :: -1]) == encode_values(self.events(self.sent - tail, tail)):
             return self.sent
+        seen, newest = newest, newest[:LOOK_AT]
         known = [(n, index + 1) for n, value in enumerate(newest) if (index := self.index_of(value)) is not None]
         ends = {end for _, end in known}
         if self.model.faults is not None:  # those that say nothing of themselves are known by their place
@@ -161,7 +170,22 @@ class ShardSequence:
         for end in ends:
             first = max(0, end - len(newest))
             explained[end] = len(there.intersection(encode_values(self.events(first, end - first))))
-        return max(explained, key=lambda end: (explained[end], end), default=self.sent)
+        held = max(explained, key=lambda end: (explained[end], end), default=self.sent)
+        return held if held >= self.sent else self._highest(seen, held)
+
+    def _highest(self, newest: Sequence[bytes | None], held: int) -> int:
+        """As :meth:`held`, when the newest of the records say ``held``, which is too few: what follows the highest rating of all."""
+        places = {value: n for n, value in enumerate(newest)}  # of several that are alike the oldest
+        for stop in range(self.sent, max(held, self.sent - _BEYOND), -_PIECE):
+            first = max(held, stop - _PIECE)
+            for value in reversed(encode_values(self.events(first, stop - first))):
+                if value not in places or (index := self.index_of(value)) is None or index < held:
+                    continue
+                following, found = encode_values(self.events(index + 1, places[value])), 0
+                for other in reversed(newest[: places[value]]):
+                    found += other == following[found]
+                return index + 1 + found
+        return held
 
     def _with_sources(self, drawn: Drawn, fates: Fates) -> tuple[Drawn, npt.NDArray[np.int64]]:
         """Ratings that hold what repeats repeat too, and where each record finds its own among them."""
@@ -170,6 +194,24 @@ class ShardSequence:
             before = self.model.draw(lowest, fates.first - lowest)
             drawn = Drawn(*(np.concatenate([getattr(d, f.name) for d in (before, drawn)]) for f in fields(Drawn)))
         return drawn, fates.sources - lowest
+
+
+def has_sent(model: ShardModel, oldest: Sequence[bytes | None]) -> bool:
+    """Whether a partition begins with the ratings of a shard, at whatever times; what else lies between them is passed over.
+
+    Args:
+        model: draws the shard's ratings.
+        oldest: values of the first records of the partition.
+    """
+    drawn = model.draw(0, len(oldest))
+    own = list(zip(drawn.user_ids.tolist(), drawn.movie_ids.tolist(), drawn.half_stars.tolist(), strict=True))
+    if model.faults is not None:  # those that are their own text
+        kinds = model.faults.kinds(0, len(oldest))
+        own = [own[n] for n in np.flatnonzero((kinds < Fault.UNKNOWN_FIELD) & (kinds != Fault.DUPLICATE))]
+    found = 0
+    for rating in filter(None, map(_rating, oldest)):
+        found += (rating["userId"], rating["movieId"], rating["rating"] * 2) in own[found : found + 1]
+    return found >= min(_NO_CHANCE, len(oldest)) > 0
 
 
 def _runs(indexes: Sequence[int], reach: int) -> Iterator[tuple[int, int]]:

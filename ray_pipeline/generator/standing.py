@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import StateMismatchError
-from ray_pipeline.generator.sequence import ShardSequence
+from ray_pipeline.generator.sequence import ShardSequence, has_sent
 from ray_pipeline.model.ratings import ShardModel
 
-__all__ = ["Standing"]
+__all__ = ["Standing", "check_that_none_was_sent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Standing:
     may hold fewer, or more. Either way the record's plan has their times: no rating is sent before its plan is on record.
 
     Attributes:
-        recorded: the newest progress record; None = there is none, so no rating was ever sent.
+        recorded: the newest progress record; None = there is none, so no rating was ever sent (:func:`check_that_none_was_sent`).
         progress: the record as it would be if it said what the partition holds.
     """
 
@@ -63,3 +63,24 @@ class Standing:
     def held(self) -> int:
         """How many ratings the partition holds."""
         return self.progress.next_index if self.progress else 0
+
+
+def check_that_none_was_sent(model: ShardModel, oldest: Sequence[bytes | None]) -> None:
+    """Refuse to begin a shard that has no progress record, where its partition begins with its own ratings.
+
+    Their times are on no record, so a stream behind them would be a second one. What somebody else wrote before the first run is
+    no obstacle.
+
+    Args:
+        model: draws the shard's ratings.
+        oldest: values of the first records of the partition.
+
+    Raises:
+        StateMismatchError: the shard's first ratings are among them.
+    """
+    if has_sent(model, oldest):
+        raise StateMismatchError(
+            problem=f"partition {model.partition} holds ratings of this stream, and no progress record says which",
+            fix="Name the topic that the first run kept its progress in (--progress-topic), give another --ratings-topic, "
+            "or clear both with: ray-pipeline reset",
+        )

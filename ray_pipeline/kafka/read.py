@@ -6,8 +6,9 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -21,19 +22,22 @@ __all__ = [
     "TopicCount",
     "count_records",
     "follow",
+    "held_up",
     "newest_of_key",
     "newest_values",
+    "oldest_values",
     "read_compacted",
     "read_topic",
     "read_topic_from",
     "record_of",
     "tail",
-    "transaction_is_open",
+    "wait_until_seen",
 ]
 
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 10_000
+_LOOK_AGAIN_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +137,29 @@ def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float, *, com
 def newest_values(bootstrap: str, topic: str, partition: int, count: int, timeout_s: float) -> list[bytes | None]:
     """Values of the last ``count`` committed records of a partition, the last one first.
 
-    A partition of which all records were deleted gives one None, one that never had any gives nothing.
+    A partition of which all records were deleted gives one None, one that never had any gives nothing. Waits for transactions that are
+    open: behind one of somebody else there may be records that are committed already.
+
+    Raises:
+        BrokerUnavailableError: not within ``timeout_s`` seconds.
     """
+    ends, found = _ends(bootstrap, topic, [partition]), []
+    wait_until_seen(bootstrap, topic, ends, timeout_s)
     consumer = make_consumer(bootstrap)
     try:
-        start, end = watermark_offsets(consumer, topic, partition)
+        start, _ = watermark_offsets(consumer, topic, partition)
     finally:
         consumer.close()
-    ends, found = {partition: end}, []
     for froms in _further_back({partition: start}, ends, 4 * count):
         found = [message.value() for message in _read_to_end(bootstrap, topic, froms, timeout_s, ends=ends)]
         if len(found) >= count:
             break
     return found[: -count - 1 : -1] or [None] * (start > 0)
+
+
+def oldest_values(bootstrap: str, topic: str, partition: int, count: int, timeout_s: float) -> list[bytes | None]:
+    """Values of the first ``count`` committed records of a partition, in their order."""
+    return [record.value for record in islice(read_topic_from(bootstrap, topic, partition, 0, timeout_s), count)]
 
 
 def follow(
@@ -236,16 +250,46 @@ class LatestRecords:
         self._consumer.close()
 
 
-def transaction_is_open(bootstrap: str, topic: str, partition: int) -> bool:
-    """Whether readers of committed data are held up before the end of a partition.
+def held_up(bootstrap: str, topic: str, partitions: Iterable[int] | None = None) -> list[int]:
+    """Partitions (of all, or of some) before whose end an open transaction holds readers of committed data up.
 
     Raises:
+        BrokerUnavailableError: the topic cannot be read.
         KafkaException: the broker does not answer.
     """
-    end = _ends(bootstrap, topic, [partition])[partition]
+    ends = _ends(bootstrap, topic, list(_partitions(bootstrap, topic) if partitions is None else partitions))
     consumer = make_consumer(bootstrap)
     try:
-        return watermark_offsets(consumer, topic, partition)[1] < end
+        return [p for p, end in ends.items() if watermark_offsets(consumer, topic, p)[1] < end]
+    finally:
+        consumer.close()
+
+
+def wait_until_seen(bootstrap: str, topic: str, ends: Mapping[int, int], timeout_s: float) -> None:
+    """Wait until readers of committed data get as far as an offset of each partition: no transaction before it is open.
+
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        topic: the topic.
+        ends: by partition, the offset that must be reached (exclusive).
+        timeout_s: how long to wait over all, seconds.
+
+    Raises:
+        BrokerUnavailableError: not within ``timeout_s`` seconds.
+        KafkaException: the broker does not answer.
+    """
+    consumer = make_consumer(bootstrap)
+    deadline = time.monotonic() + timeout_s
+    try:
+        for partition, end in ends.items():
+            while watermark_offsets(consumer, topic, partition)[1] < end:
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailableError(
+                        problem=f"a transaction has been open in partition {partition} of topic {topic} for {timeout_s:.0f} s, "
+                        "before records that are committed",
+                        fix="End the producer that holds it; Kafka's kafka-transactions.sh names it and can abort it",
+                    )
+                time.sleep(_LOOK_AGAIN_S)
     finally:
         consumer.close()
 

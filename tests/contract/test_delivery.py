@@ -18,6 +18,7 @@ from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
 from ray_pipeline.errors import DeliveryError, FencedError
 from ray_pipeline.events import EventBatch, Fault
 from ray_pipeline.formats.factory import open_format
+from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.read import read_topic
 from ray_pipeline.kafka.topics import ensure_topics
 
@@ -41,6 +42,8 @@ class World:
     seen: Callable[[], list[tuple[bytes, bytes | None]]]
     exactly_once: bool
     contract_json: bool
+    hold_up: Callable[[], Callable[[], None]]
+    """Somebody else begins a transaction in the partition; calling what it returns ends it."""
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -57,7 +60,12 @@ WAYS: dict[str, dict[str, Any]] = {
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     if request.param == "memory":
         log = MemoryLog()
-        yield World(lambda: MemoryDelivery(log, 0), lambda: list(log.ratings[0]), True, True)
+
+        def hold_memory_up() -> Callable[[], None]:
+            log.held_up.add(0)
+            return log.held_up.clear
+
+        yield World(lambda: MemoryDelivery(log, 0), lambda: list(log.ratings[0]), True, True, hold_memory_up)
         return
     bootstrap: str = request.getfixturevalue("broker")
     name = f"contract-{request.param}-{abs(hash(request.node.nodeid)) % 10**8}"
@@ -72,8 +80,16 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         values = wire.from_wire([r.value for r in records])
         return [((r.key or "").encode(), value) for r, value in zip(records, values, strict=True)]
 
+    def hold_up() -> Callable[[], None]:
+        other = make_producer(bootstrap, transactional_id=f"{name}-other", transaction_timeout_ms=60_000)
+        other.init_transactions(30)
+        other.begin_transaction()
+        other.produce(name, b"{}", b"1", 0)
+        other.flush(30)
+        return lambda: other.abort_transaction(30)
+
     exactly_once = settings.delivery == "exactly-once"
-    yield World(lambda: open_delivery(settings, bootstrap, 0), seen, exactly_once, settings.plain_format)
+    yield World(lambda: open_delivery(settings, bootstrap, 0), seen, exactly_once, settings.plain_format, hold_up)
 
 
 def expected(*batches: EventBatch) -> list[tuple[bytes, bytes | None]]:
@@ -118,6 +134,8 @@ def test_order_is_that_of_sending_over_many_commits(world: World) -> None:
     for n, part in enumerate(parts):
         delivery.send(part)
         delivery.commit(progress((n + 1) * 500))
+    assert delivery.oldest(3, 30) == encode_values(batch(0, 3))
+    assert delivery.newest(2, 30) == encode_values(batch(9998, 2))[::-1]
     delivery.close()
     assert world.seen() == expected(*parts)
 
@@ -171,6 +189,26 @@ def test_a_successor_shuts_its_predecessor_out(world: World) -> None:
     else:
         # what the first had not sent yet when it was closed is dropped
         assert set(expected(batch(0, 1))) <= set(world.seen()) <= set(expected(batch(0, 3)))
+
+
+def test_a_transaction_of_somebody_else_hides_no_rating_of_the_shard(world: World) -> None:
+    """One that is killed leaves its transaction open for a while, and the shard goes on committing behind its beginning."""
+    delivery = world.make()
+    delivery.open(30)
+    delivery.send(batch(0, 3))
+    delivery.commit(progress(3))
+    let_go = world.hold_up()
+    delivery.send(batch(3, 200))
+    delivery.commit(progress(203))
+    delivery.close()
+    again = world.make()
+    assert again.open(30) == progress(203)
+    with pytest.raises(DeliveryError, match="transaction has been open"):
+        again.newest(1, 1)
+    let_go()
+    assert again.newest(1, 30) == encode_values(batch(202, 1))
+    again.close()
+    assert world.seen() == expected(batch(0, 203))
 
 
 def test_one_that_was_shut_out_while_it_sent_learns_that_it_was(world: World) -> None:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -20,13 +21,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from ray_pipeline.config import Settings, load_settings
-from ray_pipeline.delivery import columns, factory, sending, transactional
+from ray_pipeline.delivery import columns, factory, outside, sending, transactional
 from ray_pipeline.delivery.factory import open_delivery
 from ray_pipeline.delivery.interface import ShardDelivery
+from ray_pipeline.delivery.outside import OutsideDelivery
 from ray_pipeline.errors import DeliveryError, FencedError, StateMismatchError
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import make_admin, make_consumer, make_producer, watermark_offsets
-from ray_pipeline.kafka.read import read_topic
+from ray_pipeline.kafka.read import held_up, read_topic, wait_until_seen
 from ray_pipeline.kafka.topics import ensure_topics
 from tests.conftest import wait_for
 from tests.contract.test_delivery import batch, expected, progress
@@ -64,6 +66,12 @@ class Shard:
         for done in admin.incremental_alter_configs([resource]).values():
             done.result(15)
 
+    def outside(self) -> OutsideDelivery:
+        return OutsideDelivery(self.bootstrap, self.settings.ratings_topic, self.settings.outside_topic)
+
+    def held_up(self) -> list[list[int]]:
+        return [held_up(self.bootstrap, t) for t in (self.settings.ratings_topic, self.settings.outside_topic)]
+
     def add_partition(self) -> None:
         admin = make_admin(self.bootstrap)
         for done in admin.create_partitions([NewPartitions(self.settings.ratings_topic, 2)]).values():
@@ -73,9 +81,8 @@ class Shard:
 @pytest.fixture(params=["plain", "fast"])
 def shard(request: pytest.FixtureRequest, broker: str) -> Shard:
     name = f"failing-{abs(hash(request.node.nodeid)) % 10**8}"
-    settings = load_settings(
-        partitions=1, actors=1, fast=request.param == "fast", ratings_topic=name, progress_topic=f"{name}.progress"
-    )
+    topics = {"ratings_topic": name, "progress_topic": f"{name}.progress", "outside_topic": f"{name}.outside"}
+    settings = load_settings(partitions=1, actors=1, fast=request.param == "fast", **topics)
     assert factory.fallback(settings) is None
     ensure_topics(settings, broker)
     made = Shard(settings, broker)
@@ -150,6 +157,22 @@ def test_a_commit_is_confirmed_when_readers_see_it_and_not_before(shard: Shard) 
     with pytest.raises(DeliveryError, match="took a commit back"):
         delivery.confirm(progress(12), 30)
     delivery.close()
+
+
+def test_what_a_killed_writer_of_posted_ratings_left_open_is_ended_by_the_next_one(shard: Shard) -> None:
+    topic = shard.settings.ratings_topic
+    killed = make_producer(shard.bootstrap, transactional_id=f"{topic}-outside", transaction_timeout_ms=300_000)
+    killed.init_transactions(30)
+    killed.begin_transaction()
+    for row in expected(batch(10, 5)):
+        killed.produce(topic, row[1], row[0], 0)
+    killed.flush(30)
+    assert shard.held_up() == [[0], []]
+    delivery = shard.outside()
+    delivery.deliver(batch(500, 3))
+    assert shard.held_up() == [[], []]
+    delivery.close()
+    assert shard.seen() == expected(batch(0, 10), batch(500, 3))
 
 
 def test_another_number_of_partitions_is_refused_at_the_start(shard: Shard) -> None:
@@ -300,5 +323,33 @@ def test_sigkill_of_the_broker_loses_and_repeats_nothing(shard: Shard, tmp_path:
         delivery.commit(progress(at + 10))
         delivery.close()
         assert shard.seen() == expected(batch(0, at + 10))
+    finally:
+        broker.stop()
+
+
+def test_sigkill_of_the_broker_when_it_answered_the_commit_of_posted_ratings_holds_no_reader_up(
+    shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = EmbeddedBroker(tmp_path)
+    broker.start()
+
+    def killed_before(*place: Any) -> None:
+        monkeypatch.setattr(outside, "wait_until_seen", wait_until_seen)
+        broker.kill()
+        broker.start()
+        wait_until_seen(*place[:-1], 3)
+
+    try:
+        shard = Shard(shard.settings, broker.bootstrap_servers)
+        ensure_topics(shard.settings, shard.bootstrap)
+        delivery = shard.outside()
+        for first in (500, 600, 700):
+            monkeypatch.setattr(outside, "wait_until_seen", killed_before)
+            try:
+                delivery.deliver(batch(first, 3))
+            except DeliveryError:  # it forgot to end the transaction
+                delivery.deliver(batch(first, 3))
+            assert shard.held_up() == [[], []]
+        delivery.close()
     finally:
         broker.stop()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_pipeline.delivery.interface import Epoch
+from ray_pipeline.generator import arrivals as arrivals_module
 from ray_pipeline.generator.arrivals import PoissonArrivals, RegularArrivals, poisson_arrivals
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule, allocate
 
@@ -53,6 +54,17 @@ def test_any_part_can_be_had_alone_and_counting_inverts_it(first: int, count: in
         assert arrivals.point(first + at) == points[at]
         assert arrivals.count_upto(float(points[at])) == first + at + 1
         assert arrivals.count_upto(float(np.nextafter(points[at], 0))) == first + at
+
+
+def test_a_process_that_is_followed_for_long_is_seldom_copied_and_is_the_same() -> None:
+    followed, at_once = arrivals_module._Blocks(3, 1), arrivals_module._Blocks(3, 1)
+    copies, blocks = [followed._starts], 200_000
+    for block in range(0, blocks, 100):
+        begins = followed._begins(block)
+        if begins is not copies[-1]:
+            copies.append(begins)
+    assert len(copies) < 12
+    assert (begins[:blocks] == at_once._begins(blocks)[: len(begins[:blocks])]).all()
 
 
 @pytest.mark.parametrize("arrivals", [RegularArrivals(0.3), PoissonArrivals(5, 2)])

@@ -21,7 +21,7 @@ from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.events import EventBatch, Fault
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan
-from ray_pipeline.generator.sequence import ShardSequence
+from ray_pipeline.generator.sequence import ShardSequence, has_sent
 from ray_pipeline.generator.shard import Shard
 from ray_pipeline.generator.standing import Standing
 from ray_pipeline.metrics.expected import ReadCheck
@@ -600,6 +600,13 @@ def test_a_partition_says_how_much_it_holds_though_its_last_records_say_nothing(
         for sent in (end, end - 40, end + 40):
             found = ShardSequence.of(MODELS[0], progress(0, sent)).held(newest)
             assert found == end
+
+
+def test_a_partition_that_begins_with_broken_ratings_of_a_shard_is_known_to() -> None:
+    values = encode_values(replays()[0].events(0, 1000))
+    assert has_sent(MODELS[0], values) and not has_sent(MODELS[1], values)
+    assert not has_sent(MODELS[0], values[500:])  # these may be somebody's copies
+    assert not has_sent(MODELS[0], [])
 
 
 def test_an_audit_counts_what_is_broken_on_purpose_as_right() -> None:

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ray_pipeline.clock import Clock, FakeClock, SystemClock
@@ -17,11 +18,13 @@ from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
 from ray_pipeline.errors import ConfigurationError, StateMismatchError
+from ray_pipeline.events import EventBatch
 from ray_pipeline.generator.coordination import Coordinator
 from ray_pipeline.generator.event_clock import EventClock
 from ray_pipeline.generator.placement import HAND_OVER_MS, Placement
 from ray_pipeline.generator.plan import NEVER_MS, RatePlan, ShardSchedule, allocate
 from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport, ShardRunner
+from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.generator.shard import Shard
 from ray_pipeline.generator.standing import Standing
 from ray_pipeline.model.catalogue import load_catalogue
@@ -302,6 +305,59 @@ def test_what_arrived_without_its_progress_is_not_sent_again(small: tuple[Settin
     assert [r["timestamp"] - START_MS for r in sent[:3_000]] == pytest.approx(np.arange(3_000) + 0.5, abs=1)
 
 
+@hypothesis_settings(max_examples=15)
+@given(
+    said=st.integers(2_001, 3_000),
+    lost=st.integers(0, 400),
+    copied=st.lists(st.tuples(st.integers(0, 1_300), st.integers(1, 700)), max_size=4),
+)
+def test_copies_of_old_ratings_behind_the_newest_do_not_make_a_shard_send_anything_again(
+    small: tuple[Settings, list[ShardModel]], said: int, lost: int, copied: list[tuple[int, int]]
+) -> None:
+    model, plan = small[1][1], RatePlan([Epoch(START_MS, 1000.0)])
+    sequence = ShardSequence(model, ShardSchedule(plan, 1.0, 0.5), said)
+    log, held = MemoryLog(), 3_000 - lost
+    values = encode_values(sequence.events(0, held))
+    for first, count in copied:
+        values += values[first : first + count]
+    log.ratings[1] = [(b"", value) for value in values]
+    log.progress[1] = ShardProgress(
+        "run", "config", 1, said, sequence.due_ms(said - 1), START_MS, plan.epochs, 1.0, 0.5
+    )
+    runner = runner_of(model, log, FakeClock(START_MS))
+    runner.step()
+    assert runner.report().next_index == held
+
+
+def test_a_shard_whose_progress_is_gone_does_not_begin_anew_behind_its_own_ratings(
+    small: tuple[Settings, list[ShardModel]],
+) -> None:
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][1]
+    runner = runner_of(model, log, clock)
+    runner.tell(assignment(rate=1000.0, end=3_000))
+    take_steps(runner, clock, RunnerState.DONE)
+    for kept in (3_000, 2):
+        log.ratings[1] = log.ratings[1][:kept]
+        log.progress.clear()  # the topic was deleted, or another one was named
+        after = runner_of(model, log, clock)
+        after.tell(assignment(rate=1000.0, end=4_000))
+        report = take_steps(after, clock, RunnerState.FAILED)
+        assert "holds ratings of this stream" in report.error and "--progress-topic" in report.error
+        assert len(log.ratings[1]) == kept and not log.progress
+
+
+def test_what_somebody_else_wrote_before_the_first_run_is_no_obstacle(
+    small: tuple[Settings, list[ShardModel]],
+) -> None:
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][1]
+    others = encode_values(ShardSequence(model, ShardSchedule(RatePlan([Epoch(1, 1.0)]), 1.0, 0.5), 0).events(50, 40))
+    log.ratings[1] = [(b"1", value) for value in (*others, None, b"not a rating")]
+    runner = runner_of(model, log, clock)
+    runner.tell(assignment(rate=1000.0, end=100))
+    assert take_steps(runner, clock, RunnerState.DONE).next_index == 100
+    assert len(log.ratings[1]) == 42 + 100
+
+
 @pytest.mark.parametrize("change", [False, True], ids=["same rate", "in the commit of a change of rate"])
 @pytest.mark.parametrize("half", ["ratings alone", "progress alone", "ratings first", "progress first"])
 def test_ratings_whose_commit_was_kept_by_halves_have_the_times_of_their_own_run_in_the_next_one(
@@ -361,6 +417,39 @@ def test_a_plan_that_the_broker_took_back_is_on_record_before_a_rating_is_sent_b
         clock.advance(0.005)
         if not log.failures:
             break
+    after = runner_of(model, log, clock)  # the next run, at another rate
+    after.tell(dataclasses.replace(assignment(end=1_000), epochs=(Epoch(START_MS, 250.0),)))
+    take_steps(after, clock, RunnerState.DONE)
+    replayed = ShardReplay(model, log.progress[1]).events(0, 1_000)
+    assert [value for _, value in log.ratings[1]] == encode_values(replayed)
+
+
+def test_a_plan_that_is_told_while_a_step_is_under_way_is_confirmed_by_the_commit_that_carries_it(
+    small: tuple[Settings, list[ShardModel]],
+) -> None:
+    """The broker takes that commit back, and of the next one it keeps the ratings alone."""
+    told: list[Assignment] = []
+
+    class Telling(MemoryDelivery):
+        def send(self, batch: EventBatch) -> None:
+            super().send(batch)
+            while told:
+                runner.tell(told.pop())
+
+    log, clock, model = MemoryLog(), FakeClock(START_MS), small[1][1]
+    runner = ShardRunner(1, lambda: model, lambda: Telling(log, 1), 10, clock, RestartPolicy())
+    runner.tell(assignment(rate=1000.0))
+    take_steps(runner, clock, RunnerState.RUNNING)
+    runner.step()
+    clock.advance(0.02)
+    told.append(dataclasses.replace(assignment(2), epochs=(Epoch(START_MS, 1000.0), Epoch(START_MS + 21, 300.0))))
+    log.failures = ["commit, nothing first", "commit, ratings first"]
+    runner.step()
+    assert not told and runner.report().failures == 1
+    for _ in range(20):
+        clock.advance(0.005)
+        runner.step()
+    assert not log.failures
     after = runner_of(model, log, clock)  # the next run, at another rate
     after.tell(dataclasses.replace(assignment(end=1_000), epochs=(Epoch(START_MS, 250.0),)))
     take_steps(after, clock, RunnerState.DONE)

@@ -213,6 +213,10 @@ class Generator(RuleBasedStateMachine):
     def the_broker_gives_a_transaction_up(self, partition: int) -> None:
         self.log.owner.pop(partition, None)
 
+    @rule(partition=partitions, held=st.booleans())
+    def somebody_else_has_a_transaction_open(self, partition: int, held: bool) -> None:
+        (self.log.held_up.add if held else self.log.held_up.discard)(partition)
+
     @rule(rate=rates, plan=st.one_of(st.none(), plans))
     def the_driver_dies_and_the_run_is_started_again(self, rate: float, plan: str | None) -> None:
         self.zombies += [process.runner for process in self.now.values()]
@@ -242,6 +246,7 @@ class Generator(RuleBasedStateMachine):
         if not hasattr(self, "log"):
             return
         self.log.failures.clear()
+        self.log.held_up.clear()
         # a change, whatever the rate was: a half commit that nobody heard of lasts until the next commit
         for rate in (299.0, 300.0):
             self.coordinator.change(self.clock.now_ms(), rate=rate, paused=False)

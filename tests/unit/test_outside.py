@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -16,8 +17,11 @@ from hypothesis import strategies as st
 
 from ray_pipeline.codec import encode_keys, encode_values
 from ray_pipeline.config import load_settings
-from ray_pipeline.errors import DeliveryError
+from ray_pipeline.delivery import outside as delivery_module
+from ray_pipeline.delivery.outside import OutsideDelivery
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
 from ray_pipeline.events import EventBatch
+from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.pipeline import Pipeline
 from ray_pipeline.serving import outside as outside_module
@@ -289,6 +293,83 @@ def test_what_fails_is_tried_again_and_given_up_with_a_count(monkeypatch: pytest
     with pytest.raises(QueueFull):
         queue.put([RATING] * 20_001)
     queue.close()
+
+
+class Broker:
+    """A broker with one partition a topic, and the producer that writes there; what it answers may get lost."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.topics: dict[str, list[bytes]] = {"ratings": [], "outside": []}
+        self.answers: list[Exception] = []
+        self.unread: list[Exception] = []
+        self._open: list[tuple[str, bytes, Any]] = []
+        for name in ("make_producer", "read_topic_from", "held_up", "wait_until_seen"):
+            monkeypatch.setattr(delivery_module, name, getattr(self, name))
+
+    def make_producer(self, *_: Any, **__: Any) -> Broker:
+        return self
+
+    def read_topic_from(self, _: str, topic: str, partition: int, offset: int, timeout_s: float) -> Any:
+        if self.unread:
+            raise self.unread.pop(0)
+        return iter([Record(topic, 0, n, None, v, 0) for n, v in enumerate(self.topics[topic]) if n >= offset])
+
+    def held_up(self, *_: Any) -> list[int]:
+        return []
+
+    def wait_until_seen(self, *_: Any) -> None: ...
+
+    def init_transactions(self, _: float) -> None: ...
+
+    def begin_transaction(self) -> None:
+        self._open = []
+
+    def produce(self, topic: str, value: bytes, key: bytes, partition: int, on_delivery: Any) -> None:
+        self._open.append((topic, value, on_delivery))
+        offset = len(self.topics[topic]) + sum(name == topic for name, _, _ in self._open) - 1
+        on_delivery(None, SimpleNamespace(partition=lambda: 0, offset=lambda: offset))
+
+    def flush(self, _: float) -> int:
+        return 0
+
+    def commit_transaction(self, _: float) -> None:
+        for topic, value, _on_delivery in self._open:
+            self.topics[topic].append(value)
+        if self.answers:
+            raise self.answers.pop(0)
+
+    def abort_transaction(self, _: float) -> None: ...
+
+    def purge(self) -> None: ...
+
+    def poll(self, _: float) -> None: ...
+
+
+def test_no_rating_is_written_twice_though_the_broker_is_away_when_it_is_asked_for_the_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broker = Broker(monkeypatch)
+    broker.answers = [KafkaException(KafkaError(KafkaError._TIMED_OUT))]
+    broker.unread = [
+        BrokerUnavailableError(problem="nobody answers"),
+        KafkaException(KafkaError(KafkaError._TRANSPORT)),
+    ]
+    delivery, batch = OutsideDelivery("", "ratings", "outside"), test_audit.replay().events(0, 3)
+    for _ in range(3):
+        with pytest.raises(DeliveryError):
+            delivery.deliver(batch)
+    delivery.deliver(batch)
+    assert broker.topics["ratings"] == encode_values(batch) and len(broker.topics["outside"]) == 3
+
+
+def test_a_commit_in_doubt_says_nothing_of_other_ratings(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker(monkeypatch)
+    broker.answers = [KafkaException(KafkaError(KafkaError._TIMED_OUT))]
+    delivery, replay = OutsideDelivery("", "ratings", "outside"), test_audit.replay()
+    with pytest.raises(DeliveryError):  # and is given up
+        delivery.deliver(replay.events(0, 3))
+    delivery.deliver(replay.events(3, 2))
+    assert broker.topics["ratings"] == encode_values(replay.events(0, 5))
 
 
 @pytest.mark.parametrize(("posted_before", "counted"), [(0, 12), (5, 7)])
