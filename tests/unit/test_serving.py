@@ -15,7 +15,15 @@ from fastapi.testclient import TestClient
 from ray_pipeline.clock import FakeClock
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
-from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError, UncheckedError
+from ray_pipeline.errors import (
+    BrokerUnavailableError,
+    CatalogueError,
+    ConfigurationError,
+    EnvironmentProblem,
+    RayPipelineError,
+    StateMismatchError,
+    UncheckedError,
+)
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.health import Health
@@ -59,7 +67,12 @@ class Control:
 class Explanations:
     """Knows one rating."""
 
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
     def by_index(self, partition: int, index: int) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
         if partition > 3:
             raise UncheckedError(
                 problem=f"partition {partition} has no ratings of this run", fix="The partitions are: 0"
@@ -100,6 +113,8 @@ def make(
     host: str = "127.0.0.1",
     predictions: Predictions | None = None,
     outside: OutsideQueue | None = None,
+    clock: FakeClock | None = None,
+    explanations: Explanations | None = None,
 ) -> tuple[TestClient, Control]:
     catalogue = load_catalogue(load_settings(movies=50))
     control = Control()
@@ -109,9 +124,9 @@ def make(
         Feed(),
         control,
         ControlGate(TOKEN, (8000, 8501)),
-        Explanations(),
+        explanations or Explanations(),  # type: ignore[arg-type]
         100,
-        FakeClock(NOW),
+        clock or FakeClock(NOW),
         predictions or Predictions(),  # type: ignore[arg-type]
         outside=outside or OutsideQueue(RefusingDelivery),
     )
@@ -254,6 +269,11 @@ def test_control_from_another_machine_needs_the_token() -> None:
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "http://127.0.0.1:9999"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "http://127.0.0.1:99999"}, 403),
+        ({"Origin": "http://127.0.0.1:abc"}, 403),
+        ({"Host": "["}, 403),
+        ({"Host": "127.0.0.1:abc", "Authorization": f"Bearer {TOKEN}"}, 403),
         ({"Host": "evil.example:8000"}, 403),
         ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, 403),
         ({"Origin": "http://evil.example", "Authorization": f"Bearer {TOKEN}"}, 403),
@@ -290,13 +310,46 @@ def test_a_gate_compares_names_and_ports() -> None:
         gate.check("127.0.0.1", None, None, None)
 
 
+def running() -> MetricsStore:
+    store = MetricsStore(TYPES)
+    store.progress("run", {"run": "r", "config": "c", "settings": {}}, NOW)
+    return store
+
+
 def test_a_rating_is_explained_by_its_index_or_its_offset() -> None:
-    client, _ = make()
+    client, _ = make(running())
     assert client.get("/events/2/41").json() == {"partition": 2, "index": 41}
     assert client.get("/records/2/42").json() == {"partition": 2, "index": 41}
     missing = client.get("/events/9/0")
     assert missing.status_code == 404 and "partition 9" in missing.json()["error"]
     assert client.get("/events/x/0").status_code == 422
+
+
+@pytest.mark.parametrize("path", ["records/0/9223372036854775808", f"events/0/{2**63}", "events/0/-1", "records/-1/0"])
+def test_a_place_that_cannot_be_is_refused(path: str) -> None:
+    answer = make(running())[0].get(f"/{path}")
+    assert answer.status_code == 422 and "should be" in answer.json()["error"]
+
+
+def test_a_rating_of_a_pipeline_that_has_none_yet_is_no_data_yet() -> None:
+    client, _ = make(explanations=Explanations(UncheckedError(problem="no record of a run", fix="")))
+    answer = client.get("/events/0/0")
+    assert answer.status_code == 200 and answer.json()["status"] == "no data yet"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (StateMismatchError(problem="another catalogue", fix="Give it with --catalog"), 409),
+        (CatalogueError(problem="line 3 is malformed", fix=""), 409),
+        (BrokerUnavailableError(problem="no broker answers", fix=""), 503),
+        (EnvironmentProblem(problem="no room", fix=""), 503),
+        (UncheckedError(problem="no such partition", fix=""), 404),
+    ],
+)
+def test_a_known_error_is_told_with_its_reason(error: RayPipelineError, status: int) -> None:
+    answer = make(running(), explanations=Explanations(error))[0].get("/events/0/0")
+    assert answer.status_code == status and answer.json() == {"error": str(error)}
 
 
 # -- scoreboard
