@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
+from ray_pipeline.__main__ import app
 from ray_pipeline.clock import FakeClock
-from ray_pipeline.config import load_settings
+from ray_pipeline.command import running as commands
+from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import (
     BrokerUnavailableError,
@@ -488,6 +491,8 @@ def test_an_explanation_adds_up_and_can_be_read() -> None:
     html = views.explanation({**found, "kafka": kafka})
     assert found["movie"]["title"].replace("'", "&#x27;") in html and "byte for byte the same" in html
     assert "not there" in views.explanation({**found, "kafka": None})
+    other = {**kafka, "agrees": False, "differs": "rating is <b>, must be 2.0"}
+    assert "altered: rating is &lt;b&gt;, must be 2.0" in views.explanation({**found, "kafka": other})
     assert score["drift"] == 0 and found["attack"] is None and "drift" not in html and "attack" not in html
     foreign = {"partition": 0, "index": None, "foreign": True, "kafka": {**kafka, "value": "<b>"}}
     assert "somebody else" in views.explanation(foreign)
@@ -577,3 +582,35 @@ def test_tiles_and_charts_show_the_stores_numbers() -> None:
     top = store.topn(TYPES[0])
     html = views.movies(top, ["A & B"] * 20)
     assert "A &amp; B" in html and ">29<" in html
+
+
+def test_serve_alone_says_the_token_that_others_must_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = []
+
+    class Stage:
+        def __init__(self, settings: Settings, _bootstrap: str) -> None:
+            tokens.append(settings.control_token)
+
+        def start(self) -> None:
+            """Nothing is bound."""
+
+        def urls(self) -> dict[str, str]:
+            return {"api": "http://0.0.0.0:8000"}
+
+        def stop(self) -> None:
+            """Nothing runs."""
+
+    class Stop(commands.StopSignal):
+        def install(self) -> None:
+            self.event.set()
+
+    monkeypatch.setattr(commands, "StopSignal", Stop)
+    monkeypatch.setattr(commands, "check_broker", lambda _: None)
+    monkeypatch.setattr(commands, "ensure_topics", lambda *_: None)
+    monkeypatch.setattr("ray_pipeline.doctor.require", lambda *_: None)
+    monkeypatch.setattr("ray_pipeline.serving.server.ServingStage", Stage)
+    for flags, token in (([], None), (["--control-token", "chosen-by-me"], "chosen-by-me")):
+        done = CliRunner().invoke(app, ["serve", "--bootstrap-servers", "nowhere:1", "--api-host", "0.0.0.0", *flags])
+        assert done.exit_code == 0, done.output
+        assert f"control token: {tokens[-1]}" in done.output and len(tokens[-1] or "") >= 8
+        assert token in (None, tokens[-1])
