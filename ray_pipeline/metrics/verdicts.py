@@ -148,19 +148,23 @@ class Verdicts:
     def no_actual(self, key: str, reason: str = "") -> None:
         """Under a key of topic ``metrics`` is no record of a window: it was deleted, or, with a reason, is another thing."""
         window, kind = window_of(key)
+        if not kind:
+            window, kind = (key, 0), "record"
         pair = self._pair(window)
         if pair is None:
             return
         pair.actual.pop(kind, None)
-        pair.unreadable.pop(kind or "record", None)
+        pair.unreadable.pop(kind, None)
         if reason or pair.digests:
-            pair.unreadable[kind or "record"] = reason or _DELETED
+            pair.unreadable[kind] = reason or _DELETED
         self._compare_digests(pair)
         self._reopen(window, pair)
 
     def no_expected(self, key: str, reason: str = "") -> None:
         """The same of a key of topic ``metrics.expected``: what the window must hold is not known."""
-        window, _ = window_of(key)
+        window, kind = window_of(key)
+        if kind:
+            window = (key, 0)
         pair = self._pair(window)
         if pair is None:
             return
@@ -383,7 +387,7 @@ def _what_is_wrong(pair: _Pair) -> str:
     if pair.altered:
         return _ALTERED
     kind, reason = next(iter(pair.unreadable.items()))
-    return f"cannot be compared: what it must hold {reason}" if not kind else f"is not there: its {kind} {reason}"
+    return f"cannot be compared: what it must hold {reason}" if not kind else f"cannot be compared: its {kind} {reason}"
 
 
 def _end_ms(pair: _Pair) -> int:

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ray_pipeline.clock import FakeClock
+from ray_pipeline.command import asking
 from ray_pipeline.config import load_settings
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics import verdicts as verdicts_module
@@ -154,10 +155,16 @@ def test_a_window_of_which_it_cannot_be_read_what_it_must_hold_is_wrong(value: A
 
 def test_a_record_under_a_key_that_names_no_window_is_wrong_until_it_is_deleted() -> None:
     pipeline = live()
-    for key in ("rubbish", f"{WINDOW}|2023-11-14T22:14:00Z|total", f"{WINDOW}|{iso_ms(NOW)}|mean"):
+    start = window(1)[0]["window_start"]
+    for key in ("rubbish", f"{WINDOW}|2023-11-14T22:14:00Z|total", f"{WINDOW}|{start}|mean", f"{WINDOW}|{start}"):
         pipeline.take("metrics", key, window(1)[1][0])
         assert pipeline.health()[0] == "unhealthy" and "names no window" in pipeline.health()[1]
         pipeline.take("metrics", key, None)
+        assert pipeline.health() == ("healthy", "")
+    for key in ("rubbish", f"{WINDOW}|{start}|total"):
+        pipeline.take("expected", key, window(1)[0])
+        assert pipeline.health()[0] == "unhealthy" and "of another window than its key says" in pipeline.health()[1]
+        pipeline.take("expected", key, None)
         assert pipeline.health() == ("healthy", "")
 
 
@@ -253,6 +260,33 @@ def test_a_wrong_window_that_is_forgotten_is_still_named(monkeypatch: pytest.Mon
     for record in window(0)[1]:  # older than all that are kept
         verdicts.actual(record)
     assert verdicts.tally(test_truth.LATER_MS) == found
+
+
+def test_status_says_the_same_of_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, records = window(0)
+    rows = {"expected": [(expected_key(expected), expected), ("oracle", {"batch": "x"}), ("rubbish", [])]}
+    rows["metrics"] = [(key_of(record), record) for record in records]
+    settings = load_settings()
+
+    def told() -> dict[str, Any]:
+        def read(_: str, topic: str) -> list[Record]:
+            named = next(found for name, found in rows.items() if topic == getattr(settings, f"{name}_topic"))
+            return [
+                Record(topic, 0, at, key, None if value is None else json.dumps(value).encode(), NOW)
+                for at, (key, value) in enumerate(named)
+            ]
+
+        monkeypatch.setattr(asking, "read_topic", read)
+        return asking._verdicts(settings, "nowhere:1")
+
+    found = told()
+    assert (found["verified"], found["wrong"]) == (1, 1) and "must hold" in found["wrong_windows"][0]["reason"]
+    rows["expected"].append(("rubbish", None))  # deleted
+    assert (told()["verified"], told()["wrong"]) == (1, 0)
+    rows["metrics"].append((rows["metrics"][0][0], {"count": 5}))
+    assert (told()["verified"], told()["wrong"]) == (0, 1) and "Field required" in told()["first_wrong"]
+    rows["metrics"].append((rows["metrics"][0][0], None))
+    assert "there is no total record" in told()["first_wrong"]
 
 
 # -- whatever somebody writes
