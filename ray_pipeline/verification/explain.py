@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -27,7 +28,8 @@ __all__ = ["Explainer"]
 
 _NEAR = 200
 _PROBED = 8
-_READ_MOST = 5_000
+_READ_MOST = 20_000
+_GAP_MOST = 2_000
 _AT_ONCE = 20  # the audit lists no more of a kind
 _AHEAD_MOST = 1_000_000
 """A rating so far behind the last one that was sent is not made: where arrivals are random, all before it would have to be."""
@@ -242,7 +244,7 @@ class Explainer:
         """
         self._outside.refresh()
         gap = _Gap(-1, [])
-        for record, index in self._named(replay, offset):
+        for record, index in islice(self._named(replay, offset), _GAP_MOST):
             if index is None:
                 if not self._posted(record):
                     gap.strangers.append(record)

@@ -166,6 +166,23 @@ def test_what_is_missing_is_not_there_and_what_is_foreign_is_no_rating(monkeypat
         partition.explainer.by_offset(1, 2**63)
 
 
+def test_thousands_of_others_in_a_row_are_passed_over_or_it_is_said_that_they_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    partition = Partition(monkeypatch)
+    offsets = partition.fill()
+    flood = dict.fromkeys(range(10**6, 10**6 + 6_000), (b"4", b"rubbish"))
+    behind = {at + 2 * 10**6: row for at, row in partition.records.items() if at > offsets[1_000]}
+    partition.records = {at: row for at, row in partition.records.items() if at <= offsets[1_000]} | flood | behind
+    assert partition.explainer.by_index(1, 900)["kafka"]["offset"] == offsets[900]
+    assert partition.explainer.by_index(1, 2_000)["kafka"]["offset"] == offsets[2_000] + 2 * 10**6
+    assert partition.explainer.by_offset(1, 10**6 + 3_000)["foreign"]
+    partition.records |= dict.fromkeys(range(10**6 + 6_000, 10**6 + 30_000), (b"4", b"rubbish"))
+    del partition.records[offsets[1_000]]
+    with pytest.raises(UncheckedError, match="do not tell which rating"):
+        partition.explainer.by_index(1, 1_000)
+
+
 def test_records_that_are_broken_on_purpose_are_found_and_altered_ones_among_them_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
