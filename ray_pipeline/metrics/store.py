@@ -128,6 +128,7 @@ class MetricsStore:
             elif key == "generator":
                 self._generator = record
             elif key == "run":
+                check_of(record["settings"], self._guard_ms, 0)  # raises where no shard could be made of them
                 self._run = record
                 self._checks.clear()
             elif key == "windows":

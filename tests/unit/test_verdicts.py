@@ -342,6 +342,20 @@ def test_whatever_is_written_every_question_is_answered_and_an_altered_total_is_
         assert pipeline.health() == ("healthy", ""), (number, topic, value)
 
 
+@pytest.mark.parametrize("run", [{}, [], {"settings": []}, {"settings": {"late_share": "x"}}, b"rubbish"])
+def test_a_run_that_cannot_be_is_passed_over_and_what_was_read_is_still_compared(run: Any) -> None:
+    pipeline = live()
+    pipeline.take("progress", "run", run)
+    assert pipeline.feed.malformed == 1
+    pipeline.take("progress", "shard/0", test_metrics.shard_progress(120))
+    read = {
+        "0": {"records": 107, "next_offset": 107, "max_event_ms": test_metrics.shard_progress(100)["event_time_ms"]}
+    }
+    pipeline.take("job", "job", test_metrics.job(updated_ms=pipeline.clock.now_ms(), partitions=read))
+    pipeline.clock.advance(11)
+    assert "partition 0 holds 7 records that no shard sent" in pipeline.health()[1] and pipeline.feed.malformed == 1
+
+
 # -- from the job's record to the API
 
 
