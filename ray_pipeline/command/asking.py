@@ -33,8 +33,9 @@ from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.control import send_command
-from ray_pipeline.kafka.read import count_records, newest_of_key, read_compacted, tail
+from ray_pipeline.kafka.read import count_records, newest_of_key, read_topic, tail
 from ray_pipeline.kafka.topics import delete_topics, partitions_of
+from ray_pipeline.metrics.records import UnreadableRecord, read_expected, read_oracle, read_window
 from ray_pipeline.metrics.verdicts import Verdicts, difference_text
 from ray_pipeline.rates.language import parse_plan
 from ray_pipeline.state import active_run, broker_for_reading
@@ -267,13 +268,23 @@ def _pace(generator: dict[str, Any]) -> str:
 
 def _verdicts(settings: Settings, bootstrap: str) -> dict[str, Any]:
     """Every window beside what it must hold."""
-    expected = read_compacted(bootstrap, settings.expected_topic)
     verdicts, now_ms = Verdicts(), time.time_ns() // 1_000_000
-    windows = {key: record for key, record in expected.items() if key != "oracle"}
-    for record in windows.values():
-        verdicts.expect(record)
-    for record in read_compacted(bootstrap, settings.metrics_topic).values():
-        verdicts.actual(record)
+    windows: dict[str, dict[str, Any]] = {}
+    expected = _newest_values(bootstrap, settings.expected_topic)
+    with contextlib.suppress(KeyError, UnreadableRecord):  # then it is not known how far the oracle is
+        oracle = read_oracle(expected.pop("oracle"))
+        verdicts.oracle_at(oracle["batch"], oracle["updated_ms"])
+    for key, value in expected.items():
+        try:
+            windows[key] = read_expected(key, value)
+            verdicts.expect(windows[key])
+        except UnreadableRecord as error:
+            verdicts.no_expected(key, str(error))
+    for key, value in _newest_values(bootstrap, settings.metrics_topic).items():
+        try:
+            verdicts.actual(read_window(key, value))
+        except UnreadableRecord as error:
+            verdicts.no_actual(key, str(error))
     newest = sorted(windows.values(), key=lambda r: (r["window_start"], r["window_type"]))[-_WINDOWS_SHOWN:]
     return {
         **asdict(verdicts.tally(now_ms)),
@@ -284,6 +295,12 @@ def _verdicts(settings: Settings, bootstrap: str) -> dict[str, Any]:
             for record in newest
         ],
     }
+
+
+def _newest_values(bootstrap: str, topic: str) -> dict[str, bytes]:
+    """The newest value of each key of a topic, as it is; without those that were deleted."""
+    newest = {record.key: record.value for record in read_topic(bootstrap, topic)}
+    return {key: value for key, value in newest.items() if key is not None and value is not None}
 
 
 def _print_verdicts(windows: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -109,6 +110,8 @@ def serve(settings: Settings) -> None:
     from ray_pipeline.serving.server import ServingStage
 
     settings = _with_broker(settings)
+    if settings.control_token is None:
+        settings = settings.model_copy(update={"control_token": secrets.token_urlsafe(16)})
     assert settings.bootstrap_servers is not None
     stop = StopSignal()
     stop.install()
@@ -120,6 +123,7 @@ def serve(settings: Settings) -> None:
     try:
         for name, url in stage.urls().items():
             say(f"{name}: {url}")
+        say(f"control token: {settings.control_token}")
         stop.event.wait()
     finally:
         stage.stop()

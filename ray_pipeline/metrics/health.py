@@ -92,7 +92,7 @@ def assess(evidence: Evidence) -> Health:
             degraded.append(f"the Spark job is {int(job['lag']):,} ratings behind")
         if job.get("state") == "waiting":
             degraded.append(f"the windows wait: {job.get('reason')}")
-        degraded.extend(_oracle(evidence.oracle, job, now_ms))
+        degraded.extend(_oracle(evidence, now_ms))
     if generator and generator.get("state") not in ("stopped", "failed"):
         age_ms = now_ms - int(generator["updated_ms"])
         if age_ms > _STALE_MS:
@@ -112,8 +112,9 @@ def assess(evidence: Evidence) -> Health:
     return Health("degraded" if degraded else "healthy", reasons, stale_since_ms)
 
 
-def _oracle(oracle: dict[str, Any], job: dict[str, Any], now_ms: int) -> list[str]:
+def _oracle(evidence: Evidence, now_ms: int) -> list[str]:
     """Why the windows are not, or not up to date, compared with what they must hold."""
+    oracle, job, windows = evidence.oracle, evidence.job, evidence.windows
     if int(job.get("batch", -1)) < 0:
         return []
     if not oracle:
@@ -126,7 +127,11 @@ def _oracle(oracle: dict[str, Any], job: dict[str, Any], now_ms: int) -> list[st
     behind = int(job["batch"]) - int(oracle["batch"])
     if oracle.get("state") == "stopped":
         return ["the windows are no longer verified: the oracle has stopped"] if behind > 0 else []
-    return [f"the oracle is {behind:,} micro-batches behind"] if behind > _ORACLE_BATCHES else []
+    found = [f"the oracle is {behind:,} micro-batches behind"] if behind > _ORACLE_BATCHES else []
+    if windows.overdue:
+        more = f" (and {windows.overdue - 1:,} more)" if windows.overdue > 1 else ""
+        found.append(f"{windows.first_overdue}{more}")
+    return found
 
 
 def _differences(surplus: dict[int, int]) -> list[str]:

@@ -13,6 +13,7 @@ from ray_pipeline.metrics.expected import ReadCheck, check_of, due_ms, surplus
 from ray_pipeline.metrics.health import Evidence, Health, assess
 from ray_pipeline.metrics.latency import LatencyMeter
 from ray_pipeline.metrics.rate import RateMeter
+from ray_pipeline.metrics.records import window_of
 from ray_pipeline.metrics.verdicts import Tally, Verdicts
 from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.windows.spec import epoch_ms, iso_ms
@@ -86,13 +87,29 @@ class MetricsStore:
             self._verdicts.actual(record)
             self.version += 1
 
-    def expected(self, key: str, record: dict[str, Any]) -> None:
+    def no_window(self, key: str, reason: str = "") -> None:
+        """Under a key of topic ``metrics`` is no record of a window: it was deleted, or, with a reason, is another thing."""
+        with self._lock:
+            (window_type, start_ms), kind = window_of(key)
+            if kind and window_type in self._windows:
+                getattr(self._windows[window_type], kind).pop(start_ms, None)
+            self._verdicts.no_actual(key, reason)
+            self.version += 1
+
+    def expected(self, key: str, record: dict[str, Any], now_ms: int) -> None:
         """A record of topic ``metrics.expected``."""
         with self._lock:
             if key == "oracle":
                 self._oracle = record
+                self._verdicts.oracle_at(int(record["batch"]), now_ms)
             else:
                 self._verdicts.expect(record)
+            self.version += 1
+
+    def no_expected(self, key: str, reason: str = "") -> None:
+        """The same of a key of topic ``metrics.expected``: what the window must hold is not known."""
+        with self._lock:
+            self._verdicts.no_expected(key, reason)
             self.version += 1
 
     def progress(self, key: str, record: dict[str, Any], now_ms: int) -> None:
@@ -100,17 +117,18 @@ class MetricsStore:
         with self._lock:
             if key.startswith("shard/"):
                 partition, sent = int(record["partition"]), int(record["next_index"])
+                # when it was committed, not when it was read here: a feed that begins reads an hour in a moment
+                self._rated_ms = max(self._rated_ms, int(record["committed_ms"]))
                 self._sent[partition] = sent
                 self._progress[partition] = record
                 self._first.setdefault(partition, sent)  # what was there before is no rate
-                # when it was committed, not when it was read here: a feed that begins reads an hour in a moment
-                self._rated_ms = max(self._rated_ms, int(record["committed_ms"]))
                 grown = sum(self._sent.values()) - sum(self._first.values())
                 self._rate.add(self._rated_ms, grown)
                 self._delivered.add(self._rated_ms, grown)
             elif key == "generator":
                 self._generator = record
             elif key == "run":
+                check_of(record["settings"], self._guard_ms, 0)  # raises where no shard could be made of them
                 self._run = record
                 self._checks.clear()
             elif key == "windows":
@@ -126,6 +144,7 @@ class MetricsStore:
         with self._lock:
             fresh = record.get("batch", -1) != self._job.get("batch", -1)
             self._job = record
+            self._verdicts.job_at(int(record.get("batch", -1)), record.get("watermark_ms"), now_ms)
             if fresh:
                 offset_ms = int(self._generator.get("clock_offset_ms", 0))
                 # not when a feed that begins reads older records, nor while the past is made

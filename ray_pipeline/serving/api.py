@@ -8,12 +8,12 @@ import io
 import json
 import math
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ray_pipeline.clock import Clock
-from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError, PlanError, UncheckedError
+from ray_pipeline.errors import ConfigurationError, PlanError, RayPipelineError, UncheckedError
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import Catalogue
 from ray_pipeline.rates.language import MOST_TEXT, parse_plan, tidy
@@ -42,6 +42,9 @@ __all__ = ["make_api"]
 
 _NO_DATA = "no data yet"
 _STREAM_S = 1.0
+_STATUS_OF: dict[type[RayPipelineError], int] = {UncheckedError: 404, ConfigurationError: 409}
+"""All others say that something is away that may come back: 503."""
+_Place = Annotated[int, Path(ge=0, lt=2**53)]
 _CSV_FIELDS = ("window_type", "window_start", "window_end", "count", "avg_rating", "p50", "p95", "final", "verdict")
 
 
@@ -218,15 +221,23 @@ def make_api(
         ]
         return {"status": "ok" if rows else _NO_DATA, "ratings": rows}
 
+    def explained(ask: Callable[[int, int], dict[str, Any]], partition: int, place: int) -> dict[str, Any]:
+        try:
+            return ask(partition, place)
+        except UncheckedError:
+            if store.run():
+                raise
+            return {"status": _NO_DATA, "partition": partition}
+
     @app.get("/events/{partition}/{index}", tags=["ratings"])
-    def event(partition: int, index: int) -> dict[str, Any]:
+    def event(partition: _Place, index: _Place) -> dict[str, Any]:
         """Where rating ``index`` of a partition comes from, and what is in Kafka at its place."""
-        return explanations.by_index(partition, index)
+        return explained(explanations.by_index, partition, index)
 
     @app.get("/records/{partition}/{offset}", tags=["ratings"])
-    def record(partition: int, offset: int) -> dict[str, Any]:
+    def record(partition: _Place, offset: _Place) -> dict[str, Any]:
         """Where the record at an offset of topic ``ratings`` comes from; ``foreign`` when it is no rating of the run."""
-        return explanations.by_offset(partition, offset)
+        return explained(explanations.by_offset, partition, offset)
 
     @app.get("/ratings/rejected", tags=["ratings"])
     def rejects() -> dict[str, Any]:
@@ -251,10 +262,7 @@ def make_api(
         plan: str | None = None,
     ) -> dict[str, Any]:
         admit(request)
-        try:
-            identity, applied = await run_in_threadpool(control.send, command, rate, actors, plan)
-        except ConfigurationError as error:
-            raise HTTPException(409, str(error)) from None
+        identity, applied = await run_in_threadpool(control.send, command, rate, actors, plan)
         return {"id": identity, "command": command, "applied": applied}
 
     @app.post("/control/rate", tags=["control"])
@@ -294,16 +302,13 @@ def make_api(
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("query", "body")) or "body"
+        where = ".".join(str(part) for part in first["loc"] if part not in ("path", "query", "body")) or "body"
         return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
 
-    @app.exception_handler(UncheckedError)
-    async def no_such_thing(_: Request, error: UncheckedError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 404)
-
-    @app.exception_handler(BrokerUnavailableError)
-    async def no_broker(_: Request, error: BrokerUnavailableError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 503)
+    @app.exception_handler(RayPipelineError)
+    async def not_to_be_had(_: Request, error: RayPipelineError) -> JSONResponse:
+        status = next((status for kind, status in _STATUS_OF.items() if isinstance(error, kind)), 503)
+        return JSONResponse({"error": str(error)}, status)
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:

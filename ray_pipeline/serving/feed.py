@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from dataclasses import replace
@@ -15,6 +14,16 @@ from ray_pipeline.errors import DeliveryError
 from ray_pipeline.formats.factory import open_format
 from ray_pipeline.kafka.client import make_admin
 from ray_pipeline.kafka.read import LatestRecords, Record, follow
+from ray_pipeline.metrics.records import (
+    UnreadableRecord,
+    parse,
+    read_expected,
+    read_generator,
+    read_job,
+    read_oracle,
+    read_score,
+    read_window,
+)
 from ray_pipeline.metrics.store import MetricsStore
 
 __all__ = ["Feed"]
@@ -106,33 +115,62 @@ class Feed:
                 self._clock.wait(self._end, _RETRY_S)
 
     def _take(self, record: Record) -> None:
-        if record.value is None or record.key is None:
+        if record.key is None:
             return
-        settings, now_ms = self._settings, self._clock.now_ms()
+        settings, store, now_ms = self._settings, self._store, self._clock.now_ms()
         try:
-            value = json.loads(record.value)
             if record.topic == settings.metrics_topic:
-                self._store.window(value)
-            elif record.topic == settings.progress_topic:
-                self._store.progress(record.key, value, now_ms)
-            elif record.topic == settings.job_topic:
-                self._store.job(value, now_ms)
+                self._take_window(record.key, record.value)
             elif record.topic == settings.expected_topic:
-                self._store.expected(record.key, value)
+                self._take_expected(record.key, record.value, now_ms)
+            elif record.value is None:
+                return
+            elif record.topic == settings.job_topic:
+                store.job(read_job(record.value), now_ms)
+            elif record.topic == settings.progress_topic:
+                read = read_generator if record.key == "generator" else parse
+                store.progress(record.key, read(record.value), now_ms)
             elif record.topic == settings.outside_topic:
-                self._store.posted(value, now_ms)
+                store.posted(parse(record.value), now_ms)
             elif record.topic == settings.scores_topic:
-                self._store.score(record.key, value)
+                store.score(record.key, read_score(record.key, record.value))
             else:
-                self._store.reject(value)
+                store.reject(parse(record.value))
         except (
             ValueError,
-            KeyError,
+            LookupError,
             TypeError,
             AttributeError,
+            ArithmeticError,
         ) as error:  # somebody else's record must not end the feed
             self.malformed += 1
             _log.warning("%s, offset %d, is not understood and passed over: %r", record.topic, record.offset, error)
+
+    def _take_window(self, key: str, value: bytes | None) -> None:
+        """A record of topic ``metrics``; one that cannot be read is no less wrong than one that differs."""
+        if value is None:
+            self._store.no_window(key)
+            return
+        try:
+            self._store.window(read_window(key, value))
+        except UnreadableRecord as error:
+            self._store.no_window(key, str(error))
+            raise
+
+    def _take_expected(self, key: str, value: bytes | None, now_ms: int) -> None:
+        """The same of topic ``metrics.expected``."""
+        if key == "oracle":
+            if value is not None:
+                self._store.expected(key, read_oracle(value), now_ms)
+            return
+        if value is None:
+            self._store.no_expected(key)
+            return
+        try:
+            self._store.expected(key, read_expected(key, value), now_ms)
+        except UnreadableRecord as error:
+            self._store.no_expected(key, str(error))
+            raise
 
     def _ping(self) -> None:
         admin = make_admin(self._bootstrap)

@@ -79,13 +79,11 @@ class ControlGate:
         Raises:
             Refused: it may not.
         """
-        named = urlsplit(f"//{host or ''}")
+        name, port = _address(f"//{host or ''}")
         if origin is not None:
-            page = urlsplit(origin)
-            same_host = page.hostname is not None and (
-                page.hostname == named.hostname or (is_loopback(page.hostname) and is_loopback(named.hostname))
-            )
-            if not same_host or page.port not in (*self.own_ports, named.port):
+            page, page_port = _address(origin)
+            same_host = page is not None and (page == name or (is_loopback(page) and is_loopback(name)))
+            if not same_host or page_port not in (*self.own_ports, port):
                 raise Refused(403, f"cross-site request from {origin[:200]}")
         if token is not None:
             if hmac.compare_digest(token.encode(), self._token):
@@ -93,5 +91,18 @@ class ControlGate:
             raise Refused(401, "the token is wrong")
         if not is_loopback(client):
             raise Refused(401, "from another machine a token is needed: header Authorization: Bearer TOKEN")
-        if not is_loopback(named.hostname):
+        if not is_loopback(name):
             raise Refused(403, f"host {(host or 'missing')[:200]} is not this machine")
+
+
+def _address(url: str) -> tuple[str | None, int | None]:
+    """Host and port that a URL names; None where it names none.
+
+    Raises:
+        Refused: it is no URL.
+    """
+    try:
+        parts = urlsplit(url)
+        return parts.hostname, parts.port
+    except ValueError:
+        raise Refused(403, f"{url[:200]} is no address") from None

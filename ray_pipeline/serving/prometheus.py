@@ -66,7 +66,8 @@ class _StoreCollector(Collector):
         for window_type, record in self._store.summary(now_ms)["windows"].items():
             if record is not None:
                 count.add_metric([window_type], record["count"])
-                mean.add_metric([window_type], record["avg_rating"])
+                if record["avg_rating"] is not None:
+                    mean.add_metric([window_type], record["avg_rating"])
         yield count
         yield mean
         yield from _scores(self._store.scores()["models"])

@@ -254,7 +254,7 @@ def _in_kafka(kafka: dict[str, Any] | None) -> str:
     if kafka is None:
         return "not there"
     return f"at offset {kafka['offset']:,}, " + (
-        "byte for byte the same" if kafka["agrees"] else f"differs: {kafka['value']}"
+        "byte for byte the same" if kafka["agrees"] else f"altered: {kafka['differs']}"
     )
 
 

@@ -236,7 +236,7 @@ def test_a_lasting_difference_between_sent_and_read_turns_health_red() -> None:
 
     store.progress("generator", generator(), NOW)
     store.progress("shard/0", shard_progress(120), NOW)
-    store.expected("oracle", {"state": "running", "batch": 3, "updated_ms": NOW})
+    store.expected("oracle", {"state": "running", "batch": 3, "updated_ms": NOW}, NOW)
     store.job(read(100), NOW)
     assert store.health(NOW + 9_000).status == "healthy"
     store.job(read(107), NOW)

@@ -167,7 +167,7 @@ def healthy_store() -> MetricsStore:
     store.kafka_connected = True
     store.progress("generator", test_metrics.generator(), now)
     store.progress("shard/0", test_metrics.shard_progress(120), now)
-    store.expected("oracle", {"state": "running", "batch": 3, "updated_ms": now})
+    store.expected("oracle", {"state": "running", "batch": 3, "updated_ms": now}, now)
     return store
 
 

@@ -11,11 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
+from ray_pipeline.__main__ import app
 from ray_pipeline.clock import FakeClock
-from ray_pipeline.config import load_settings
+from ray_pipeline.command import running as commands
+from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
-from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError, UncheckedError
+from ray_pipeline.errors import (
+    BrokerUnavailableError,
+    CatalogueError,
+    ConfigurationError,
+    EnvironmentProblem,
+    RayPipelineError,
+    StateMismatchError,
+    UncheckedError,
+)
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.health import Health
@@ -59,7 +70,12 @@ class Control:
 class Explanations:
     """Knows one rating."""
 
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
     def by_index(self, partition: int, index: int) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
         if partition > 3:
             raise UncheckedError(
                 problem=f"partition {partition} has no ratings of this run", fix="The partitions are: 0"
@@ -100,6 +116,8 @@ def make(
     host: str = "127.0.0.1",
     predictions: Predictions | None = None,
     outside: OutsideQueue | None = None,
+    clock: FakeClock | None = None,
+    explanations: Explanations | None = None,
 ) -> tuple[TestClient, Control]:
     catalogue = load_catalogue(load_settings(movies=50))
     control = Control()
@@ -109,9 +127,9 @@ def make(
         Feed(),
         control,
         ControlGate(TOKEN, (8000, 8501)),
-        Explanations(),
+        explanations or Explanations(),  # type: ignore[arg-type]
         100,
-        FakeClock(NOW),
+        clock or FakeClock(NOW),
         predictions or Predictions(),  # type: ignore[arg-type]
         outside=outside or OutsideQueue(RefusingDelivery),
     )
@@ -254,6 +272,11 @@ def test_control_from_another_machine_needs_the_token() -> None:
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "http://127.0.0.1:9999"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "http://127.0.0.1:99999"}, 403),
+        ({"Origin": "http://127.0.0.1:abc"}, 403),
+        ({"Host": "["}, 403),
+        ({"Host": "127.0.0.1:abc", "Authorization": f"Bearer {TOKEN}"}, 403),
         ({"Host": "evil.example:8000"}, 403),
         ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, 403),
         ({"Origin": "http://evil.example", "Authorization": f"Bearer {TOKEN}"}, 403),
@@ -290,13 +313,46 @@ def test_a_gate_compares_names_and_ports() -> None:
         gate.check("127.0.0.1", None, None, None)
 
 
+def running() -> MetricsStore:
+    store = MetricsStore(TYPES)
+    store.progress("run", {"run": "r", "config": "c", "settings": {}}, NOW)
+    return store
+
+
 def test_a_rating_is_explained_by_its_index_or_its_offset() -> None:
-    client, _ = make()
+    client, _ = make(running())
     assert client.get("/events/2/41").json() == {"partition": 2, "index": 41}
     assert client.get("/records/2/42").json() == {"partition": 2, "index": 41}
     missing = client.get("/events/9/0")
     assert missing.status_code == 404 and "partition 9" in missing.json()["error"]
     assert client.get("/events/x/0").status_code == 422
+
+
+@pytest.mark.parametrize("path", ["records/0/9223372036854775808", f"events/0/{2**63}", "events/0/-1", "records/-1/0"])
+def test_a_place_that_cannot_be_is_refused(path: str) -> None:
+    answer = make(running())[0].get(f"/{path}")
+    assert answer.status_code == 422 and "should be" in answer.json()["error"]
+
+
+def test_a_rating_of_a_pipeline_that_has_none_yet_is_no_data_yet() -> None:
+    client, _ = make(explanations=Explanations(UncheckedError(problem="no record of a run", fix="")))
+    answer = client.get("/events/0/0")
+    assert answer.status_code == 200 and answer.json()["status"] == "no data yet"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (StateMismatchError(problem="another catalogue", fix="Give it with --catalog"), 409),
+        (CatalogueError(problem="line 3 is malformed", fix=""), 409),
+        (BrokerUnavailableError(problem="no broker answers", fix=""), 503),
+        (EnvironmentProblem(problem="no room", fix=""), 503),
+        (UncheckedError(problem="no such partition", fix=""), 404),
+    ],
+)
+def test_a_known_error_is_told_with_its_reason(error: RayPipelineError, status: int) -> None:
+    answer = make(running(), explanations=Explanations(error))[0].get("/events/0/0")
+    assert answer.status_code == status and answer.json() == {"error": str(error)}
 
 
 # -- scoreboard
@@ -435,6 +491,8 @@ def test_an_explanation_adds_up_and_can_be_read() -> None:
     html = views.explanation({**found, "kafka": kafka})
     assert found["movie"]["title"].replace("'", "&#x27;") in html and "byte for byte the same" in html
     assert "not there" in views.explanation({**found, "kafka": None})
+    other = {**kafka, "agrees": False, "differs": "rating is <b>, must be 2.0"}
+    assert "altered: rating is &lt;b&gt;, must be 2.0" in views.explanation({**found, "kafka": other})
     assert score["drift"] == 0 and found["attack"] is None and "drift" not in html and "attack" not in html
     foreign = {"partition": 0, "index": None, "foreign": True, "kafka": {**kafka, "value": "<b>"}}
     assert "somebody else" in views.explanation(foreign)
@@ -524,3 +582,35 @@ def test_tiles_and_charts_show_the_stores_numbers() -> None:
     top = store.topn(TYPES[0])
     html = views.movies(top, ["A & B"] * 20)
     assert "A &amp; B" in html and ">29<" in html
+
+
+def test_serve_alone_says_the_token_that_others_must_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = []
+
+    class Stage:
+        def __init__(self, settings: Settings, _bootstrap: str) -> None:
+            tokens.append(settings.control_token)
+
+        def start(self) -> None:
+            """Nothing is bound."""
+
+        def urls(self) -> dict[str, str]:
+            return {"api": "http://0.0.0.0:8000"}
+
+        def stop(self) -> None:
+            """Nothing runs."""
+
+    class Stop(commands.StopSignal):
+        def install(self) -> None:
+            self.event.set()
+
+    monkeypatch.setattr(commands, "StopSignal", Stop)
+    monkeypatch.setattr(commands, "check_broker", lambda _: None)
+    monkeypatch.setattr(commands, "ensure_topics", lambda *_: None)
+    monkeypatch.setattr("ray_pipeline.doctor.require", lambda *_: None)
+    monkeypatch.setattr("ray_pipeline.serving.server.ServingStage", Stage)
+    for flags, token in (([], None), (["--control-token", "chosen-by-me"], "chosen-by-me")):
+        done = CliRunner().invoke(app, ["serve", "--bootstrap-servers", "nowhere:1", "--api-host", "0.0.0.0", *flags])
+        assert done.exit_code == 0, done.output
+        assert f"control token: {tokens[-1]}" in done.output and len(tokens[-1] or "") >= 8
+        assert token in (None, tokens[-1])
