@@ -1,0 +1,45 @@
+"""The command line: what its help says, which settings a stage alone takes from the topic, and what is refused before any work."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ray_pipeline.__main__ import app
+from ray_pipeline.config import Settings, flag_of
+from ray_pipeline.knobs import knob_of
+
+WITH_SETTINGS = (
+    *("run", "broker", "generate", "process", "serve", "verify", "rate 5", "plan x", "pause", "resume", "scale 2"),
+    *("status", "scoreboard", "batch", "doctor", "reset", "audit", "conformance", "explain", "grade", "chaos", "fit x"),
+    *("backfill", "topics count x", "topics tail x", "jobs list", "jobs stop x"),
+)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "500", "TERMINAL_WIDTH": "500"})
+
+
+@pytest.mark.parametrize("name", WITH_SETTINGS)
+def test_help_shows_the_default_of_each_setting_with_its_unit(name: str) -> None:
+    said = call(*name.split(), "--help").stdout
+    knobs = {flag_of(setting): knob_of(setting) for setting in Settings.model_fields}
+    shown = {flag: line for line in said.splitlines() for flag in re.findall(r"--[a-z-]+", line)[:1] if flag in knobs}
+    assert "--config" in said and shown
+    for flag, line in shown.items():
+        default = knobs[flag].default
+        if default not in (None, (), "") and knobs[flag].help in line:  # else it is an option of the command's own
+            assert "[default: " in line, line
+            if not isinstance(default, bool):
+                assert f"[default: {default} {knobs[flag].unit}".rstrip() in line, line
+
+
+def test_help_says_what_a_user_looks_for() -> None:
+    said = call("run", "--help").stdout
+    for default in ("default: 100.0", "default: 60 s", "default: 100 ms", "default: no-fast", "default: exactly-once"):
+        assert f"[{default}]" in said
+    assert "[default: one a core]" in call("audit", "--help").stdout
+    assert "[default: as suits]" in call("backfill", "--help").stdout
+    assert "[default: all]" in call("chaos", "--help").stdout
