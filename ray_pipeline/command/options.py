@@ -140,6 +140,7 @@ SERVING = (
     "sliding_s",
     "slide_s",
     "top_n",
+    "partitions",
     "movies",
     "catalog",
     "model",

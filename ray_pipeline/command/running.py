@@ -22,7 +22,7 @@ from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.read import follow
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
-from ray_pipeline.kafka.topics import ensure_topics
+from ray_pipeline.kafka.topics import ensure_topics, partitions_of
 from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status, Summary
 from ray_pipeline.sinks.writing import write_ratings
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
@@ -98,7 +98,7 @@ def process(
     console: Annotated[bool, typer.Option("--console", help="print each window when it changes")] = False,
 ) -> None:
     """Run the Spark job alone, against any broker, until Ctrl-C."""
-    settings = _with_broker(settings)
+    settings = _joining(settings)
     _run(settings, ("process",), None, _print_windows if console else None)
 
 
@@ -108,7 +108,7 @@ def serve(settings: Settings) -> None:
     from ray_pipeline import doctor
     from ray_pipeline.serving.server import ServingStage
 
-    settings = _with_broker(settings)
+    settings = _joining(settings)
     assert settings.bootstrap_servers is not None
     stop = StopSignal()
     stop.install()
@@ -130,7 +130,7 @@ def verify(settings: Settings) -> None:
     """Run oracle and scoreboard alone, against any broker, until Ctrl-C: what every window must hold, how learners do."""
     from ray_pipeline.verification.stage import VerificationStage
 
-    settings = _with_broker(settings)
+    settings = _joining(settings)
     assert settings.bootstrap_servers is not None
     stop = StopSignal()
     stop.install()
@@ -190,6 +190,16 @@ def _with_broker(settings: Settings) -> Settings:
     assert settings.bootstrap_servers is not None
     check_broker(settings.bootstrap_servers)
     return settings
+
+
+def _joining(settings: Settings) -> Settings:
+    """For a stage that follows a stream: with its brokers, and its number of partitions where nobody says another."""
+    settings = _with_broker(settings)
+    if "partitions" in settings.model_fields_set:
+        return settings
+    assert settings.bootstrap_servers is not None
+    there = partitions_of(settings.bootstrap_servers, [settings.ratings_topic])
+    return settings.model_copy(update={"partitions": there.get(settings.ratings_topic, settings.partitions)})
 
 
 def _run(

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ray_pipeline.__main__ import app
-from ray_pipeline.config import Settings, flag_of
+from ray_pipeline.command import running
+from ray_pipeline.config import Settings, flag_of, load_settings
 from ray_pipeline.knobs import knob_of
 
 WITH_SETTINGS = (
@@ -43,3 +44,21 @@ def test_help_says_what_a_user_looks_for() -> None:
     assert "[default: one a core]" in call("audit", "--help").stdout
     assert "[default: as suits]" in call("backfill", "--help").stdout
     assert "[default: all]" in call("chaos", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [({}, 8), ({"rate": 5}, 8), ({"partitions": 4}, 4), ({"preset": "quiet"}, 1)]
+)
+def test_a_stage_that_joins_a_stream_has_its_partitions_unless_told_others(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, object], taken: int
+) -> None:
+    monkeypatch.setattr(running, "check_broker", lambda *_, **__: None)
+    monkeypatch.setattr(running, "partitions_of", lambda _, topics: dict.fromkeys(topics, 8))
+    assert running._joining(load_settings(bootstrap_servers="a:1", **given)).partitions == taken
+    monkeypatch.setattr(running, "partitions_of", lambda *_: {})  # the stage makes the topic
+    assert running._joining(load_settings(bootstrap_servers="a:1", partitions=6)).partitions == 6
+
+
+@pytest.mark.parametrize("stage", ["process", "serve", "verify", "backfill"])
+def test_every_stage_can_be_told_the_partitions_that_an_error_names(stage: str) -> None:
+    assert "--partitions" in call(stage, "--help").stdout
