@@ -227,7 +227,7 @@ def _broker(settings: Settings) -> Iterable[Finding]:
     if bootstrap is None:
         yield Finding("broker", "ok", "an embedded one is started")
         return
-    check_broker(bootstrap)
+    check_broker(bootstrap, starting=settings.bootstrap_servers is None)
     there = partitions_of(bootstrap, [settings.ratings_topic]).get(settings.ratings_topic)
     if there is None:
         yield Finding("broker", "ok", f"{bootstrap} answers; topic {settings.ratings_topic} will be made")

@@ -113,7 +113,7 @@ def broker_for_reading(settings: Settings) -> Iterator[str]:
         return
     run = active_run(settings.state_dir)
     if run is not None:
-        check_broker(run.bootstrap)
+        check_broker(run.bootstrap, starting=True)
         yield run.bootstrap
         return
     if not (settings.state_dir / "broker" / "data").is_dir():

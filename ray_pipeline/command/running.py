@@ -179,17 +179,17 @@ def broker(settings: Settings) -> None:
 
 def _with_broker(settings: Settings) -> Settings:
     """The settings, with the brokers of the state directory's run where none are named."""
-    if settings.bootstrap_servers is None:
-        other = active_run(settings.state_dir)
-        if other is None:
-            raise ConfigurationError(
-                problem="no broker: none is named, and none runs in the state directory",
-                fix="Give --bootstrap-servers, or start ray-pipeline broker with the same --state-dir",
-            )
-        settings = settings.model_copy(update={"bootstrap_servers": other.bootstrap})
-    assert settings.bootstrap_servers is not None
-    check_broker(settings.bootstrap_servers)
-    return settings
+    if settings.bootstrap_servers is not None:
+        check_broker(settings.bootstrap_servers)
+        return settings
+    other = active_run(settings.state_dir)
+    if other is None:
+        raise ConfigurationError(
+            problem="no broker: none is named, and none runs in the state directory",
+            fix="Give --bootstrap-servers, or start ray-pipeline broker with the same --state-dir",
+        )
+    check_broker(other.bootstrap, starting=True)
+    return settings.model_copy(update={"bootstrap_servers": other.bootstrap})
 
 
 def _joining(settings: Settings) -> Settings:
