@@ -15,7 +15,7 @@ from ray_pipeline.errors import EnvironmentProblem, RayPipelineError, StateMisma
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.topics import partitions_of
 from ray_pipeline.model.catalogue import load_catalogue
-from ray_pipeline.state import active_run, require_writable
+from ray_pipeline.state import active_run, active_runs, require_writable
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars, spark_connector_jars
 from spark_compat.jvm import export_java, find_java
@@ -122,10 +122,10 @@ def _jars() -> str:
 
 def _state_directory(settings: Settings) -> Iterable[Finding]:
     require_writable(settings.state_dir)
-    run = active_run(settings.state_dir)
-    if run is None:
+    runs = active_runs(settings.state_dir)
+    if not runs:
         yield Finding("state directory", "ok", str(settings.state_dir))
-    else:
+    for run in runs:
         yield Finding(
             "state directory",
             "warning",

@@ -358,8 +358,8 @@ class Pipeline:
                 fix="Run both, or tell them later with: ray-pipeline backfill --to ratings",
             )
         require_writable(settings.state_dir)
-        other = active_run(settings.state_dir)
-        if other is not None and other.pid != os.getpid() and "generate" in other.stages and "generate" in self.stages:
+        other = active_run(settings.state_dir, "generate")
+        if other is not None and other.pid != os.getpid() and "generate" in self.stages:
             raise EnvironmentProblem(
                 problem=f"a pipeline runs in the state directory {settings.state_dir} already (process {other.pid})",
                 fix="Stop it, or name another --state-dir",
