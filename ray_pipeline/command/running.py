@@ -17,7 +17,7 @@ import typer
 
 from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, SINK, VERIFIER, with_settings
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import ConfigurationError, StageFailedError
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.read import follow
@@ -83,12 +83,14 @@ def run(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
     Without --duration or --ratings until Ctrl-C. A second run on the same state directory goes on where the first stopped.
     With another --sink than kafka: write the same ratings to a file or a pipe, and nothing else.
     """
+    _require_folder(summary_json)
     _run(settings, ALL_STAGES, summary_json)
 
 
 @with_settings(*BROKER, *GENERATOR, *SINK)
 def generate(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
     """Run the generator alone, against any broker; or, with another --sink, into a file or a pipe."""
+    _require_folder(summary_json)
     _run(_with_broker(settings) if settings.sink == "kafka" else settings, ("generate",), summary_json)
 
 
@@ -175,6 +177,23 @@ def broker(settings: Settings) -> None:
 
 
 # -- inside
+
+
+def _require_folder(summary_json: Path | None) -> None:
+    """Refuse a summary that could not be written, before there is one.
+
+    Raises:
+        ConfigurationError: its folder does not exist, or it is a folder itself.
+    """
+    if summary_json is None:
+        return
+    if not summary_json.absolute().parent.is_dir():
+        raise ConfigurationError(
+            problem=f"the folder {summary_json.absolute().parent} of the summary does not exist",
+            fix="Make it, or name another file with --summary-json",
+        )
+    if summary_json.is_dir():
+        raise ConfigurationError(problem=f"{summary_json} is a folder", fix="Name a file with --summary-json")
 
 
 def _with_broker(settings: Settings) -> Settings:
@@ -309,8 +328,15 @@ def _print_windows(settings: Settings, bootstrap: str, stop: threading.Event) ->
 
 def _report(summary: dict[str, Any], file: Path | None, to_stderr: bool = False) -> None:
     _print_summary(summary, to_stderr)
-    if file is not None:
+    if file is None:
+        return
+    try:
         file.write_text(json.dumps(summary, indent=2) + "\n")
+    except OSError as error:
+        raise EnvironmentProblem(
+            problem=f"the summary cannot be written to {file} ({error.strerror})",
+            fix="It stands above; name another file with --summary-json",
+        ) from None
 
 
 def _print_summary(summary: dict[str, Any], to_stderr: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -62,3 +64,39 @@ def test_a_stage_that_joins_a_stream_has_its_partitions_unless_told_others(
 @pytest.mark.parametrize("stage", ["process", "serve", "verify", "backfill"])
 def test_every_stage_can_be_told_the_partitions_that_an_error_names(stage: str) -> None:
     assert "--partitions" in call(stage, "--help").stdout
+
+
+@pytest.fixture
+def signals_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.StopSignal, "install", lambda _: None)
+
+
+def run_to_file(tmp_path: Path, summary: Path) -> Result:
+    flags = (
+        "--sink",
+        "ndjson",
+        "--output",
+        str(tmp_path / "ratings.ndjson"),
+        "--ratings",
+        "10",
+        "--state-dir",
+        str(tmp_path),
+    )
+    return call("run", *flags, "--users", "50", "--movies", "20", "--summary-json", str(summary))
+
+
+@pytest.mark.usefixtures("signals_left_alone")
+def test_a_summary_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    done = run_to_file(tmp_path, tmp_path / "missing" / "summary.json")
+    assert done.exit_code == 2 and str(tmp_path / "missing") in done.stderr and "--summary-json" in done.stderr
+    assert not (tmp_path / "ratings.ndjson").exists()
+    assert run_to_file(tmp_path, tmp_path).exit_code == 2
+    assert run_to_file(tmp_path, tmp_path / "summary.json").exit_code == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["delivered"] == 10
+
+
+@pytest.mark.usefixtures("signals_left_alone")
+def test_a_summary_that_could_not_be_written_is_shown_and_told(tmp_path: Path) -> None:
+    done = run_to_file(tmp_path, Path("/dev/full"))
+    assert done.exit_code == 3 and "/dev/full" in done.stderr and "No space left" in done.stderr
+    assert "delivered" in done.stdout and not isinstance(done.exception, OSError)
