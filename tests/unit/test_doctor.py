@@ -1,0 +1,89 @@
+"""What doctor says of a machine before a start; a start refuses what doctor calls a problem."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_pipeline import doctor
+from ray_pipeline.cluster import directory, runtime
+from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.doctor import Finding, examine
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
+
+
+def found(settings: Settings, check: str) -> list[Finding]:
+    return [finding for finding in examine(settings) if finding.check == check]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_started(monkeypatch: pytest.MonkeyPatch, nothing_is_started: None) -> None:
+    """Looking for Java and its archives starts processes."""
+    monkeypatch.setattr(doctor, "export_java_or_fail", lambda: "version 17")
+    monkeypatch.setattr(doctor, "_jars", lambda: "")
+
+
+@pytest.mark.parametrize(
+    ("content", "level", "detail"),
+    [
+        (None, "problem", "No such file"),
+        ("<allocations><pool", "problem", "cannot be read"),
+        ('<allocations><pool name="streaming"/><pool name="mine"/></allocations>', "ok", "pools streaming, mine"),
+    ],
+)
+def test_a_scheduler_file_must_be_one(tmp_path: Path, content: str | None, level: str, detail: str) -> None:
+    file = tmp_path / "pools.xml"
+    if content is not None:
+        file.write_text(content)
+    settings = load_settings(fair_scheduler_file=file, state_dir=tmp_path / "state", api_port=0, ui_port=0)
+    (finding,) = found(settings, "scheduler")
+    assert finding.level == level and detail in finding.detail and str(file) in finding.detail
+    if level == "problem":
+        with pytest.raises(ConfigurationError, match=r"pools\.xml.*--fair-scheduler-file"):
+            doctor.require(settings, ("process",))
+
+
+def test_one_port_is_not_given_twice(tmp_path: Path) -> None:
+    settings = load_settings(api_port=18431, ui_port=18431, state_dir=tmp_path)
+    assert "problem" in {finding.level for finding in found(settings, "ports")}
+    with pytest.raises(EnvironmentProblem, match="18431 is given to both"):
+        doctor.require(settings, ("serve",))
+    for good in ({"ui_port": 0, "api_port": 0}, {"ui": False, "api_port": 0, "ui_port": 0}):
+        assert {f.level for f in found(load_settings(state_dir=tmp_path, **good), "ports")} == {"ok"}
+
+
+@pytest.mark.parametrize(("free", "level"), [(0.5, "problem"), (64.0, "ok")])
+def test_the_cpus_of_a_named_cluster_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, level: str
+) -> None:
+    joined: list[str] = []
+
+    @contextlib.contextmanager
+    def join(address: str) -> Iterator[None]:
+        joined.append(address)
+        yield
+
+    class Ray:
+        @staticmethod
+        def available_resources() -> dict[str, Any]:
+            return {"CPU": free}
+
+    monkeypatch.setattr(directory, "joined_cluster", join)
+    monkeypatch.setattr(doctor, "_require_listener", lambda _: None)
+    monkeypatch.setattr(runtime, "ray", Ray)
+    (finding,) = found(load_settings(ray_address="10.0.0.1:6379", state_dir=tmp_path), "cpus")
+    assert finding.level == level and joined == ["10.0.0.1:6379"]
+    assert "3.5 CPUs" in finding.detail
+
+
+def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(doctor.socket, "create_connection", refuse)
+    (finding,) = found(load_settings(ray_address="10.0.0.1:6379", state_dir=tmp_path), "cpus")
+    assert finding.level == "problem" and "10.0.0.1:6379" in finding.detail and "--ray-address" in finding.fix
