@@ -293,7 +293,7 @@ def _broker(settings: Settings) -> Iterable[Finding]:
 
 
 def _checkpoint(settings: Settings) -> Iterable[Finding]:
-    from ray_pipeline.windows.marker import marker_of, mismatch
+    from ray_pipeline.windows.marker import marker_of, mismatch, way_to_clear
 
     uri = settings.checkpoint_uri
     if not uri.startswith("file:"):
@@ -311,5 +311,5 @@ def _checkpoint(settings: Settings) -> Iterable[Finding]:
             "checkpoint",
             "problem",
             f"{uri} is of another configuration: {different}",
-            "Give the former value, another --checkpoint, or clear it with: ray-pipeline reset",
+            f"Give the former value, another --checkpoint, or {way_to_clear(settings)}",
         )

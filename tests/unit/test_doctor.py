@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ray_pipeline.cluster import directory, runtime
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.doctor import Finding, examine
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
+from ray_pipeline.windows.marker import MARKER, marker_for
+from ray_pipeline.windows.stage import _why
 
 
 def found(settings: Settings, check: str) -> list[Finding]:
@@ -87,3 +90,29 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(doctor.socket, "create_connection", refuse)
     (finding,) = found(load_settings(ray_address="10.0.0.1:6379", state_dir=tmp_path), "cpus")
     assert finding.level == "problem" and "10.0.0.1:6379" in finding.detail and "--ray-address" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({}, "reset --state-dir {tmp}"),
+        ({"bootstrap_servers": "kafka:9092"}, "--bootstrap-servers"),
+        # reset leaves what is not in the state directory
+        ({"checkpoint": "file://{tmp}/mine"}, "remove file://{tmp}/mine"),
+    ],
+)
+def test_the_way_out_of_a_checkpoint_of_other_windows_leads_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], fix: str
+) -> None:
+    monkeypatch.setattr(doctor, "check_broker", lambda *_, **__: None)
+    monkeypatch.setattr(doctor, "partitions_of", lambda *_: {})
+    here = {name: value.replace("{tmp}", str(tmp_path)) for name, value in changes.items()}
+    settings = load_settings(state_dir=tmp_path, tumbling_s=30, **here)
+    folder = Path(settings.checkpoint_uri.removeprefix("file://"))
+    folder.mkdir()
+    (folder / MARKER).write_text(json.dumps(marker_for(load_settings())))
+    (finding,) = found(settings, "checkpoint")
+    assert finding.level == "problem" and "tumbling_s was 60, is 30" in finding.detail
+    assert fix.replace("{tmp}", str(tmp_path)) in finding.fix and "another --checkpoint" in finding.fix
+    fatal, reason = _why("[KAFKA_DATA_LOSS.ADDED] …", settings)
+    assert fatal and fix.replace("{tmp}", str(tmp_path)) in reason
