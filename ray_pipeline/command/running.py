@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 
 from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, SINK, VERIFIER, with_settings
@@ -233,7 +234,7 @@ def _run(
     faulthandler.enable()
     stop = StopSignal()
     stop.install()
-    pipeline = Pipeline(settings, stages=stages, on_event=say)
+    pipeline = Pipeline(settings, stages=stages, on_event=say, before_s=_process_age_s())
     summary: Summary | None = None
     try:
         try:
@@ -256,6 +257,16 @@ def _run(
             pipeline.stop(drain=False)
     if summary is not None and "generate" in stages:
         _report(summary.as_dict(), summary_json)
+
+
+def _process_age_s() -> float:
+    """Seconds since this process began."""
+    try:
+        said = Path("/proc/self/stat").read_text()  # psutil knows it to a second only
+    except OSError:
+        return time.time() - psutil.Process().create_time()
+    ticks = int(said.rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _write(settings: Settings, summary_json: Path | None) -> None:

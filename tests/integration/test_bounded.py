@@ -59,7 +59,9 @@ def test_a_bounded_run_delivers_exactly_what_was_asked_and_counts_it(state_dir: 
     assert (found["requested"], found["delivered"], found["counted"]) == (5000, 5000, 5000)
     assert (found["late_dropped"], found["rejected"]) == (0, 0)
     assert found["windows"] == 1 and 0 < found["first_window_s"] <= found["duration_s"]
-    assert {"broker", "ray", "spark", "generator", "serving", "backfill", "first window"} <= set(found["stages"])
+    assert {"imports", "broker", "ray", "spark", "generator", "serving", "backfill", "first window"} <= set(
+        found["stages"]
+    )
     assert not list((state_dir / "runs").iterdir())
     assert "backfill: 3,000 ratings sent" in done.stdout
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -13,6 +15,7 @@ from ray_pipeline.__main__ import app
 from ray_pipeline.command import running
 from ray_pipeline.config import Settings, flag_of, load_settings
 from ray_pipeline.knobs import knob_of
+from ray_pipeline.pipeline import Pipeline
 
 WITH_SETTINGS = (
     *("run", "broker", "generate", "process", "serve", "verify", "rate 5", "plan x", "pause", "resume", "scale 2"),
@@ -100,3 +103,16 @@ def test_a_summary_that_could_not_be_written_is_shown_and_told(tmp_path: Path) -
     done = run_to_file(tmp_path, Path("/dev/full"))
     assert done.exit_code == 3 and "/dev/full" in done.stderr and "No space left" in done.stderr
     assert "delivered" in done.stdout and not isinstance(done.exception, OSError)
+
+
+def test_times_are_counted_from_the_beginning_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    age_s = running._process_age_s()
+    assert age_s == pytest.approx(time.time() - psutil.Process().create_time(), abs=2.0)  # psutil's is of whole seconds
+    pipeline = Pipeline(load_settings(state_dir=tmp_path), before_s=7.5)
+    monkeypatch.setattr(pipeline, "_start", lambda: None)
+    pipeline.start()
+    assert pipeline.timings["imports"] == 7.5 and 7.5 <= pipeline._elapsed() < 60
+    from_python = Pipeline(load_settings(state_dir=tmp_path))
+    monkeypatch.setattr(from_python, "_start", lambda: None)
+    from_python.start()
+    assert "imports" not in from_python.timings
