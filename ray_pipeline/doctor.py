@@ -175,6 +175,7 @@ def _memory(_: Settings) -> Iterable[Finding]:
 
 def _cpus(settings: Settings) -> Iterable[Finding]:
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    address = None if address == "local" else address  # a Ray that a start would make
     if address:
         present_token()
     from ray_pipeline.cluster.runtime import RayRuntime, cpu_budget

@@ -81,6 +81,8 @@ def test_the_cpus_of_a_named_cluster_are_asked_for(
     (finding,) = found(load_settings(ray_address="10.0.0.1:6379", state_dir=tmp_path), "cpus")
     assert finding.level == level and joined == ["10.0.0.1:6379"]
     assert "3.5 CPUs" in finding.detail
+    (finding,) = found(load_settings(ray_address="local", state_dir=tmp_path), "cpus")
+    assert "this machine" in finding.detail and len(joined) == 1  # a start makes that one: there is none to ask
 
 
 def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
