@@ -89,15 +89,16 @@ def medians(rows: dict[str, list[Row]]) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def pipeline(*flags: str) -> Iterator[dict[str, Any]]:
-    """``ray-pipeline run`` with flags; yields its run.json, and ends it in order."""
+    """``ray-pipeline run`` with flags; yields what it wrote down of itself, and ends it in order."""
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [BIN / "ray-pipeline", "run", "--state-dir", folder, "--api-port", "0", "--ui-port", "0", *flags],
             stdout=subprocess.DEVNULL,
         )
         try:
-            wait_for(lambda: (Path(folder) / "run.json").is_file() or process.poll() is not None, 180)
-            info: dict[str, Any] = json.loads((Path(folder) / "run.json").read_text())
+            file = Path(folder) / "runs" / f"{process.pid}.json"
+            wait_for(lambda: file.is_file() or process.poll() is not None, 180)
+            info: dict[str, Any] = json.loads(file.read_text())
             yield {**info, "state_dir": folder}
         finally:
             process.terminate()

@@ -406,6 +406,18 @@ class Settings(BaseSettings):
         parse_plan(value)
         return tidy(value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _actors_follow_partitions(cls, values: Any) -> Any:
+        """Where nobody says how many actors there are, they are no more than the partitions."""
+        if not isinstance(values, dict) or "actors" in values or "partitions" not in values:
+            return values
+        try:
+            partitions = int(values["partitions"])
+        except (TypeError, ValueError):
+            return values  # the field says what is wrong with it
+        return {**values, "actors": max(1, min(cls.model_fields["actors"].default, partitions))}
+
     @model_validator(mode="after")
     def _belong_together(self) -> Settings:
         if self.duration_s is not None and self.ratings is not None:
@@ -772,6 +784,8 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
 
 
 def _complete(merged: Settings, given: Mapping[str, Any], file: Path | None) -> Settings:
-    """With what a model file brings, and with one of rate and plan."""
+    """With what a model file brings, and with one of rate and plan; as set count those that anybody has said."""
     chosen = {**_of_model(merged), **_rate_or_plan(merged, given, file)}
-    return Settings.model_validate({**merged.model_dump(), **chosen})
+    settings = Settings.model_validate({**merged.model_dump(), **chosen})
+    settings.model_fields_set.intersection_update({*merged.model_fields_set, *chosen})
+    return settings

@@ -7,15 +7,17 @@ import shutil
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from xml.etree import ElementTree
 
 import psutil
 
+from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import EnvironmentProblem, RayPipelineError, StateMismatchError
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StateMismatchError
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.topics import partitions_of
 from ray_pipeline.model.catalogue import load_catalogue
-from ray_pipeline.state import active_run, require_writable
+from ray_pipeline.state import active_run, active_runs, require_writable
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars, spark_connector_jars
 from spark_compat.jvm import export_java, find_java
@@ -26,6 +28,7 @@ __all__ = ["Finding", "examine", "require"]
 _LEAST_DISK_BYTES = 1 << 30
 _NO_DISK_BYTES = 128 << 20
 _LEAST_MEMORY_BYTES = 3 << 30
+_CONNECT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,12 @@ def require(settings: Settings, stages: tuple[str, ...]) -> None:
         export_java_or_fail()
     if "process" in stages:
         _versions_or_fail()
-        wrong = next((f for f in _checkpoint(settings) if f.level == "problem"), None)
-        if wrong is not None:
-            raise StateMismatchError(problem=wrong.detail, fix=wrong.fix)
+        _or_fail(_checkpoint(settings), StateMismatchError)
+        _or_fail(_scheduler(settings), ConfigurationError)
     if {"generate", "serve", "verify"} & set(stages):
         load_catalogue(settings)
     if "serve" in stages:
-        _ports_or_fail(settings)
+        _or_fail(_ports(settings), EnvironmentProblem)
     if settings.bootstrap_servers:
         check_broker(settings.bootstrap_servers)
 
@@ -87,6 +89,7 @@ def examine(settings: Settings) -> list[Finding]:
         ("memory", _memory),
         ("cpus", _cpus),
         ("ports", _ports),
+        ("scheduler", _scheduler),
         ("catalogue", _catalogue),
         ("broker", _broker),
         ("checkpoint", _checkpoint),
@@ -103,6 +106,12 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 # -- what is looked at
+
+
+def _or_fail(findings: Iterable[Finding], kind: type[RayPipelineError]) -> None:
+    problem = next((f for f in findings if f.level == "problem"), None)
+    if problem is not None:
+        raise kind(problem.detail, problem.fix)
 
 
 def _versions_or_fail() -> str:
@@ -122,10 +131,10 @@ def _jars() -> str:
 
 def _state_directory(settings: Settings) -> Iterable[Finding]:
     require_writable(settings.state_dir)
-    run = active_run(settings.state_dir)
-    if run is None:
+    runs = active_runs(settings.state_dir)
+    if not runs:
         yield Finding("state directory", "ok", str(settings.state_dir))
-    else:
+    for run in runs:
         yield Finding(
             "state directory",
             "warning",
@@ -165,12 +174,20 @@ def _memory(_: Settings) -> Iterable[Finding]:
 
 
 def _cpus(settings: Settings) -> Iterable[Finding]:
-    from ray_pipeline.cluster.runtime import cpu_budget
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    address = None if address == "local" else address  # a Ray that a start would make
+    if address:
+        present_token()
+    from ray_pipeline.cluster.runtime import RayRuntime, cpu_budget
 
     budget, cores = cpu_budget(settings), os.cpu_count() or 1
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
     if address:
-        yield Finding("cpus", "ok", f"needed of the Ray cluster at {address}: {budget}; a start checks what is free")
+        from ray_pipeline.cluster.directory import joined_cluster
+
+        _require_listener(address)
+        with joined_cluster(address):
+            RayRuntime(settings).check_capacity()
+        yield Finding("cpus", "ok", f"the Ray cluster at {address} has free what is needed: {budget}")
     elif budget.total > 2 * cores + 2:
         yield Finding(
             "cpus",
@@ -182,16 +199,31 @@ def _cpus(settings: Settings) -> Iterable[Finding]:
         yield Finding("cpus", "ok", f"needed: {budget}; this machine has {cores} cores")
 
 
-def _ports_or_fail(settings: Settings) -> None:
-    problem = next((f for f in _ports(settings) if f.level == "problem"), None)
-    if problem is not None:
-        raise EnvironmentProblem(problem=problem.detail, fix=problem.fix)
+def _require_listener(address: str) -> None:
+    """Ray itself tries for two minutes to join a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # such as auto
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except OSError as error:
+        raise EnvironmentProblem(
+            problem=f"the Ray cluster at {address} cannot be joined: nobody answers ({error.strerror or error})",
+            fix="Check that it runs, and --ray-address or RAY_ADDRESS",
+        ) from None
 
 
 def _ports(settings: Settings) -> Iterable[Finding]:
     wanted = [("api", settings.api_host, settings.api_port)]
     if settings.ui:
         wanted.append(("ui", settings.ui_host, settings.ui_port))
+        if settings.ui_port == settings.api_port != 0:
+            yield Finding(
+                "ports",
+                "problem",
+                f"port {settings.api_port} is given to both API and dashboard",
+                "Choose another with --ui-port, or 0",
+            )
     for name, host, port in wanted:
         if port == 0:
             yield Finding("ports", "ok", f"{name}: any free one")
@@ -212,6 +244,25 @@ def _ports(settings: Settings) -> Iterable[Finding]:
         yield Finding("ports", "ok", f"{name}: {port} is free")
 
 
+def _scheduler(settings: Settings) -> Iterable[Finding]:
+    file = settings.fair_scheduler_file
+    if file is None:
+        yield Finding("scheduler", "ok", "pools of the shipped fairscheduler.xml")
+        return
+    try:
+        pools = [str(pool.get("name")) for pool in ElementTree.parse(file).iter("pool")]
+    except (OSError, ElementTree.ParseError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        yield Finding(
+            "scheduler",
+            "problem",
+            f"fair_scheduler_file={file} cannot be read ({reason})",
+            "Correct --fair-scheduler-file, or leave it out for the shipped one",
+        )
+    else:
+        yield Finding("scheduler", "ok", f"{file}: pools {', '.join(pools)}")
+
+
 def _catalogue(settings: Settings) -> Iterable[Finding]:
     catalogue = load_catalogue(settings)
     if settings.model is None:
@@ -227,7 +278,7 @@ def _broker(settings: Settings) -> Iterable[Finding]:
     if bootstrap is None:
         yield Finding("broker", "ok", "an embedded one is started")
         return
-    check_broker(bootstrap)
+    check_broker(bootstrap, starting=settings.bootstrap_servers is None)
     there = partitions_of(bootstrap, [settings.ratings_topic]).get(settings.ratings_topic)
     if there is None:
         yield Finding("broker", "ok", f"{bootstrap} answers; topic {settings.ratings_topic} will be made")
@@ -243,7 +294,7 @@ def _broker(settings: Settings) -> Iterable[Finding]:
 
 
 def _checkpoint(settings: Settings) -> Iterable[Finding]:
-    from ray_pipeline.windows.marker import marker_of, mismatch
+    from ray_pipeline.windows.marker import marker_of, mismatch, way_to_clear
 
     uri = settings.checkpoint_uri
     if not uri.startswith("file:"):
@@ -261,5 +312,5 @@ def _checkpoint(settings: Settings) -> Iterable[Finding]:
             "checkpoint",
             "problem",
             f"{uri} is of another configuration: {different}",
-            "Give the former value, another --checkpoint, or clear it with: ray-pipeline reset",
+            f"Give the former value, another --checkpoint, or {way_to_clear(settings)}",
         )

@@ -87,8 +87,9 @@ class Summary:
         late_dropped: ratings dropped as late.
         rejected: records of the ratings topic that are no valid rating.
         windows: tumbling windows counted into.
-        first_window_s: from the start to the first window, seconds; None when there was none.
-        duration_s: from the start to the end, seconds.
+        first_window_s: from the start of the command (from Python: of the pipeline) to the first window, seconds; None when there was
+            none.
+        duration_s: from there to the end, seconds.
         stages: seconds each part of the start took.
     """
 
@@ -116,6 +117,7 @@ class Pipeline:
         settings: all settings; None = from environment and defaults.
         stages: which of :data:`ALL_STAGES` to run.
         on_event: is called with a line when something noteworthy happens.
+        before_s: seconds that the command has taken until now, for its imports: times are counted from its beginning.
         flags: settings by name, in place of ``settings``.
     """
 
@@ -125,6 +127,7 @@ class Pipeline:
         *,
         stages: tuple[str, ...] = ALL_STAGES,
         on_event: Callable[[str], None] | None = None,
+        before_s: float = 0.0,
         **flags: Any,
     ) -> None:
         if settings is not None and flags:
@@ -143,6 +146,7 @@ class Pipeline:
         self._tell = on_event or (lambda line: _log.info("%s", line))
         self._clock = SystemClock()
         self._began = 0.0
+        self._before_s = before_s
         self._timings: dict[str, float] = {}
         self._first_window_s: float | None = None
         self._baseline: dict[str, int] | None = None
@@ -181,7 +185,9 @@ class Pipeline:
             BrokerUnavailableError: the broker that was named does not answer.
             StageFailedError: a stage did not start.
         """
-        self._began = time.monotonic()
+        self._began = time.monotonic() - self._before_s
+        if self._before_s:
+            self._timings["imports"] = round(self._before_s, 2)
         try:
             self._start()
         except BaseException:
@@ -358,14 +364,14 @@ class Pipeline:
                 fix="Run both, or tell them later with: ray-pipeline backfill --to ratings",
             )
         require_writable(settings.state_dir)
-        other = active_run(settings.state_dir)
-        if other is not None and other.pid != os.getpid() and "generate" in other.stages and "generate" in self.stages:
+        other = active_run(settings.state_dir, "generate")
+        if other is not None and other.pid != os.getpid() and "generate" in self.stages:
             raise EnvironmentProblem(
                 problem=f"a pipeline runs in the state directory {settings.state_dir} already (process {other.pid})",
                 fix="Stop it, or name another --state-dir",
             )
         doctor.require(settings, self.stages)
-        self._timings["checks"] = self._elapsed()
+        self._timings["checks"] = round(self._elapsed() - self._before_s, 2)
         if settings.ray_address or "RAY_ADDRESS" in os.environ:
             present_token()
         from ray_pipeline.cluster.runtime import RayRuntime

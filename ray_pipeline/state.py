@@ -1,8 +1,9 @@
-"""What a state directory knows of the pipeline that runs, or ran, in it."""
+"""What a state directory knows of the processes that run, or ran, in it: one file each, ``runs/<process id>.json``."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -17,9 +18,18 @@ from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
 
-__all__ = ["RunInfo", "active_run", "broker_for_reading", "forget_run", "remember_run", "require_writable"]
+__all__ = [
+    "RunInfo",
+    "active_run",
+    "active_runs",
+    "broker_for_reading",
+    "broker_kept_out",
+    "forget_run",
+    "remember_run",
+    "require_writable",
+]
 
-_FILE = "run.json"
+_FOLDER = "runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +89,55 @@ def require_writable(state_dir: Path) -> None:
 
 
 def remember_run(state_dir: Path, run: RunInfo) -> None:
-    """Write down who runs; readable by this user alone, because of the token."""
-    fresh = state_dir / f"{_FILE}.{os.getpid()}"
+    """Write down who runs; readable by this user alone, because of the token. Those who have died are forgotten."""
+    folder = state_dir / _FOLDER
+    folder.mkdir(exist_ok=True)
+    for file in folder.glob("*.json"):
+        other = _read(file)
+        if other is None or not other.alive:
+            file.unlink(missing_ok=True)
+    fresh = folder / f"{run.pid}.new"
     fresh.touch(mode=0o600)
     fresh.write_text(json.dumps(asdict(run)))
-    fresh.replace(state_dir / _FILE)
+    fresh.replace(folder / f"{run.pid}.json")
 
 
 def forget_run(state_dir: Path) -> None:
-    """The run of this process has ended."""
-    run = _read(state_dir)
-    if run is not None and run.pid == os.getpid():
-        (state_dir / _FILE).unlink(missing_ok=True)
+    """What this process ran has ended."""
+    (state_dir / _FOLDER / f"{os.getpid()}.json").unlink(missing_ok=True)
 
 
-def active_run(state_dir: Path) -> RunInfo | None:
-    """The run that goes on in this state directory; None when there is none."""
-    run = _read(state_dir)
-    return run if run is not None and run.alive else None
+def active_runs(state_dir: Path) -> list[RunInfo]:
+    """Whoever runs in this state directory: first who has the broker, then who has most stages, then the oldest."""
+    runs = [run for run in map(_read, (state_dir / _FOLDER).glob("*.json")) if run is not None and run.alive]
+    return sorted(runs, key=lambda run: ("broker" not in run.stages, -len(run.stages), run.process_started))
+
+
+def active_run(state_dir: Path, stage: str | None = None) -> RunInfo | None:
+    """The first of :func:`active_runs`, of those with a certain stage if one is named; None when there is none."""
+    return next((run for run in active_runs(state_dir) if stage is None or stage in run.stages), None)
+
+
+@contextlib.contextmanager
+def broker_kept_out(state_dir: Path) -> Iterator[None]:
+    """No embedded broker runs, or is started, in this state directory meanwhile.
+
+    Raises:
+        EnvironmentProblem: one runs.
+    """
+    lock = state_dir / "broker" / "lock"
+    if not lock.is_file():
+        yield
+        return
+    with lock.open() as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EnvironmentProblem(
+                problem=f"the broker of {state_dir} is in use by process {(held.read().split() or ['unknown'])[0]}",
+                fix="Stop it first",
+            ) from None
+        yield
 
 
 @contextlib.contextmanager
@@ -113,7 +154,7 @@ def broker_for_reading(settings: Settings) -> Iterator[str]:
         return
     run = active_run(settings.state_dir)
     if run is not None:
-        check_broker(run.bootstrap)
+        check_broker(run.bootstrap, starting=True)
         yield run.bootstrap
         return
     if not (settings.state_dir / "broker" / "data").is_dir():
@@ -129,9 +170,9 @@ def broker_for_reading(settings: Settings) -> Iterator[str]:
         broker.stop()
 
 
-def _read(state_dir: Path) -> RunInfo | None:
+def _read(file: Path) -> RunInfo | None:
     try:
-        fields = json.loads((state_dir / _FILE).read_text())
+        fields = json.loads(file.read_text())
         return RunInfo(**{**fields, "stages": tuple(fields["stages"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -76,7 +76,7 @@ class Running:
     @classmethod
     def start(cls, state_dir: Path, *arguments: str) -> Running:
         state_dir.mkdir(parents=True, exist_ok=True)
-        output = state_dir / "output.txt"
+        output = state_dir / f"{arguments[0]}.txt"
         with output.open("w") as file:
             process = subprocess.Popen(
                 [_BIN / "ray-pipeline", *arguments, "--state-dir", str(state_dir)],
@@ -93,7 +93,7 @@ class Running:
 
     def info(self, deadline_s: float = 150.0) -> dict[str, Any]:
         """What the process wrote down of itself when it was up."""
-        file = self.state_dir / "run.json"
+        file = self.state_dir / "runs" / f"{self.process.pid}.json"
 
         def up() -> bool:
             assert self.process.poll() is None, self.text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ray_pipeline import doctor
+from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.command.options import (
     BROKER,
@@ -25,6 +28,7 @@ from ray_pipeline.command.options import (
     PROCESSOR,
     SERVING,
     STATE,
+    TOPICS,
     emit_json,
     with_settings,
 )
@@ -38,7 +42,7 @@ from ray_pipeline.kafka.topics import delete_topics, partitions_of
 from ray_pipeline.metrics.records import UnreadableRecord, read_expected, read_oracle, read_window
 from ray_pipeline.metrics.verdicts import Verdicts, difference_text
 from ray_pipeline.rates.language import parse_plan
-from ray_pipeline.state import active_run, broker_for_reading
+from ray_pipeline.state import active_run, active_runs, broker_for_reading, broker_kept_out
 from ray_pipeline.verification.scoring import score_all
 from ray_pipeline.windows.spec import epoch_ms, iso_ms
 
@@ -61,6 +65,8 @@ _ANSWER_S = 10.0
 _SCALE_S = 120.0
 _BATCH_S = 600.0
 _WINDOWS_SHOWN = 8
+_SILENT_S = 10.0
+_LISTEN_EVERY_S = 0.5
 
 topics = typer.Typer(no_args_is_help=True, help="Look into topics.")
 jobs = typer.Typer(no_args_is_help=True, help="Pipelines and Spark queries on a Ray cluster.")
@@ -505,23 +511,32 @@ def doctor_command(settings: Settings, as_json: JSON = False) -> None:
         raise typer.Exit(1)
 
 
-@with_settings(*BROKER, *GENERATOR, "checkpoint", "archive")
+@with_settings(
+    "bootstrap_servers", *STATE, *(name for name in TOPICS if name.endswith("_topic")), "checkpoint", "archive"
+)
 def reset(
     settings: Settings,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
     """Clear checkpoint, topics and state of this pipeline, and nothing else."""
-    run = active_run(settings.state_dir)
-    if run is not None:
+    alive = active_runs(settings.state_dir)
+    if alive:
+        who = " and ".join(f"process {run.pid} ({', '.join(run.stages)})" for run in alive)
         raise EnvironmentProblem(
-            problem=f"process {run.pid} runs in the state directory {settings.state_dir}", fix="Stop it first"
+            problem=f"the state directory {settings.state_dir} is in use by {who}", fix="Stop it first"
         )
-    state = [settings.state_dir / name for name in ("broker", "checkpoint", "checkpoint-archive", "logs", "run.json")]
+    with broker_kept_out(settings.state_dir):
+        _clear(settings, yes)
+
+
+def _clear(settings: Settings, yes: bool) -> None:
+    state = [settings.state_dir / name for name in ("broker", "checkpoint", "checkpoint-archive", "logs", "runs")]
     there = [path for path in state if path.exists()]
     names = []
     if settings.bootstrap_servers:
         check_broker(settings.bootstrap_servers)
         names = list(partitions_of(settings.bootstrap_servers, _own_topics(settings)))
+        _require_silence(settings, settings.bootstrap_servers, names, SystemClock())
     if not there and not names:
         typer.echo("nothing to clear")
         return
@@ -530,16 +545,44 @@ def reset(
     stays += [f"archive {settings.archive}"] if settings.archive else []
     if stays:
         typer.echo("stays, because it is not in the state directory: " + ", ".join(stays))
+        typer.echo("remove that too, or name others in the next run: it goes with what is cleared")
     if not yes and not typer.confirm("Go on?"):
         raise typer.Exit(1)
     if settings.bootstrap_servers:
         delete_topics(settings, settings.bootstrap_servers)
     for path in there:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        # out of the way at once: whoever starts here meanwhile begins with a folder of its own
+        gone = path.rename(path.with_name(f"{path.name}.cleared-{os.getpid()}"))
+        shutil.rmtree(gone)
     typer.echo("cleared")
+
+
+def _require_silence(settings: Settings, bootstrap: str, there: list[str], clock: Clock) -> None:
+    """Refuse to take topics from under a pipeline that runs from anywhere: whatever sends or counts says so once a second.
+
+    Raises:
+        EnvironmentProblem: a generator or a Spark job was heard.
+    """
+    places = {"generator": settings.progress_topic, "job": settings.job_topic}
+    said = {key: _newest(settings, bootstrap, topic, key) for key, topic in places.items() if topic in there}
+    left = {key: record for key, record in said.items() if record.get("state", "stopped") != "stopped"}
+    if left:
+        typer.echo(f"listening for {_SILENT_S:g} s whether a pipeline still uses these topics")
+    until_ms = clock.now_ms() + round(_SILENT_S * 1000)
+    while left and clock.now_ms() < until_ms:
+        clock.wait(threading.Event(), _LISTEN_EVERY_S)
+        for key, before in left.items():
+            now = _newest(settings, bootstrap, places[key], key)
+            if now.get("updated_ms") != before.get("updated_ms"):
+                who = (
+                    f"generator of run {now.get('run')}"
+                    if key == "generator"
+                    else f"Spark job {now.get('application')}"
+                )
+                raise EnvironmentProblem(
+                    problem=f"the {who} uses these topics: it has just reported",
+                    fix="Stop it first (ray-pipeline status shows it), or name other topics",
+                )
 
 
 def _own_topics(settings: Settings) -> list[str]:

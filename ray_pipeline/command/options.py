@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -9,9 +10,10 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+from rich.markup import escape
 
 from ray_pipeline.config import ENVIRONMENT_PREFIX, FAULT_FIELDS, Settings, flag_of, load_settings
 from ray_pipeline.errors import RayPipelineError
@@ -138,6 +140,7 @@ SERVING = (
     "sliding_s",
     "slide_s",
     "top_n",
+    "partitions",
     "movies",
     "catalog",
     "model",
@@ -157,7 +160,8 @@ def with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., N
     fields = dict.fromkeys(names)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        parameters = inspect.signature(command, eval_str=True).parameters.values()
+        own = [_as_written(p) for p in parameters if p.name != "settings"]
         config = Annotated[Path | None, typer.Option("--config", help="settings file, TOML")]
         file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config)
         options = [_option(name) for name in fields]
@@ -224,8 +228,6 @@ def configure_logging(settings: Settings) -> None:
 def _option(name: str) -> inspect.Parameter:
     knob = knob_of(name)
     meaning = knob.help
-    if knob.default is not None and knob.default != ():
-        meaning += f"  [default: {knob.default}]"
     flag = flag_of(name)
     annotation: Any = str | None
     names = (flag,)
@@ -233,15 +235,31 @@ def _option(name: str) -> inspect.Parameter:
         annotation, names = bool | None, (f"{flag}/--no-{flag[2:]}",)
     if knob.kind == "texts":
         annotation, meaning = list[str] | None, f"{meaning}; may be given several times"
+    if knob.default not in (None, (), ""):
+        meaning += f"  [default: {_default(knob)}]"
     info = typer.Option(
         *names,
-        help=meaning,
+        help=escape(meaning),
         metavar=_metavar(knob),
         show_default=False,
         show_envvar=False,
         rich_help_panel=f"Settings (also {ENVIRONMENT_PREFIX}NAME, or a file)",
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, info])
+
+
+def _default(knob: Knob) -> str:
+    if knob.kind == "flag":
+        return f"{'' if knob.default else 'no-'}{knob.name}"
+    return f"{knob.default} {knob.unit}".rstrip()
+
+
+def _as_written(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A command's own parameter whose help is shown as it stands: Rich would read ``[default: all]`` as markup, and swallow it."""
+    kind, info = get_args(parameter.annotation)
+    info = copy.copy(info)
+    info.help = escape(info.help or "")
+    return parameter.replace(annotation=Annotated[kind, info])
 
 
 def _metavar(knob: Knob) -> str | None:

@@ -14,16 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 
 from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, SINK, VERIFIER, with_settings
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import ConfigurationError, StageFailedError
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.read import follow
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
-from ray_pipeline.kafka.topics import ensure_topics
+from ray_pipeline.kafka.topics import ensure_topics, partitions_of
 from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status, Summary
 from ray_pipeline.sinks.writing import write_ratings
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
@@ -84,12 +85,14 @@ def run(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
     Without --duration or --ratings until Ctrl-C. A second run on the same state directory goes on where the first stopped.
     With another --sink than kafka: write the same ratings to a file or a pipe, and nothing else.
     """
+    _require_folder(summary_json)
     _run(settings, ALL_STAGES, summary_json)
 
 
 @with_settings(*BROKER, *GENERATOR, *SINK)
 def generate(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
     """Run the generator alone, against any broker; or, with another --sink, into a file or a pipe."""
+    _require_folder(summary_json)
     _run(_with_broker(settings) if settings.sink == "kafka" else settings, ("generate",), summary_json)
 
 
@@ -99,7 +102,7 @@ def process(
     console: Annotated[bool, typer.Option("--console", help="print each window when it changes")] = False,
 ) -> None:
     """Run the Spark job alone, against any broker, until Ctrl-C."""
-    settings = _with_broker(settings)
+    settings = _joining(settings)
     _run(settings, ("process",), None, _print_windows if console else None)
 
 
@@ -109,7 +112,7 @@ def serve(settings: Settings) -> None:
     from ray_pipeline import doctor
     from ray_pipeline.serving.server import ServingStage
 
-    settings = _with_broker(settings)
+    settings = _joining(settings)
     if settings.control_token is None:
         settings = settings.model_copy(update={"control_token": secrets.token_urlsafe(16)})
     assert settings.bootstrap_servers is not None
@@ -134,7 +137,7 @@ def verify(settings: Settings) -> None:
     """Run oracle and scoreboard alone, against any broker, until Ctrl-C: what every window must hold, how learners do."""
     from ray_pipeline.verification.stage import VerificationStage
 
-    settings = _with_broker(settings)
+    settings = _joining(settings)
     assert settings.bootstrap_servers is not None
     stop = StopSignal()
     stop.install()
@@ -181,19 +184,46 @@ def broker(settings: Settings) -> None:
 # -- inside
 
 
+def _require_folder(summary_json: Path | None) -> None:
+    """Refuse a summary that could not be written, before there is one.
+
+    Raises:
+        ConfigurationError: its folder does not exist, or it is a folder itself.
+    """
+    if summary_json is None:
+        return
+    if not summary_json.absolute().parent.is_dir():
+        raise ConfigurationError(
+            problem=f"the folder {summary_json.absolute().parent} of the summary does not exist",
+            fix="Make it, or name another file with --summary-json",
+        )
+    if summary_json.is_dir():
+        raise ConfigurationError(problem=f"{summary_json} is a folder", fix="Name a file with --summary-json")
+
+
 def _with_broker(settings: Settings) -> Settings:
     """The settings, with the brokers of the state directory's run where none are named."""
-    if settings.bootstrap_servers is None:
-        other = active_run(settings.state_dir)
-        if other is None:
-            raise ConfigurationError(
-                problem="no broker: none is named, and none runs in the state directory",
-                fix="Give --bootstrap-servers, or start ray-pipeline broker with the same --state-dir",
-            )
-        settings = settings.model_copy(update={"bootstrap_servers": other.bootstrap})
+    if settings.bootstrap_servers is not None:
+        check_broker(settings.bootstrap_servers)
+        return settings
+    other = active_run(settings.state_dir)
+    if other is None:
+        raise ConfigurationError(
+            problem="no broker: none is named, and none runs in the state directory",
+            fix="Give --bootstrap-servers, or start ray-pipeline broker with the same --state-dir",
+        )
+    check_broker(other.bootstrap, starting=True)
+    return settings.model_copy(update={"bootstrap_servers": other.bootstrap})
+
+
+def _joining(settings: Settings) -> Settings:
+    """For a stage that follows a stream: with its brokers, and its number of partitions where nobody says another."""
+    settings = _with_broker(settings)
+    if "partitions" in settings.model_fields_set:
+        return settings
     assert settings.bootstrap_servers is not None
-    check_broker(settings.bootstrap_servers)
-    return settings
+    there = partitions_of(settings.bootstrap_servers, [settings.ratings_topic])
+    return settings.model_copy(update={"partitions": there.get(settings.ratings_topic, settings.partitions)})
 
 
 def _run(
@@ -208,7 +238,7 @@ def _run(
     faulthandler.enable()
     stop = StopSignal()
     stop.install()
-    pipeline = Pipeline(settings, stages=stages, on_event=say)
+    pipeline = Pipeline(settings, stages=stages, on_event=say, before_s=_process_age_s())
     summary: Summary | None = None
     try:
         try:
@@ -231,6 +261,16 @@ def _run(
             pipeline.stop(drain=False)
     if summary is not None and "generate" in stages:
         _report(summary.as_dict(), summary_json)
+
+
+def _process_age_s() -> float:
+    """Seconds since this process began."""
+    try:
+        said = Path("/proc/self/stat").read_text()  # psutil knows it to a second only
+    except OSError:
+        return time.time() - psutil.Process().create_time()
+    ticks = int(said.rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _write(settings: Settings, summary_json: Path | None) -> None:
@@ -303,8 +343,15 @@ def _print_windows(settings: Settings, bootstrap: str, stop: threading.Event) ->
 
 def _report(summary: dict[str, Any], file: Path | None, to_stderr: bool = False) -> None:
     _print_summary(summary, to_stderr)
-    if file is not None:
+    if file is None:
+        return
+    try:
         file.write_text(json.dumps(summary, indent=2) + "\n")
+    except OSError as error:
+        raise EnvironmentProblem(
+            problem=f"the summary cannot be written to {file} ({error.strerror})",
+            fix="It stands above; name another file with --summary-json",
+        ) from None
 
 
 def _print_summary(summary: dict[str, Any], to_stderr: bool) -> None:

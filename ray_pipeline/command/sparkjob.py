@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ray_pipeline import doctor
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings
-from ray_pipeline.state import active_run, broker_for_reading
+from ray_pipeline.state import active_run, active_runs, broker_for_reading
 
 __all__ = ["Ask", "ray_address", "runs", "spark_job"]
 
@@ -34,7 +34,7 @@ def spark_job(settings: Settings) -> Iterator[Ask]:
     if runs(settings):
         from ray_pipeline.cluster.directory import ask_job, joined_cluster
 
-        run = active_run(settings.state_dir)
+        run = active_run(settings.state_dir, "process")
         with joined_cluster(ray_address(settings)):
             yield functools.partial(ask_job, run.name if run is not None else None)
         return
@@ -52,13 +52,13 @@ def spark_job(settings: Settings) -> Iterator[Ask]:
 
 def runs(settings: Settings) -> bool:
     """Whether a pipeline runs whose Spark application is known."""
-    run = active_run(settings.state_dir)
-    return ray_address(settings) is not None and (run is None or "process" in run.stages)
+    job = active_run(settings.state_dir, "process")
+    return ray_address(settings) is not None and (job is not None or active_run(settings.state_dir) is None)
 
 
 def ray_address(settings: Settings) -> str | None:
-    """The Ray cluster of the settings, else that of the pipeline that runs in the state directory; None = none is known."""
+    """The Ray cluster of the settings, else that of what runs in the state directory, a Spark job first; None = none is known."""
     if settings.ray_address is not None:
         return settings.ray_address
-    run = active_run(settings.state_dir)
-    return run.ray_address if run is not None and run.ray_address else None
+    here = (active_run(settings.state_dir, "process"), *active_runs(settings.state_dir))
+    return next((run.ray_address for run in here if run is not None and run.ray_address), None)

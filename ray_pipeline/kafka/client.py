@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ from ray_pipeline.errors import BrokerUnavailableError
 __all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "watermark_offsets"]
 
 _log = logging.getLogger("ray_pipeline.kafka.librdkafka")
+
+_REFUSED_S = 1.5
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 _NO_LEADER_YET = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -105,16 +109,47 @@ def watermark_offsets(consumer: Consumer, topic: str, partition: int, timeout_s:
             return low, high
 
 
-def check_broker(bootstrap: str, timeout_s: float = 15.0) -> None:
+def check_broker(bootstrap: str, timeout_s: float = 15.0, *, starting: bool = False) -> None:
     """Make sure that a broker answers.
 
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        timeout_s: how long one may take, seconds.
+        starting: whether it may be on its way up, as one that a pipeline of this machine starts again. Otherwise nobody need be
+            waited for where this machine itself says, for 1.5 s, that nobody listens there.
+
     Raises:
-        BrokerUnavailableError: none does within ``timeout_s`` seconds.
+        BrokerUnavailableError: none does.
     """
+    deadline = time.monotonic() + _REFUSED_S
+    while not starting and _refused_here(bootstrap):
+        if time.monotonic() > deadline:
+            raise _no_answer(bootstrap, "connection refused")
+        time.sleep(0.1)
     try:
         make_admin(bootstrap).list_topics(timeout=timeout_s)
     except KafkaException as error:
-        raise BrokerUnavailableError(
-            problem=f"no Kafka broker answers at {bootstrap} ({error.args[0].str()})",
-            fix="Check --bootstrap-servers, or leave it out for an embedded broker",
-        ) from None
+        raise _no_answer(bootstrap, error.args[0].str()) from None
+
+
+def _no_answer(bootstrap: str, reason: str) -> BrokerUnavailableError:
+    return BrokerUnavailableError(
+        problem=f"no Kafka broker answers at {bootstrap} ({reason})",
+        fix="Check --bootstrap-servers, or leave it out for an embedded broker",
+    )
+
+
+def _refused_here(bootstrap: str) -> bool:
+    """Whether all brokers are of this machine's loopback address, and refuse a connection."""
+    for place in bootstrap.split(","):
+        host, _, port = place.strip().rpartition(":")
+        if host not in _LOOPBACK or not port.isdigit():
+            return False
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+        except ConnectionRefusedError:
+            continue
+        except OSError:
+            return False  # not clear: Kafka's client has the time to find out
+        return False
+    return True

@@ -177,7 +177,8 @@ def why(error: Any, uri: str) -> str:
     if "No space left on device" in text:
         return f"the disk of the archive {uri}, or of Spark's local files, is full. Free some space: nothing is skipped"
     if "Some data may have been lost" in text or "KAFKA_DATA_LOSS" in text:
-        return f"ratings that are not in the archive {uri} yet are gone from the topic. Clear with: ray-pipeline reset"
+        gone = f"ratings that are not in the archive {uri} yet are gone from the topic"
+        return f"{gone}. Clear checkpoint and topics with: ray-pipeline reset, and name another --archive"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     found = next((line for line in lines if "Error" in line or "Exception" in line), lines[0])
     return f"the archive {uri}: {found[:400]}"

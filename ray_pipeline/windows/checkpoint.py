@@ -13,6 +13,9 @@ from dataclasses import dataclass
 __all__ = ["BrokenFile", "find_broken", "state_problem"]
 
 _FOLDERS = ("offsets", "commits")
+_CLEAR = (
+    "Clear checkpoint and topics with: ray-pipeline reset, and remove a checkpoint outside the state directory yourself"
+)
 _READ_BY_SPARK = 2  # a start reads the newest file and the one before
 
 
@@ -35,12 +38,12 @@ class BrokenFile:
         """What to do, in one sentence."""
         folder, batch = self.name.split("/")
         if not self.newest:
-            return "Clear checkpoint and topics with: ray-pipeline reset"
+            return _CLEAR
         # a batch without its commit is worked out again, from the state of the batch before
         files = f"offsets/{batch} and commits/{batch} (if there)" if folder == "offsets" else f"commits/{batch}"
         return (
             f"Remove {files}, with the .crc files beside: batch {batch} is then worked out again and nothing is skipped. "
-            "Or clear checkpoint and topics with: ray-pipeline reset"
+            f"Or: {_CLEAR}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_pipeline.config import Settings
 
-__all__ = ["MARKER", "marker_for", "marker_of", "mismatch", "shuffle_partitions"]
+__all__ = ["MARKER", "marker_for", "marker_of", "mismatch", "shuffle_partitions", "way_to_clear"]
 
 MARKER = "ray-pipeline.json"
 
@@ -52,3 +52,13 @@ def mismatch(settings: Settings, text: str) -> str | None:
         ),
         None,
     )
+
+
+def way_to_clear(settings: Settings) -> str:
+    """How to be rid of the checkpoint of these settings: the end of a sentence on what to do."""
+    if settings.checkpoint is not None:
+        return f"remove {settings.checkpoint} (reset clears the state directory and topics alone)"
+    elsewhere = (
+        " (and --bootstrap-servers, unless the broker is that directory's own)" if settings.bootstrap_servers else ""
+    )
+    return f"clear checkpoint and topics with: ray-pipeline reset --state-dir {settings.state_dir}{elsewhere}"

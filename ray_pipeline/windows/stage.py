@@ -36,7 +36,7 @@ from ray_pipeline.windows.checkpoint import BrokenFile, find_broken, state_probl
 from ray_pipeline.windows.collector import Collector
 from ray_pipeline.windows.decoding import in_contract_form, with_values_of
 from ray_pipeline.windows.job import aggregate, parse, rejected
-from ray_pipeline.windows.marker import MARKER, marker_for, mismatch, shuffle_partitions
+from ray_pipeline.windows.marker import MARKER, marker_for, mismatch, shuffle_partitions, way_to_clear
 from ray_pipeline.windows.sink import BatchSink, to_groups
 from ray_pipeline.windows.spec import window_specs
 from ray_pipeline.windows.watchdog import ExecutorWatchdog
@@ -423,7 +423,7 @@ class WindowStage:
         if different is not None:
             raise StateMismatchError(
                 problem=f"the checkpoint {checkpoint} is of another configuration: {different}",
-                fix="Give the former value, another --checkpoint, or clear it with: ray-pipeline reset",
+                fix=f"Give the former value, another --checkpoint, or {way_to_clear(self._settings)}",
             )
 
     def _restore(self, spark: Any, checkpoint: str, sink: BatchSink) -> None:
@@ -499,7 +499,7 @@ def _why(exception: Any, settings: Settings) -> tuple[bool, str]:
     if "KAFKA_DATA_LOSS" in text or "failOnDataLoss" in text or "Some data may have been lost" in text:
         return True, (
             f"records of topic {settings.ratings_topic} that the checkpoint has not read yet are gone (topic deleted, "
-            "emptied or aged out). Clear checkpoint and topics with: ray-pipeline reset, or give another --checkpoint"
+            f"emptied or aged out). Give another --checkpoint, or {way_to_clear(settings)}"
         )
     if "No space left on device" in text:
         return False, (

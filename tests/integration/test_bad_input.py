@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ray_pipeline.errors import BrokerUnavailableError
+from ray_pipeline.kafka.client import check_broker
 from tests.conftest import clean_environment, command
 
 
@@ -36,6 +40,19 @@ def test_run_refuses(tmp_path: Path, arguments: list[str], code: int, named: str
     assert done.returncode == code, done.stdout + done.stderr
     assert named in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "state" / "broker").exists()  # it ended before anything was started
+
+
+def test_a_broker_of_this_machine_that_nobody_is_is_told_at_once_unless_it_is_starting() -> None:
+    def waited_s(**how: Any) -> float:
+        began = time.monotonic()
+        with pytest.raises(
+            BrokerUnavailableError, match=r"no Kafka broker answers at 127\.0\.0\.1:1 .*--bootstrap-servers"
+        ):
+            check_broker("127.0.0.1:1", **how)
+        return time.monotonic() - began
+
+    assert waited_s() < 5  # not the 15 s that a broker far away may take
+    assert waited_s(timeout_s=3.0, starting=True) > 2.9
 
 
 def test_java_missing_or_too_old(tmp_path: Path) -> None:

@@ -59,8 +59,10 @@ def test_a_bounded_run_delivers_exactly_what_was_asked_and_counts_it(state_dir: 
     assert (found["requested"], found["delivered"], found["counted"]) == (5000, 5000, 5000)
     assert (found["late_dropped"], found["rejected"]) == (0, 0)
     assert found["windows"] == 1 and 0 < found["first_window_s"] <= found["duration_s"]
-    assert {"broker", "ray", "spark", "generator", "serving", "backfill", "first window"} <= set(found["stages"])
-    assert not (state_dir / "run.json").exists()
+    assert {"imports", "broker", "ray", "spark", "generator", "serving", "backfill", "first window"} <= set(
+        found["stages"]
+    )
+    assert not list((state_dir / "runs").iterdir())
     assert "backfill: 3,000 ratings sent" in done.stdout
 
 
@@ -111,7 +113,7 @@ with Pipeline(state_dir=Path({str(state_dir)!r}), rate=150, ui=False, api_port=0
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=clean_environment()
     )
     try:
-        wait_for("the start", (state_dir / "run.json").is_file, 150)
+        wait_for("the start", (state_dir / "runs" / f"{running.pid}.json").is_file, 150)
         state = ("--state-dir", state_dir)
         jobs = json.loads(command("jobs", "list", "--json", *state).stdout)
         assert len(jobs) == 1 and jobs[0]["job"]["state"] == "running"
@@ -207,24 +209,18 @@ def test_a_reader_that_has_enough_ends_a_stream_without_end(tmp_path: Path) -> N
     assert "delivered" in done.stderr and "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
-def test_three_terminals_make_one_pipeline(starter: Callable[..., Running], tmp_path: Path) -> None:
-    flags = ("--tumbling", "5", "--sliding", "10", "--slide", "5")
-    kafka = starter("broker", state_dir=tmp_path / "shared")
+def test_four_terminals_and_one_state_directory_make_one_pipeline(
+    starter: Callable[..., Running], tmp_path: Path
+) -> None:
+    state, flags = ("--state-dir", tmp_path), ("--tumbling", "5", "--sliding", "10", "--slide", "5")
+    kafka = starter("broker", state_dir=tmp_path)
     bootstrap = str(kafka.info()["bootstrap"])
-    process = starter("process", "--console", "--bootstrap-servers", bootstrap, *flags)
-    serve = starter("serve", "--no-ui", "--api-port", "0", "--bootstrap-servers", bootstrap, *flags)
-    done = command(
-        "generate",
-        "--bootstrap-servers",
-        bootstrap,
-        "--rate",
-        "500",
-        "--ratings",
-        "3000",
-        "--state-dir",
-        tmp_path / "g",
-    )
+    done = command("generate", *("--rate", "500", "--ratings", "3000", "--partitions", "6", "--actors", "1"), *state)
     assert done.returncode == 0, done.stdout + done.stderr
+    # the generator has ended, the broker has not; and whoever follows has the six partitions
+    assert "Total: 3000" in command("topics", "count", "ratings", *state).stdout
+    process = starter("process", "--console", *flags, state_dir=tmp_path)
+    serve = starter("serve", "--no-ui", "--api-port", "0", *flags, state_dir=tmp_path)
     wait_for("the URL", lambda: "api: http://" in serve.text)
     job = wait_for(
         "all counted",
@@ -233,4 +229,10 @@ def test_three_terminals_make_one_pipeline(starter: Callable[..., Running], tmp_
     )
     assert job["late_dropped"] == 0
     wait_for("windows on the console", lambda: "window_start" in process.text and "tumbling_5s" in process.text)
+    for used_by in (f"process {kafka.process.pid} (broker)", f"process {process.process.pid} (process)"):
+        done = command("reset", "--yes", *state)
+        assert done.returncode == 3 and used_by in done.stderr
+    # nor does another state directory help: the Spark job reports on these topics
+    elsewhere = command("reset", "--yes", "--bootstrap-servers", bootstrap, "--state-dir", tmp_path / "elsewhere")
+    assert elsewhere.returncode == 3 and str(job["application"]) in elsewhere.stderr
     assert process.end() == 0 and serve.end() == 0 and kafka.end() == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_pipeline.chaos.plan import KINDS, Kind
+from ray_pipeline.state import RunInfo, remember_run
 from tests.conftest import command
 
 _LEFT_OUT = {Kind.STOP_BROKER, Kind.KILL_DRIVER}
@@ -35,16 +36,8 @@ def test_a_storm_leaves_no_gap_no_repeat_and_no_wrong_window(tmp_path: Path) -> 
 def test_a_storm_is_refused_where_it_would_not_be_at_home(tmp_path: Path) -> None:
     nobody = command("chaos", "--minutes", "1", "--state-dir", tmp_path)
     assert nobody.returncode == 2 and "--start" in nobody.stderr
-    (tmp_path / "run.json").write_text(_of_this_process("192.0.2.7:9092"))
+    remember_run(tmp_path, RunInfo.of_this_process("192.0.2.7:9092", stages=("generate",)))
     away = command("chaos", "--minutes", "1", "--state-dir", tmp_path)
     assert away.returncode == 2 and "192.0.2.7:9092" in away.stderr and "loopback" in away.stderr
     unknown = command("chaos", "--faults", "kill-nobody", "--state-dir", tmp_path)
     assert unknown.returncode == 2 and "kill-nobody" in unknown.stderr and "kill-broker" in unknown.stderr
-
-
-def _of_this_process(bootstrap: str) -> str:
-    from dataclasses import asdict
-
-    from ray_pipeline.state import RunInfo
-
-    return json.dumps(asdict(RunInfo.of_this_process(bootstrap, stages=("generate",))))

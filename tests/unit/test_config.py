@@ -31,6 +31,15 @@ def test_a_preset_beats_defaults_alone(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_settings(file, preset="quiet").factor_share == Settings.model_fields["factor_share"].default
 
 
+@pytest.mark.parametrize(
+    ("given", "actors"), [({}, 2), ({"partitions": "1"}, 1), ({"partitions": 8}, 2), ({"preset": "quiet"}, 1)]
+)
+def test_actors_that_nobody_names_are_no_more_than_partitions(given: dict[str, object], actors: int) -> None:
+    assert load_settings(**given).actors == actors
+    with pytest.raises(ConfigurationError, match="actors=2 is more than partitions=1"):
+        load_settings(partitions=1, actors=2)
+
+
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match=r"'loud' does not exist\. The presets are: .*movielens"):
         load_settings(preset="loud")

@@ -1,0 +1,120 @@
+"""What doctor says of a machine before a start; a start refuses what doctor calls a problem."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_pipeline import doctor
+from ray_pipeline.cluster import directory, runtime
+from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.doctor import Finding, examine
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
+from ray_pipeline.windows.marker import MARKER, marker_for
+from ray_pipeline.windows.stage import _why
+
+
+def found(settings: Settings, check: str) -> list[Finding]:
+    return [finding for finding in examine(settings) if finding.check == check]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_started(monkeypatch: pytest.MonkeyPatch, nothing_is_started: None) -> None:
+    """Looking for Java and its archives starts processes."""
+    monkeypatch.setattr(doctor, "export_java_or_fail", lambda: "version 17")
+    monkeypatch.setattr(doctor, "_jars", lambda: "")
+
+
+@pytest.mark.parametrize(
+    ("content", "level", "detail"),
+    [
+        (None, "problem", "No such file"),
+        ("<allocations><pool", "problem", "cannot be read"),
+        ('<allocations><pool name="streaming"/><pool name="mine"/></allocations>', "ok", "pools streaming, mine"),
+    ],
+)
+def test_a_scheduler_file_must_be_one(tmp_path: Path, content: str | None, level: str, detail: str) -> None:
+    file = tmp_path / "pools.xml"
+    if content is not None:
+        file.write_text(content)
+    settings = load_settings(fair_scheduler_file=file, state_dir=tmp_path / "state", api_port=0, ui_port=0)
+    (finding,) = found(settings, "scheduler")
+    assert finding.level == level and detail in finding.detail and str(file) in finding.detail
+    if level == "problem":
+        with pytest.raises(ConfigurationError, match=r"pools\.xml.*--fair-scheduler-file"):
+            doctor.require(settings, ("process",))
+
+
+def test_one_port_is_not_given_twice(tmp_path: Path) -> None:
+    settings = load_settings(api_port=18431, ui_port=18431, state_dir=tmp_path)
+    assert "problem" in {finding.level for finding in found(settings, "ports")}
+    with pytest.raises(EnvironmentProblem, match="18431 is given to both"):
+        doctor.require(settings, ("serve",))
+    for good in ({"ui_port": 0, "api_port": 0}, {"ui": False, "api_port": 0, "ui_port": 0}):
+        assert {f.level for f in found(load_settings(state_dir=tmp_path, **good), "ports")} == {"ok"}
+
+
+@pytest.mark.parametrize(("free", "level"), [(0.5, "problem"), (64.0, "ok")])
+def test_the_cpus_of_a_named_cluster_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, level: str
+) -> None:
+    joined: list[str] = []
+
+    @contextlib.contextmanager
+    def join(address: str) -> Iterator[None]:
+        joined.append(address)
+        yield
+
+    class Ray:
+        @staticmethod
+        def available_resources() -> dict[str, Any]:
+            return {"CPU": free}
+
+    monkeypatch.setattr(directory, "joined_cluster", join)
+    monkeypatch.setattr(doctor, "_require_listener", lambda _: None)
+    monkeypatch.setattr(runtime, "ray", Ray)
+    (finding,) = found(load_settings(ray_address="10.0.0.1:6379", state_dir=tmp_path), "cpus")
+    assert finding.level == level and joined == ["10.0.0.1:6379"]
+    assert "3.5 CPUs" in finding.detail
+    (finding,) = found(load_settings(ray_address="local", state_dir=tmp_path), "cpus")
+    assert "this machine" in finding.detail and len(joined) == 1  # a start makes that one: there is none to ask
+
+
+def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(doctor.socket, "create_connection", refuse)
+    (finding,) = found(load_settings(ray_address="10.0.0.1:6379", state_dir=tmp_path), "cpus")
+    assert finding.level == "problem" and "10.0.0.1:6379" in finding.detail and "--ray-address" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({}, "reset --state-dir {tmp}"),
+        ({"bootstrap_servers": "kafka:9092"}, "--bootstrap-servers"),
+        # reset leaves what is not in the state directory
+        ({"checkpoint": "file://{tmp}/mine"}, "remove file://{tmp}/mine"),
+    ],
+)
+def test_the_way_out_of_a_checkpoint_of_other_windows_leads_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], fix: str
+) -> None:
+    monkeypatch.setattr(doctor, "check_broker", lambda *_, **__: None)
+    monkeypatch.setattr(doctor, "partitions_of", lambda *_: {})
+    here = {name: value.replace("{tmp}", str(tmp_path)) for name, value in changes.items()}
+    settings = load_settings(state_dir=tmp_path, tumbling_s=30, **here)
+    folder = Path(settings.checkpoint_uri.removeprefix("file://"))
+    folder.mkdir()
+    (folder / MARKER).write_text(json.dumps(marker_for(load_settings())))
+    (finding,) = found(settings, "checkpoint")
+    assert finding.level == "problem" and "tumbling_s was 60, is 30" in finding.detail
+    assert fix.replace("{tmp}", str(tmp_path)) in finding.fix and "another --checkpoint" in finding.fix
+    fatal, reason = _why("[KAFKA_DATA_LOSS.ADDED] …", settings)
+    assert fatal and fix.replace("{tmp}", str(tmp_path)) in reason
