@@ -139,6 +139,7 @@ def test_the_reference_drops_by_the_watermark_of_the_batch_before() -> None:
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 50)), max_size=30), st.integers(0, 30))
 def test_the_ledger_counts_through_closes_and_a_restart(added: list[tuple[int, int]], restart_at: int) -> None:
     ledger, state, total, watermark = CountLedger(), {}, 0, 0
+    windows = set()
     for step, (end, count) in enumerate(added):
         if step == restart_at:
             fresh = CountLedger()
@@ -147,11 +148,14 @@ def test_the_ledger_counts_through_closes_and_a_restart(added: list[tuple[int, i
         end = max(end, watermark + 1)
         state[end] = state.get(end, 0) + count
         total += count
+        windows.add(end)
         ledger.set(end, state[end])
         watermark = max(watermark, end - 3)
         ledger.close(watermark)
         state = {e: n for e, n in state.items() if e > watermark}
         assert ledger.counted == total
+        record = ledger.as_record()
+        assert len(record["open"]) + record["closed_windows"] == len(windows)
 
 
 def test_a_batch_that_was_published_but_not_committed_is_not_counted_twice() -> None:
