@@ -772,6 +772,8 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
 
 
 def _complete(merged: Settings, given: Mapping[str, Any], file: Path | None) -> Settings:
-    """With what a model file brings, and with one of rate and plan."""
+    """With what a model file brings, and with one of rate and plan; as set count those that anybody has said."""
     chosen = {**_of_model(merged), **_rate_or_plan(merged, given, file)}
-    return Settings.model_validate({**merged.model_dump(), **chosen})
+    settings = Settings.model_validate({**merged.model_dump(), **chosen})
+    settings.model_fields_set.intersection_update({*merged.model_fields_set, *chosen})
+    return settings

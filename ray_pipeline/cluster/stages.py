@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import ray as _untyped_ray
@@ -47,8 +48,10 @@ class _ProcessingActor(Member):
     def stop(self) -> None:
         self._stage.stop()
 
-    def run_batch(self, archive: str | None = None) -> dict[str, Any]:
-        return self._stage.run_batch(archive)
+    def run_batch(
+        self, archive: str | None = None, asked: Mapping[str, Any] | None = None, catalogue: str | None = None
+    ) -> dict[str, Any]:
+        return self._stage.run_batch(archive, asked, catalogue)
 
     def start_history(self, order: ParquetOrder | int) -> None:
         self._stage.start_history(order)

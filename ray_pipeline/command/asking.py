@@ -19,7 +19,7 @@ from ray_pipeline import doctor
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.command.options import (
     BROKER,
-    EVENTS,
+    FORMAT,
     GENERATOR,
     JSON,
     PROCESSOR,
@@ -36,6 +36,7 @@ from ray_pipeline.kafka.control import send_command
 from ray_pipeline.kafka.read import count_records, newest_of_key, newest_since, read_compacted, tail
 from ray_pipeline.kafka.topics import delete_topics, partitions_of
 from ray_pipeline.metrics.verdicts import Verdicts, difference_text
+from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.rates.language import parse_plan
 from ray_pipeline.state import active_run, broker_for_reading
 from ray_pipeline.verification.scoring import score_all
@@ -67,6 +68,9 @@ topics = typer.Typer(no_args_is_help=True, help="Look into topics.")
 jobs = typer.Typer(no_args_is_help=True, help="Pipelines and Spark queries on a Ray cluster.")
 
 _CONTROL = (*BROKER, "control_topic", "progress_topic")
+_REPORTED = ("ratings_topic", "max_ahead_s", *FORMAT)
+"""What a batch report reads, and how."""
+_CATALOGUE = ("catalog", "model", "movies")
 _console = Console()
 
 
@@ -438,7 +442,7 @@ def _errors(score: dict[str, Any]) -> list[str]:
 # -- batch
 
 
-@with_settings(*BROKER, *EVENTS, "ray_address", "ratings_topic", "fair_scheduler_file", "archive")
+@with_settings(*BROKER, "ray_address", "archive", "preset", *_REPORTED, *_CATALOGUE)
 def batch(
     settings: Settings,
     as_json: JSON = False,
@@ -451,7 +455,8 @@ def batch(
 ) -> None:
     """Report on everything in the ratings topic, or in the archive: histogram, top movies by hour, genres.
 
-    While a pipeline runs, as a job in its Spark application, in the FAIR pool batch; else in a Spark of its own.
+    While a pipeline runs, as a job in its Spark application, in the FAIR pool batch, and on what that reads: other settings are
+    refused. Else in a Spark of its own.
     """
     if from_archive and settings.archive is None:
         raise ConfigurationError(problem="--from-archive needs to know which", fix="Name it with --archive URI")
@@ -474,8 +479,11 @@ def batch(
 
 
 def _report(settings: Settings, archive: str | None) -> dict[str, Any]:
+    given = settings.model_fields_set
+    asked = {name: getattr(settings, name) for name in ("bootstrap_servers", *_REPORTED) if name in given}
+    catalogue = load_catalogue(settings).digest if given.intersection(_CATALOGUE) else None
     with spark_job(settings) as ask:
-        report: dict[str, Any] = ask("run_batch", archive, timeout_s=_BATCH_S)
+        report: dict[str, Any] = ask("run_batch", archive, asked, catalogue, timeout_s=_BATCH_S)
     return report
 
 

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -252,10 +252,23 @@ class WindowStage:
         """State, reason, and the record of topic ``metrics.progress``; returns at once."""
         return {**(self._sink.totals() if self._sink is not None else {}), **self._job_record(), **self._restored}
 
-    def run_batch(self, archive: str | None = None) -> dict[str, Any]:
-        """The batch report over everything in the ratings topic, or an archive, in pool ``batch`` of this Spark application."""
-        from ray_pipeline.windows.batch import report
+    def run_batch(
+        self, archive: str | None = None, asked: Mapping[str, Any] | None = None, catalogue: str | None = None
+    ) -> dict[str, Any]:
+        """The batch report over everything in the ratings topic, or an archive, in pool ``batch`` of this Spark application.
 
+        Args:
+            archive: what to read in place of the topic, a Hadoop URI.
+            asked: settings by name that must be this stage's.
+            catalogue: digest of the catalogue that this stage must have; None = whichever it has.
+
+        Raises:
+            ConfigurationError: this stage's settings are others, or the archive has no ratings.
+            ProcessingError: Spark is not up yet.
+        """
+        from ray_pipeline.windows.batch import refuse_others, report
+
+        refuse_others(self._settings, self._bootstrap, asked or {}, catalogue)
         if self._owner is None:
             msg = "Spark is not up yet"
             raise ProcessingError(msg, "Try again in a moment")
