@@ -1,4 +1,4 @@
-"""Delivered rate over 10 s beside the target or the plan: the generator alone, exactly-once, two actors."""
+"""Delivered rate over 10 s, or 20 ratings, beside the target or the plan: the generator alone, exactly-once, two actors."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import BIN, embedded_broker
+from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.interface import Epoch
 from ray_pipeline.generator.plan import RatePlan
 from ray_pipeline.kafka.read import count_records, read_compacted
 
 PLAN = "ramp(0..5000, 20s) then sine(mean=5000, amplitude=4000, period=30s) + burst(20000 for 2s every 15s)"
 PLAN_SPANS = 6
-RATES = (10.0, 1_000.0, 10_000.0, 50_000.0, 100_000.0)
+RATES = (0.1, 1.0, 10.0, 1_000.0, 10_000.0, 50_000.0, 100_000.0)
 SETTLE_S, SPAN_S = 5.0, 10.0
+SPAN_RATINGS = 20
 
 
 def run() -> dict[str, Any]:
     rows, spans = [], []
     with embedded_broker() as bootstrap, tempfile.TemporaryDirectory() as folder:
         for rate in RATES:
-            with _generating(
-                bootstrap, folder, f"pacing-{rate:g}", SETTLE_S + SPAN_S + 5, "--rate", str(rate)
-            ) as topic:
-                (sent,) = _sample(bootstrap, topic, 1)
+            span_s = max(SPAN_S, SPAN_RATINGS / rate)
+            seconds = SETTLE_S + span_s + 5 + 10 / rate  # the smallest shard has one of ten
+            with _generating(bootstrap, folder, f"pacing-{rate:g}", seconds, "--rate", str(rate)) as topic:
+                sent = _sample(bootstrap, topic, span_s)
             rows.append({"target": rate, "delivered": round(sent, 2), "off_percent": round(100 * (sent / rate - 1), 2)})
             print(rows[-1], flush=True)
         seconds = SETTLE_S + SPAN_S * PLAN_SPANS + 5
@@ -71,16 +73,20 @@ def _sent(shards: list[dict[str, Any]]) -> tuple[float, int]:
     return max((r["committed_ms"] for r in shards), default=0) / 1000, sum(r["next_index"] for r in shards)
 
 
-def _sample(bootstrap: str, topic: str, count: int) -> Iterator[float]:
-    """Ratings a second over each of the next spans, from the shards' own progress records."""
-    while _sent(_progress(bootstrap, topic))[1] == 0:
+def _sample(bootstrap: str, topic: str, span_s: float) -> float:
+    """Ratings a second over the next span, from the shards' own progress records, each from one of its commits to another."""
+    partitions = load_settings().partitions
+    while sum(shard["next_index"] > 0 for shard in _progress(bootstrap, topic)) < partitions:
         time.sleep(0.2)
     time.sleep(SETTLE_S)
-    for _ in range(count):
-        first = _sent(_progress(bootstrap, topic))
-        time.sleep(SPAN_S)
-        last = _sent(_progress(bootstrap, topic))
-        yield (last[1] - first[1]) / (last[0] - first[0])
+    first = {shard["partition"]: shard for shard in _progress(bootstrap, topic)}
+    time.sleep(span_s)
+    rate = 0.0
+    for last in _progress(bootstrap, topic):
+        before = first[last["partition"]]
+        sent, took_ms = last["next_index"] - before["next_index"], last["committed_ms"] - before["committed_ms"]
+        rate += 1000 * sent / took_ms
+    return rate
 
 
 def _against_plan(bootstrap: str, topic: str) -> Iterator[tuple[float, float]]:

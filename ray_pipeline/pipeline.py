@@ -54,7 +54,7 @@ class Status:
         target_rate: ratings per second, 0 = paused.
         delivered_rate: ratings per second.
         delivered: ratings of this run.
-        windows: open and closed tumbling windows counted into, of this run's Spark job.
+        windows: tumbling windows that were open in this run, closed ones included.
         lag: ratings in Kafka that Spark has not read.
         behind_s: how long the most overdue rating has been due, seconds.
         event_reached_ms: event time up to which all was sent, epoch milliseconds; None before the start.
@@ -202,7 +202,7 @@ class Pipeline:
             on_status: is called with the status a few times a second.
 
         Returns:
-            Whether the run ended by itself.
+            Whether the run ended by itself, or was stopped by name; False = by ``stop``.
 
         Raises:
             RayPipelineError: a stage failed for good.
@@ -213,6 +213,9 @@ class Pipeline:
             if on_status is not None:
                 on_status(self.status())
             if self._generator is not None and self._generator.totals().finished:
+                return True
+            if self._stop_asked():
+                self._tell("stop was asked for")
                 return True
             stop.wait(_WATCH_S)
         return False
@@ -233,6 +236,10 @@ class Pipeline:
             finally:
                 self._end()
         return self._summary
+
+    def _stop_asked(self) -> bool:
+        actors = (self._processing, self._serving, self._verifying, self._generator and self._generator.fleet)
+        return any(one is not None and one.stop_asked for one in actors)
 
     # -- asked and told
 
@@ -324,7 +331,7 @@ class Pipeline:
             target_rate=float(generator.get("plan_rate", 0.0)),
             delivered_rate=self._rate.rate(now_ms),
             delivered=int(generator.get("delivered", 0)),
-            windows=len(job.get("ledger", {}).get("open", ())),
+            windows=self._windows(job),
             lag=int(job.get("lag", 0)),
             behind_s=float(generator.get("behind_s", 0.0)),
             event_reached_ms=generator.get("event_reached_ms"),
@@ -332,6 +339,10 @@ class Pipeline:
             verified=checked["verified"] + checked["late"] if checked else None,
             wrong=checked["wrong"] if checked else 0,
         )
+
+    def _windows(self, job: dict[str, Any]) -> int:
+        ledger, before = job.get("ledger"), (self._baseline or {}).get("closed_windows", 0)
+        return len(ledger["open"]) + int(ledger["closed_windows"]) - before if ledger else 0
 
     def check(self) -> None:
         """Raise what made a stage fail for good, if anything did; publish how the cluster is used."""
@@ -344,7 +355,7 @@ class Pipeline:
             self._rate.add(self._clock.now_ms(), self._generator.totals().delivered)
         if self._publisher is not None and time.monotonic() - self._published_s >= _PUBLISH_S:
             self._published_s = time.monotonic()
-            self._publisher.put(self.settings.progress_topic, "pipeline", self._pipeline_record())
+            self._publisher.put(self.settings.progress_topic, f"pipeline/{self._name}", self._pipeline_record())
 
     def _tell_of_failed_checks(self) -> None:
         """Once each: the stream goes on without them, and health says so."""
@@ -415,32 +426,34 @@ class Pipeline:
     def _start_stages(self) -> None:
         from ray_pipeline.cluster.files import SharedFiles
         from ray_pipeline.cluster.generation import GeneratorStage
+        from ray_pipeline.cluster.membership import Owner
         from ray_pipeline.cluster.stages import build_processing_actor, build_serving_actor, build_verification_actor
         from ray_pipeline.cluster.supervised import SupervisedActor
 
         settings, bootstrap = self.settings, self._bootstrap
         self._tell("Ray is up")
         files = SharedFiles.of(settings)
+        owner = Owner.of_this_process(self._name, self.stages, bootstrap, has_ray=self._ray.local)
         if "process" in self.stages:
             self._tell("starting Spark on Ray")
             self._processing = SupervisedActor(
-                "the Spark job", lambda: build_processing_actor(settings, bootstrap, self._name, files), self._tell
+                "the Spark job", lambda: build_processing_actor(settings, owner, files), self._tell
             )
             self._processing.start()
         if "serve" in self.stages:
             self._serving = SupervisedActor(
-                "the API server", lambda: build_serving_actor(settings, bootstrap, files), self._tell
+                "the API server", lambda: build_serving_actor(settings, owner, files), self._tell
             )
             self._serving.start()
         if "verify" in self.stages:
             self._verifying = SupervisedActor(
-                "the oracle", lambda: build_verification_actor(settings, bootstrap, files), self._tell
+                "the oracle", lambda: build_verification_actor(settings, owner, files), self._tell
             )
             self._verifying.start()
         if "generate" in self.stages:
             # half the watermark for shards to be apart, the other half for what a micro-batch reads of one and not of another
             leash_s = max(_LEAST_LEASH_S, settings.watermark_s / 2) if "process" in self.stages else None
-            self._generator = GeneratorStage(settings, bootstrap, files, on_event=self._tell, leash_s=leash_s)
+            self._generator = GeneratorStage(settings, owner, files, on_event=self._tell, leash_s=leash_s)
             self._timed("model", self._generator.start)
         waits = {
             "generator": lambda: self._generator and self._generator.wait_until_ready(_START_DEADLINE_S),
@@ -513,7 +526,8 @@ class Pipeline:
     def _note_first_window(self, job: dict[str, Any]) -> None:
         if self._baseline is None and "restored_counted" in job:
             self._baseline = {
-                name: int(job[f"restored_{name}"]) for name in ("batch", "counted", "late_dropped", "rejected")
+                name: int(job[f"restored_{name}"])
+                for name in ("batch", "counted", "late_dropped", "rejected", "closed_windows")
             }
         if self._first_window_s is None and self._baseline and int(job.get("counted", 0)) > self._baseline["counted"]:
             self._first_window_s = self._elapsed()
@@ -523,8 +537,6 @@ class Pipeline:
     def _pipeline_record(self) -> dict[str, Any]:
         from ray_pipeline.cluster.runtime import cluster_usage
 
-        job = self._processing.status if self._processing is not None else {}
-        actors = len(self._generator.fleet) if self._generator is not None else 0
         return {
             "name": self._name,
             "pid": os.getpid(),
@@ -536,8 +548,28 @@ class Pipeline:
                 s.name: s.restarts for s in (self._processing, self._serving, self._verifying) if s is not None
             }
             | ({"the broker": self._broker.restarts} if self._broker else {}),
-            **cluster_usage(self.settings, self.stages, int(job.get("executors", 0)), actors),
+            "cluster": cluster_usage(),
+            "holders": self._holders(),
         }
+
+    def _holders(self) -> list[dict[str, Any]]:
+        """Who of this pipeline holds what: as Ray set CPUs aside for each actor, and as each process, and Spark, says it."""
+        from ray_pipeline.cluster.membership import held_by_process, held_together
+
+        job = self._processing.status if self._processing is not None else {}
+        broker_pid = self._broker.broker.pid if self._broker is not None else None
+        stages = (("API and dashboard", self._serving), ("oracle", self._verifying))
+        held = {
+            "generator": self._generator.fleet.held() if self._generator is not None else [],
+            "Spark driver": [job.get("held")],
+            "Spark executors": [job.get("executors_hold")],
+            **{who: [stage.status.get("held")] for who, stage in stages if stage is not None},
+            "supervisor": [held_by_process(os.getpid())],
+            "Kafka broker": [held_by_process(broker_pid)] if broker_pid is not None else [],
+        }
+        return [
+            {"who": who, **held_together([one for one in those if one])} for who, those in held.items() if any(those)
+        ]
 
     # -- ending
 
@@ -625,6 +657,7 @@ class Pipeline:
         if self._generator is not None:
             self._generator.kill()
         if self._publisher is not None:
+            self._publisher.put(self.settings.progress_topic, f"pipeline/{self._name}", None)
             self._publisher.close(2.0)
             self._publisher = None
         if self._serving is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from spark_compat.usage import MEMORY_CONF
+
 __all__ = ["spark_conf"]
 
 
@@ -57,6 +59,7 @@ def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_parti
         "spark.driver.extraJavaOptions": _QUICK_START,
         "spark.ray.raydp_app_master.extraJavaOptions": _QUICK_START,
         "spark.executor.extraJavaOptions": _EXECUTOR,
+        **MEMORY_CONF,
         # RayDP's master takes no CPU: it only hands out executors
         "spark.ray.raydp_spark_master.actor.resource.CPU": "0",
     }

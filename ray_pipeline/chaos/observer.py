@@ -148,7 +148,7 @@ class Observer:
 
     def _keep(self, key: str, value: dict[str, Any]) -> None:
         with self._lock:
-            self._records[key] = value
+            self._records["pipeline" if key.startswith("pipeline/") else key] = value
             if key.startswith("shard/"):
                 self._commits[int(value["partition"])].append(int(value["committed_ms"]))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +15,17 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util import list_named_actors
 
+from ray_pipeline.cluster.membership import Owner, place_of
 from ray_pipeline.cluster.runtime import NAMESPACE
-from ray_pipeline.cluster.stages import PROCESSING_ACTOR
-from ray_pipeline.errors import EnvironmentProblem, RayPipelineError, StageFailedError
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StageFailedError
 
-__all__ = ["ask_job", "joined_cluster", "processing_jobs"]
+__all__ = ["ask_job", "joined_cluster", "pipelines", "stop_pipeline"]
 
-_ANSWER_S = 30.0
+_log = logging.getLogger(__name__)
+
+_ANSWER_S = 10.0
+_LOOK_S = 0.5
+_LAST_S = 30.0
 
 
 @contextlib.contextmanager
@@ -50,22 +57,114 @@ def joined_cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def processing_jobs() -> list[dict[str, Any]]:
-    """The pipelines with a Spark job: name, brokers, control topic, and the job's record."""
-    rows = []
-    for name in _names():
-        try:
-            rows.append({"name": name, **ray.get(_actor(name).describe.remote(), timeout=_ANSWER_S)})
-        except (RayError, GetTimeoutError, ValueError) as error:
-            rows.append(
-                {
-                    "name": name,
-                    "bootstrap_servers": "",
-                    "control_topic": "",
-                    "job": {"state": "no answer", "reason": type(error).__name__},
-                }
+def pipelines() -> list[dict[str, Any]]:
+    """The pipelines on the cluster that was joined, whichever stages they run.
+
+    Returns:
+        Of each ``name``, ``stages``, ``bootstrap_servers``, ``node`` and ``pid`` of the process that drives it, ``generator``
+        (``state``, ``actors``) and ``job`` (the record of its Spark job); the last two are empty where it has none. Where no actor
+        answers, ``stages`` are those that have an actor.
+    """
+    return [_row(name, actors) for name, actors in sorted(_actors().items())]
+
+
+def _row(name: str, actors: list[tuple[str, Any]]) -> dict[str, Any]:
+    said = _ask(actors, "describe")
+    generators = sum(stage == "generate" for stage, _ in actors)
+    row: dict[str, Any] = {
+        "name": name,
+        "stages": sorted({stage for stage, _ in actors}),
+        "bootstrap_servers": "",
+        "node": "",
+        "pid": None,
+        "generator": {"state": "no answer", "actors": generators} if generators else {},
+        "job": {"state": "no answer"} if any(stage == "process" for stage, _ in actors) else {},
+    }
+    for stage, found in said:
+        row |= {
+            "stages": list(found["stages"]),
+            "bootstrap_servers": found["bootstrap"],
+            "node": found["node"],
+            "pid": found["pid"],
+        }
+        if stage == "generate":
+            row["generator"] |= found["generator"]
+        elif stage == "process":
+            row["job"] = found["job"]
+    return row
+
+
+def stop_pipeline(name: str, deadline_s: float) -> None:
+    """Have the process that drives a pipeline end it in order, and wait until it has ended.
+
+    Leaves the cluster that was joined where that ends with the pipeline.
+
+    Args:
+        name: the pipeline's name, as :func:`pipelines` has it.
+        deadline_s: longest time, seconds.
+
+    Raises:
+        ConfigurationError: there is no such pipeline on the cluster.
+        StageFailedError: none of its actors answers, or it has not ended in time.
+    """
+    actors = _actors().get(name)
+    if not actors:
+        raise ConfigurationError(problem=f"no pipeline {name!r} runs on this cluster", fix="See ray-pipeline jobs list")
+    owners = [found for _, found in _ask(actors, "describe")]
+    if not owners or not _ask(actors, "ask_to_stop"):
+        raise StageFailedError(problem=f"no actor of the pipeline {name} answers", fix="Try again in a moment")
+    owner = Owner(**{field: owners[0][field] for field in Owner.__slots__})
+    context = ray.get_runtime_context()
+    here, address = owner.node == context.get_node_id(), context.gcs_address
+    if owner.has_ray:
+        ray.shutdown()
+    deadline = time.monotonic() + deadline_s
+    while _listens(address) if owner.has_ray else name in _actors():
+        if time.monotonic() > deadline:
+            raise StageFailedError(
+                problem=f"the pipeline {name} was told to stop, and has not ended within {deadline_s:.0f} s",
+                fix=f"It may be working off what was sent: wait longer, or end process {owner.pid}",
             )
-    return rows
+        time.sleep(_LOOK_S)
+    # its broker ends after its actors; a process that has more to do than the pipeline lives on
+    until = min(deadline, time.monotonic() + _LAST_S)
+    while here and owner.alive and time.monotonic() < until:
+        time.sleep(_LOOK_S)
+
+
+def _listens(address: str) -> bool:
+    """Whether a Ray cluster's head is there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _LOOK_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _ask(actors: list[tuple[str, Any]], method: str) -> list[tuple[str, Any]]:
+    """What those actors say that answer in time, each with its stage."""
+    asked = {getattr(handle, method).remote(): stage for stage, handle in actors}
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+    said = []
+    for reference in ready:
+        try:
+            said.append((asked[reference], ray.get(reference)))
+        except RayError as error:
+            _log.info("an actor of stage %s does not answer: %s", asked[reference], error)
+    return said
+
+
+def _actors() -> dict[str, list[tuple[str, Any]]]:
+    """The actors of each pipeline, each with its stage."""
+    found = defaultdict(list)
+    for actor in list_named_actors(all_namespaces=True):
+        place = place_of(str(actor["name"]))
+        if place is None:
+            continue
+        with contextlib.suppress(ValueError):  # it has ended since
+            found[place[0]].append((place[1], ray.get_actor(actor["name"], namespace=actor["namespace"])))
+    return dict(found)
 
 
 def ask_job(name: str | None, method: str, *args: Any, timeout_s: float) -> Any:
@@ -82,15 +181,15 @@ def ask_job(name: str | None, method: str, *args: Any, timeout_s: float) -> Any:
         StageFailedError: it does not answer.
         RayPipelineError: what the method raised.
     """
-    names = _names()
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name not in names:
+    jobs = {known: handle for known, actors in _actors().items() for stage, handle in actors if stage == "process"}
+    if name is None and len(jobs) == 1:
+        name = next(iter(jobs))
+    if name not in jobs:
         raise EnvironmentProblem(
             problem=f"no running Spark job {name or ''} was found on this cluster", fix="See ray-pipeline jobs list"
         )
     try:
-        return ray.get(getattr(_actor(name), method).remote(*args), timeout=timeout_s)
+        return ray.get(getattr(jobs[name], method).remote(*args), timeout=timeout_s)
     except RayTaskError as error:
         if isinstance(error.cause, RayPipelineError):
             raise error.cause from error
@@ -99,13 +198,3 @@ def ask_job(name: str | None, method: str, *args: Any, timeout_s: float) -> Any:
         raise StageFailedError(
             problem=f"the Spark job does not answer ({type(error).__name__})", fix="Try again"
         ) from error
-
-
-def _names() -> list[str]:
-    prefix = f"{PROCESSING_ACTOR}-"
-    found = [str(actor["name"]) for actor in list_named_actors(all_namespaces=True)]
-    return sorted(name.removeprefix(prefix) for name in found if name.startswith(prefix))
-
-
-def _actor(name: str) -> Any:
-    return ray.get_actor(f"{PROCESSING_ACTOR}-{name}", namespace=NAMESPACE)

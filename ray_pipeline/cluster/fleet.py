@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 
 from ray_pipeline.clock import Clock
 from ray_pipeline.cluster.files import SharedFiles
+from ray_pipeline.cluster.membership import Member, Owner
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.factory import fallback, open_delivery
 from ray_pipeline.errors import StageFailedError
@@ -32,19 +33,25 @@ _HANGS_MS = 60_000
 _LOST_MS = 120_000
 
 
-class _WorkerActor:
+class _WorkerActor(Member):
     """The remote end: a plain worker, built in the actor's own process."""
 
-    def __init__(self, settings: Settings, bootstrap: str, held: list[Any], files: SharedFiles) -> None:
+    def __init__(self, settings: Settings, owner: Owner, held: list[Any], files: SharedFiles) -> None:
+        super().__init__(owner)
         movies: Movies = ray.get(held[0])  # one copy a node, read in place
         settings = files.at_hand(settings)
         self._worker = GeneratorWorker(
-            settings, movies, lambda p: open_delivery(settings, bootstrap, p), note=fallback(settings) or ""
+            settings, movies, lambda p: open_delivery(settings, owner.bootstrap, p), note=fallback(settings) or ""
         )
         self._node = str(ray.get_runtime_context().get_node_id())
+        self._state = "starting"
 
-    def exchange(self, orders: Orders) -> tuple[str, WorkerReport]:
-        return self._node, self._worker.exchange(orders)
+    def exchange(self, orders: Orders, state: str) -> tuple[str, WorkerReport, dict[str, Any]]:
+        self._state = state
+        return self._node, self._worker.exchange(orders), self.standing()
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "generator": {"state": self._state}}
 
 
 @dataclass
@@ -57,6 +64,7 @@ class _Actor:
     pending: Any = None
     report: WorkerReport | None = None
     node: str = ""
+    held: dict[str, Any] | None = None
     restarts: int = 0
     alive: bool = True
     replaced: bool = False
@@ -70,7 +78,7 @@ class Fleet:
 
     Args:
         settings: all settings.
-        bootstrap: brokers, HOST:PORT.
+        owner: the pipeline that the actors belong to, with its brokers.
         movies: reference to all movies in Ray's object store.
         files: what the settings name, for the actors.
         placement: which actor has which partition.
@@ -81,7 +89,7 @@ class Fleet:
     def __init__(
         self,
         settings: Settings,
-        bootstrap: str,
+        owner: Owner,
         movies: Any,
         files: SharedFiles,
         placement: Placement,
@@ -89,12 +97,14 @@ class Fleet:
         note: Callable[[str], None],
     ) -> None:
         self._settings = settings
-        self._bootstrap = bootstrap
+        self._owner = owner
         self._movies = movies
         self._files = files
         self._placement = placement
         self._clock = clock
         self._note = note
+        self.stop_asked = False
+        """Whether an actor was asked to have the pipeline stop."""
         self._noted: set[str] = set()
         self._actors: list[_Actor] = []
         self._started = 0
@@ -118,13 +128,13 @@ class Fleet:
         remote = ray.remote(num_cpus=ACTOR_CPUS, max_restarts=-1, max_task_retries=0)(_WorkerActor)
         while len(self._actors) < actors:
             number = len(self._actors)
-            name = f"ray-pipeline-generator-{number}-{self._clock.now_ms()}-{self._started}"
+            name = self._owner.actor_name("generate", f"{number}-{self._clock.now_ms()}-{self._started}")
             self._started += 1
             handle = remote.options(name=name, scheduling_strategy="SPREAD").remote(
                 # in a list: a bare reference among the arguments makes Ray warn that a restart may not find it, but the
                 # driver holds it as long as the actor may be started anew
                 self._settings,
-                self._bootstrap,
+                self._owner,
                 [self._movies],
                 self._files,
             )
@@ -135,13 +145,16 @@ class Fleet:
         while len(self._actors) > actors:
             ray.kill(self._actors.pop().handle)
 
-    def exchange(self, news: dict[int, Assignment], stop: bool, leash_ms: int | None = None) -> list[ShardReport]:
+    def exchange(
+        self, news: dict[int, Assignment], stop: bool, leash_ms: int | None = None, state: str = ""
+    ) -> list[ShardReport]:
         """Tell every actor what is wanted, and hear how its shards stand; waits a moment for the answers.
 
         Args:
             news: what is new for shards, by partition.
             stop: have all shards commit and end.
             leash_ms: nothing is sent that is due after this event time; None = as the event clock says.
+            state: how the generator stands, for whoever asks an actor.
 
         Returns:
             What was heard of each shard from the actor that has it.
@@ -152,7 +165,7 @@ class Fleet:
         for actor in self._actors:
             if actor.pending is None:
                 shards = {p: news.get(p) for p in self._placement.of(actor.number)}
-                actor.pending = actor.handle.exchange.remote(Orders(shards, stop, leash_ms))
+                actor.pending = actor.handle.exchange.remote(Orders(shards, stop, leash_ms), state)
         pending = [actor.pending for actor in self._actors]
         ready, _ = ray.wait(pending, num_returns=len(pending), timeout=_ANSWER_S)
         reports: list[ShardReport] = []
@@ -180,12 +193,16 @@ class Fleet:
             for actor in list(self._actors)
         ]
 
+    def held(self) -> list[dict[str, Any]]:
+        """What each actor that is alive said that it holds."""
+        return [actor.held for actor in list(self._actors) if actor.alive and actor.held is not None]
+
     # -- inside
 
     def _hear(self, actor: _Actor) -> list[ShardReport]:
         reference, actor.pending = actor.pending, None
         try:
-            node, report = ray.get(reference)
+            node, report, standing = ray.get(reference)
         except RayActorError as error:
             self._note_death(actor, error)
             return []
@@ -198,7 +215,8 @@ class Fleet:
         if before is not None and before.incarnation == report.incarnation:
             self._note_failures(before, report)
         actor.node, actor.report, actor.heard_ms = node, report, self._clock.now_ms()
-        actor.alive, actor.replaced = True, False
+        actor.alive, actor.replaced, actor.held = True, False, standing["held"]
+        self.stop_asked = self.stop_asked or standing["stop_asked"]
         if report.note and report.note not in self._noted:  # what all say is told once
             self._noted.add(report.note)
             self._note(report.note)

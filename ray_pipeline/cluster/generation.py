@@ -19,6 +19,7 @@ from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.cluster.fleet import ACTOR_CPUS, Fleet
 from ray_pipeline.cluster.lending import Lending
+from ray_pipeline.cluster.membership import Owner
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StageFailedError
 from ray_pipeline.generator.coordination import Coordinator, Totals
@@ -76,7 +77,7 @@ class GeneratorStage:
 
     Args:
         settings: all settings.
-        bootstrap: brokers, HOST:PORT.
+        owner: the pipeline that this is the generator of, with its brokers.
         files: what the settings name, for the actors.
         clock: tells the time.
         on_event: is called with a line when something noteworthy happens.
@@ -86,14 +87,15 @@ class GeneratorStage:
     def __init__(
         self,
         settings: Settings,
-        bootstrap: str,
+        owner: Owner,
         files: SharedFiles,
         clock: Clock | None = None,
         on_event: Callable[[str], None] | None = None,
         leash_s: float | None = None,
     ) -> None:
         self._settings = settings
-        self._bootstrap = bootstrap
+        self._owner = owner
+        self._bootstrap = owner.bootstrap
         self._files = files
         self._leash_s = leash_s
         self._clock = clock or SystemClock()
@@ -137,7 +139,7 @@ class GeneratorStage:
         )
         self._catalogue_digest = catalogue.digest
         movies = build_shared_movies(settings, catalogue)
-        self._fleet = Fleet(settings, self._bootstrap, movies, self._files, self._placement, self._clock, self._note)
+        self._fleet = Fleet(settings, self._owner, movies, self._files, self._placement, self._clock, self._note)
         self._fleet.grow(settings.actors)
         self._thread.start()
 
@@ -363,7 +365,9 @@ class GeneratorStage:
     def _exchange(self) -> None:
         """Tell the actors what is wanted and hear them; once more at once when that leaves something to tell."""
         news = self._news()
-        reports = self.fleet.exchange(news, self._stopping, self.coordinator.leash_ms(self._clock.now_ms()))
+        reports = self.fleet.exchange(
+            news, self._stopping, self.coordinator.leash_ms(self._clock.now_ms()), self._state
+        )
         with self._lock:
             coordinator = self.coordinator
             coordinator.observe(reports)

@@ -68,27 +68,16 @@ def cpu_budget(settings: Settings, stages: tuple[str, ...] = ("generate", "proce
     )
 
 
-def cluster_usage(settings: Settings, stages: tuple[str, ...], executors: int, actors: int) -> dict[str, Any]:
-    """CPUs and memory of the cluster, and who of this pipeline holds how many CPUs."""
+def cluster_usage() -> dict[str, Any]:
+    """Nodes, CPUs and memory of the cluster, and what of it is free."""
     total, free = ray.cluster_resources(), ray.available_resources()
-    budget = cpu_budget(settings, stages)
-    holders = [
-        ("generator", actors * ACTOR_CPUS, actors),
-        ("Spark driver", budget.spark_driver, 1),
-        ("Spark executors", float(executors * settings.executor_cores), executors),
-        ("API and dashboard", budget.serving, 1),
-        ("oracle", budget.verify, 1),
-    ]
     return {
-        "cluster": {
-            "nodes": sum(1 for node in ray.nodes() if node["Alive"]),
-            "cpus": total.get("CPU", 0.0),
-            "cpus_free": free.get("CPU", 0.0),
-            "memory_bytes": int(total.get("memory", 0)),
-            "memory_free_bytes": int(free.get("memory", 0)),
-            "object_store_bytes": int(total.get("object_store_memory", 0)),
-        },
-        "holders": [{"who": who, "cpus": cpus, "processes": count} for who, cpus, count in holders if cpus],
+        "nodes": sum(1 for node in ray.nodes() if node["Alive"]),
+        "cpus": total.get("CPU", 0.0),
+        "cpus_free": free.get("CPU", 0.0),
+        "memory_bytes": int(total.get("memory", 0)),
+        "memory_free_bytes": int(free.get("memory", 0)),
+        "object_store_bytes": int(total.get("object_store_memory", 0)),
     }
 
 

@@ -5,46 +5,42 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import ray as _untyped_ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_pipeline.cluster.files import SharedFiles
+from ray_pipeline.cluster.membership import Member, Owner
 from ray_pipeline.cluster.runtime import SERVING_CPUS, SPARK_DRIVER_CPUS, VERIFY_CPUS
 from ray_pipeline.config import Settings
 from ray_pipeline.history.parquet import ParquetOrder
 
 ray: Any = _untyped_ray  # its types know fewer options than it does
 
-__all__ = ["PROCESSING_ACTOR", "build_processing_actor", "build_serving_actor", "build_verification_actor"]
-
-PROCESSING_ACTOR = "ray-pipeline-processing"
-"""Prefix of the name of the actor that holds the Spark driver; the run's state directory follows as a digest."""
+__all__ = ["build_processing_actor", "build_serving_actor", "build_verification_actor"]
 
 
-class _ProcessingActor:
+class _ProcessingActor(Member):
     """Holds the Spark driver in a process of its own."""
 
-    def __init__(self, settings: Settings, bootstrap: str, files: SharedFiles) -> None:
+    starts_processes = True  # the driver's JVM
+
+    def __init__(self, settings: Settings, owner: Owner, files: SharedFiles) -> None:
         from ray_pipeline.windows.stage import WindowStage
 
-        self._stage = WindowStage(files.at_hand(settings), bootstrap)
-        self._settings = settings
-        self._bootstrap = bootstrap
+        super().__init__(owner)
+        self._stage = WindowStage(files.at_hand(settings), owner.bootstrap)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "bootstrap_servers": self._bootstrap,
-            "control_topic": self._settings.control_topic,
-            "job": self._stage.status(),
-        }
+        return {**super().describe(), "job": self._stage.status()}
 
     def start(self) -> None:
         self._stage.start()
 
     def status(self) -> dict[str, Any]:
-        return {**self._stage.status(), "pid": os.getpid()}
+        return {**self._stage.status(), **self.standing(), "pid": os.getpid()}
 
     def drain(self, deadline_s: float) -> bool:
         return self._stage.drain(deadline_s)
@@ -52,8 +48,10 @@ class _ProcessingActor:
     def stop(self) -> None:
         self._stage.stop()
 
-    def run_batch(self, archive: str | None = None) -> dict[str, Any]:
-        return self._stage.run_batch(archive)
+    def run_batch(
+        self, archive: str | None = None, asked: Mapping[str, Any] | None = None, catalogue: str | None = None
+    ) -> dict[str, Any]:
+        return self._stage.run_batch(archive, asked, catalogue)
 
     def start_history(self, order: ParquetOrder | int) -> None:
         self._stage.start_history(order)
@@ -65,19 +63,20 @@ class _ProcessingActor:
         self._stage.cancel_history()
 
 
-class _ServingActor:
+class _ServingActor(Member):
     """Holds the store, the HTTP API and the dashboard."""
 
-    def __init__(self, settings: Settings, bootstrap: str, files: SharedFiles) -> None:
+    def __init__(self, settings: Settings, owner: Owner, files: SharedFiles) -> None:
         from ray_pipeline.serving.server import ServingStage
 
-        self._stage = ServingStage(files.at_hand(settings), bootstrap)
+        super().__init__(owner)
+        self._stage = ServingStage(files.at_hand(settings), owner.bootstrap)
 
     def start(self) -> None:
         self._stage.start()
 
     def status(self) -> dict[str, Any]:
-        return {**self._stage.status(), "urls": self._stage.urls(), "pid": os.getpid()}
+        return {**self._stage.status(), **self.standing(), "urls": self._stage.urls(), "pid": os.getpid()}
 
     def snapshot(self) -> dict[str, Any]:
         return self._stage.summary()
@@ -86,34 +85,35 @@ class _ServingActor:
         self._stage.stop(deadline_s)
 
 
-class _VerificationActor:
+class _VerificationActor(Member):
     """Holds what checks the pipeline."""
 
-    def __init__(self, settings: Settings, bootstrap: str, files: SharedFiles) -> None:
+    def __init__(self, settings: Settings, owner: Owner, files: SharedFiles) -> None:
         from ray_pipeline.verification.stage import VerificationStage
 
-        self._stage = VerificationStage(files.at_hand(settings), bootstrap)
+        super().__init__(owner)
+        self._stage = VerificationStage(files.at_hand(settings), owner.bootstrap)
 
     def start(self) -> None:
         self._stage.start()
 
     def status(self) -> dict[str, Any]:
-        return {**self._stage.status(), "pid": os.getpid()}
+        return {**self._stage.status(), **self.standing(), "pid": os.getpid()}
 
     def stop(self, deadline_s: float) -> None:
         self._stage.stop(deadline_s)
 
 
-def build_processing_actor(settings: Settings, bootstrap: str, name: str, files: SharedFiles) -> Any:
+def build_processing_actor(settings: Settings, owner: Owner, files: SharedFiles) -> Any:
     """Make the actor that holds the Spark driver; its ``start`` brings Spark up on this Ray cluster."""
     return (
         ray.remote(num_cpus=SPARK_DRIVER_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_ProcessingActor)
-        .options(name=f"{PROCESSING_ACTOR}-{name}")
-        .remote(settings, bootstrap, files)
+        .options(name=owner.actor_name("process"))
+        .remote(settings, owner, files)
     )
 
 
-def build_serving_actor(settings: Settings, bootstrap: str, files: SharedFiles) -> Any:
+def build_serving_actor(settings: Settings, owner: Owner, files: SharedFiles) -> Any:
     """Make the actor that serves API and dashboard, on this node: its ports are the ones the user asked for here.
 
     Any free port is chosen now, so that the API is where it was when its process has been replaced.
@@ -122,18 +122,18 @@ def build_serving_actor(settings: Settings, bootstrap: str, files: SharedFiles) 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
         ray.remote(num_cpus=SERVING_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_ServingActor)
-        .options(scheduling_strategy=here)
-        .remote(settings, bootstrap, files)
+        .options(name=owner.actor_name("serve"), scheduling_strategy=here)
+        .remote(settings, owner, files)
     )
 
 
-def build_verification_actor(settings: Settings, bootstrap: str, files: SharedFiles) -> Any:
+def build_verification_actor(settings: Settings, owner: Owner, files: SharedFiles) -> Any:
     """Make the actor that checks the pipeline; on this node where there is room, so as not to split a node that Spark needs."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return (
         ray.remote(num_cpus=VERIFY_CPUS, max_restarts=-1, max_task_retries=0, max_concurrency=4)(_VerificationActor)
-        .options(scheduling_strategy=here)
-        .remote(settings, bootstrap, files)
+        .options(name=owner.actor_name("verify"), scheduling_strategy=here)
+        .remote(settings, owner, files)
     )
 
 

@@ -27,8 +27,8 @@ class SupervisedActor:
 
     The actor's class has ``start()``, which blocks until the stage works, and ``status() -> dict``, which returns at once
     and says ``{"state": "failed", "reason": …}`` when the stage ended by itself, ``{"state": "stuck", "reason": …}`` when only a fresh
-    process can help, ``{"state": "starting"}`` before ``start()`` has been called. The actor must be made with
-    ``max_restarts=-1``, so that Ray brings its process back; ``start()`` is then called again.
+    process can help, ``{"state": "starting"}`` before ``start()`` has been called, and whether ``"stop_asked"``. The actor must be
+    made with ``max_restarts=-1``, so that Ray brings its process back; ``start()`` is then called again.
 
     Args:
         name: what to call the stage in messages.
@@ -50,6 +50,8 @@ class SupervisedActor:
     ) -> None:
         self.name = name
         self.restarts = 0
+        self.stop_asked = False
+        """Whether the actor was asked to have the pipeline stop."""
         self._build = build
         self._on_event = on_event
         self._clock = clock or SystemClock()
@@ -181,6 +183,7 @@ class SupervisedActor:
         try:
             self._status = ray.get(self._handle.status.remote(), timeout=10)
             self._heard_ms = self._clock.now_ms()
+            self.stop_asked = self.stop_asked or bool(self._status.get("stop_asked"))
         except (GetTimeoutError, RayTaskError) as error:
             if isinstance(error, RayActorError):
                 raise

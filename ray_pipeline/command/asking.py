@@ -22,7 +22,7 @@ from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.command.options import (
     BROKER,
-    EVENTS,
+    FORMAT,
     GENERATOR,
     JSON,
     PROCESSOR,
@@ -37,10 +37,11 @@ from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.control import send_command
-from ray_pipeline.kafka.read import count_records, newest_of_key, read_topic, tail
+from ray_pipeline.kafka.read import count_records, newest_of_key, newest_since, read_topic, tail
 from ray_pipeline.kafka.topics import delete_topics, partitions_of
 from ray_pipeline.metrics.records import UnreadableRecord, read_expected, read_oracle, read_window
 from ray_pipeline.metrics.verdicts import Verdicts, difference_text
+from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.rates.language import parse_plan
 from ray_pipeline.state import active_run, active_runs, broker_for_reading, broker_kept_out
 from ray_pipeline.verification.scoring import score_all
@@ -63,6 +64,8 @@ __all__ = [
 
 _ANSWER_S = 10.0
 _SCALE_S = 120.0
+_STOP_S = 120.0
+_LIVE_MS = 15_000
 _BATCH_S = 600.0
 _WINDOWS_SHOWN = 8
 _SILENT_S = 10.0
@@ -72,6 +75,9 @@ topics = typer.Typer(no_args_is_help=True, help="Look into topics.")
 jobs = typer.Typer(no_args_is_help=True, help="Pipelines and Spark queries on a Ray cluster.")
 
 _CONTROL = (*BROKER, "control_topic", "progress_topic")
+_REPORTED = ("ratings_topic", "max_ahead_s", *FORMAT)
+"""What a batch report reads, and how."""
+_CATALOGUE = ("catalog", "model", "movies")
 _console = Console()
 
 
@@ -230,11 +236,11 @@ def topics_tail(
 
 @with_settings(*BROKER, "progress_topic", "job_topic", "metrics_topic", "expected_topic")
 def status(settings: Settings, as_json: JSON = False) -> None:
-    """Show cluster, who holds it, generator, Spark job and queries of a running pipeline."""
+    """Show cluster, who holds it, generator, Spark job and queries of the pipelines that run on a broker."""
     bootstrap = _running_broker(settings)
     found: dict[str, Any] = {
         "bootstrap_servers": bootstrap,
-        "pipeline": _newest(settings, bootstrap, settings.progress_topic, "pipeline"),
+        "pipelines": _pipelines(settings, bootstrap),
         "generator": _newest(settings, bootstrap, settings.progress_topic, "generator"),
         "job": _newest(settings, bootstrap, settings.job_topic, "job"),
         "windows": _verdicts(settings, bootstrap),
@@ -242,19 +248,9 @@ def status(settings: Settings, as_json: JSON = False) -> None:
     if as_json:
         emit_json(found)
         return
-    pipeline, generator, job = found["pipeline"], found["generator"], found["job"]
-    if pipeline:
-        cluster = pipeline["cluster"]
-        typer.echo(
-            f"Cluster: {cluster['nodes']} node(s), {cluster['cpus_free']:g} of {cluster['cpus']:g} CPUs free, "
-            f"{cluster['memory_free_bytes'] / 2**30:.1f} of {cluster['memory_bytes'] / 2**30:.1f} GiB free"
-        )
-        table = Table("holder", "CPUs", "processes")
-        for holder in pipeline["holders"]:
-            table.add_row(holder["who"], f"{holder['cpus']:g}", str(holder["processes"]))
-        _console.print(table)
-        for name, url in pipeline["urls"].items():
-            typer.echo(f"{name}: {url}")
+    generator, job = found["generator"], found["job"]
+    for pipeline in found["pipelines"]:
+        _print_pipeline(pipeline)
     if generator:
         typer.echo(
             f"Generator: {generator['state']}, target {generator['plan_rate']:g}/s, {generator['delivered']:,} delivered, "
@@ -264,6 +260,29 @@ def status(settings: Settings, as_json: JSON = False) -> None:
         _print_job(job)
     if found["windows"]:
         _print_verdicts(found["windows"])
+
+
+def _pipelines(settings: Settings, bootstrap: str) -> list[dict[str, Any]]:
+    """The records of the pipelines that run: each writes one every two seconds, and takes it back at its end."""
+    since_ms = time.time_ns() // 1_000_000 - _LIVE_MS
+    found = newest_since(bootstrap, settings.progress_topic, "pipeline/", since_ms, 15.0)
+    return [record for _, record in sorted(found.items())]
+
+
+def _print_pipeline(pipeline: dict[str, Any]) -> None:
+    cluster = pipeline["cluster"]
+    typer.echo(f"Pipeline {pipeline['name']}: {', '.join(pipeline['stages'])}; process {pipeline['pid']}")
+    typer.echo(
+        f"Cluster: {cluster['nodes']} node(s), {cluster['cpus_free']:g} of {cluster['cpus']:g} CPUs free, "
+        f"{cluster['memory_free_bytes'] / 2**30:.1f} of {cluster['memory_bytes'] / 2**30:.1f} GiB free"
+    )
+    table = Table("holder", "CPUs", "memory, MiB", "processes")
+    for holder in pipeline["holders"]:
+        memory = "–" if holder["memory_bytes"] is None else f"{holder['memory_bytes'] / 2**20:,.0f}"
+        table.add_row(holder["who"], f"{holder['cpus']:g}", memory, str(holder["processes"]))
+    _console.print(table)
+    for name, url in pipeline["urls"].items():
+        typer.echo(f"{name}: {url}")
 
 
 def _pace(generator: dict[str, Any]) -> str:
@@ -333,13 +352,14 @@ def _print_verdicts(windows: dict[str, Any]) -> None:
 def _print_job(job: dict[str, Any]) -> None:
     typer.echo(
         f"Spark: {job['application']}, {job['executors']} of {job['executors_wanted']} executors alive, "
-        f"FAIR pools {', '.join(job['pools'])}"
+        f"FAIR pools (weight, minShare) "
+        + ", ".join(f"{pool['name']} ({pool['weight']}, {pool['min_share']})" for pool in job["pools"])
     )
     table = Table("query", "state", "pool", "input rows/s", "batch ms", "lag", "dropped as late", "rejected")
     table.add_row(
         job["query"],
         job["state"],
-        job["pool"],
+        job["pool"] or "–",
         f"{job['input_rate']:,.0f}",
         str(job["batch_duration_ms"]),
         f"{job['lag']:,}",
@@ -358,21 +378,23 @@ def _print_job(job: dict[str, Any]) -> None:
 @with_settings(*STATE, "ray_address")
 def jobs_list(settings: Settings, as_json: JSON = False) -> None:
     """List the pipelines and Spark queries on a Ray cluster."""
-    with _cluster(settings) as found:
-        rows = found
+    with _cluster(settings) as directory:
+        rows = directory.pipelines()
     if as_json:
         emit_json(rows)
         return
-    table = Table("name", "application", "query", "state", "batch", "input rows/s", "brokers")
+    table = Table("name", "stages", "generator", "application", "query", "state", "batch", "input rows/s", "brokers")
     for row in rows:
         job = row["job"]
         table.add_row(
             row["name"],
+            ", ".join(row["stages"]),
+            str(row["generator"].get("state", "")),
             str(job.get("application", "")),
             str(job.get("query", "")),
             str(job.get("state", "")),
             str(job.get("batch", "")),
-            f"{job.get('input_rate', 0):,.0f}",
+            f"{job['input_rate']:,.0f}" if "input_rate" in job else "",
             row["bootstrap_servers"],
         )
     _console.print(table)
@@ -380,23 +402,25 @@ def jobs_list(settings: Settings, as_json: JSON = False) -> None:
 
 @jobs.command("stop")
 @with_settings(*STATE, "ray_address")
-def jobs_stop(settings: Settings, name: Annotated[str, typer.Argument(help="name, as jobs list shows it")]) -> None:
-    """Stop a pipeline in order."""
-    with _cluster(settings) as rows:
-        row = next((row for row in rows if row["name"] == name), None)
-    if row is None:
-        raise ConfigurationError(problem=f"no pipeline {name!r} runs on this cluster", fix="See ray-pipeline jobs list")
-    send_command(row["bootstrap_servers"], row["control_topic"], "stop")
-    typer.echo(f"{name} was told to stop")
+def jobs_stop(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="name, as jobs list shows it")],
+    wait_s: Annotated[float, typer.Option("--wait", min=0, help="longest time to wait for its end, seconds")] = _STOP_S,
+) -> None:
+    """Stop a pipeline in order, and wait until it has ended."""
+    with _cluster(settings) as directory:
+        directory.stop_pipeline(name, wait_s)
+    typer.echo(f"{name} has stopped")
 
 
 @contextlib.contextmanager
-def _cluster(settings: Settings) -> Iterator[list[dict[str, Any]]]:
+def _cluster(settings: Settings) -> Iterator[Any]:
+    """What finds pipelines on the cluster, which is joined for so long."""
     present_token()
-    from ray_pipeline.cluster.directory import joined_cluster, processing_jobs
+    from ray_pipeline.cluster import directory
 
-    with joined_cluster(ray_address(settings)):
-        yield processing_jobs()
+    with directory.joined_cluster(ray_address(settings)):
+        yield directory
 
 
 # -- scoreboard
@@ -441,7 +465,7 @@ def _errors(score: dict[str, Any]) -> list[str]:
 # -- batch
 
 
-@with_settings(*BROKER, *EVENTS, "ray_address", "ratings_topic", "fair_scheduler_file", "archive")
+@with_settings(*BROKER, "ray_address", "archive", "preset", *_REPORTED, *_CATALOGUE)
 def batch(
     settings: Settings,
     as_json: JSON = False,
@@ -454,7 +478,8 @@ def batch(
 ) -> None:
     """Report on everything in the ratings topic, or in the archive: histogram, top movies by hour, genres.
 
-    While a pipeline runs, as a job in its Spark application, in the FAIR pool batch; else in a Spark of its own.
+    While a pipeline runs, as a job in its Spark application, in the FAIR pool batch, and on what that reads: other settings are
+    refused. Else in a Spark of its own.
     """
     if from_archive and settings.archive is None:
         raise ConfigurationError(problem="--from-archive needs to know which", fix="Name it with --archive URI")
@@ -477,8 +502,11 @@ def batch(
 
 
 def _report(settings: Settings, archive: str | None) -> dict[str, Any]:
+    given = settings.model_fields_set
+    asked = {name: getattr(settings, name) for name in ("bootstrap_servers", *_REPORTED) if name in given}
+    catalogue = load_catalogue(settings).digest if given.intersection(_CATALOGUE) else None
     with spark_job(settings) as ask:
-        report: dict[str, Any] = ask("run_batch", archive, timeout_s=_BATCH_S)
+        report: dict[str, Any] = ask("run_batch", archive, asked, catalogue, timeout_s=_BATCH_S)
     return report
 
 

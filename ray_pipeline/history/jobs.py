@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ray_pipeline.errors import RayPipelineError
+from spark_compat.usage import pool_of_jobs
 
 __all__ = ["POOL", "SparkJob"]
 
@@ -35,6 +36,7 @@ class SparkJob:
         self._error: RayPipelineError | None = None
         self._reason = ""
         self._done: int | None = None
+        self._pool: str | None = None
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
 
     def start(self) -> None:
@@ -51,13 +53,14 @@ class SparkJob:
         self._done = done
 
     def status(self) -> dict[str, Any]:
-        """``state`` (running, done, failed, cancelled), ratings ``done`` of ``total``, ``pool``, ``error``, ``reason``."""
+        """``state`` (running, done, failed, cancelled), ratings ``done`` of ``total``, Spark's ``pool``, ``error``, ``reason``."""
+        self._pool = self._pool or pool_of_jobs(self._context, self._group)
         done = self._total if self._state == "done" else self._done if self._done is not None else self._by_tasks()
         return {
             "state": self._state,
             "done": min(done, self._total),
             "total": self._total,
-            "pool": POOL,
+            "pool": self._pool,
             "error": self._error,
             "reason": self._reason,
         }

@@ -24,9 +24,9 @@ class Publisher:
         self.dropped = 0
         self._producer = make_producer(bootstrap, message_timeout_ms=30_000)
 
-    def put(self, topic: str, key: str, value: dict[str, Any]) -> None:
-        """Queue one record."""
-        data = json.dumps(value, separators=(",", ":")).encode()
+    def put(self, topic: str, key: str, value: dict[str, Any] | None) -> None:
+        """Queue one record; None = the key is no longer."""
+        data = None if value is None else json.dumps(value, separators=(",", ":")).encode()
         try:
             self._producer.produce(topic, key=key.encode(), value=data, on_delivery=self._delivered)
         except BufferError:

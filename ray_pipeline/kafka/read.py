@@ -24,6 +24,7 @@ __all__ = [
     "follow",
     "held_up",
     "newest_of_key",
+    "newest_since",
     "newest_values",
     "oldest_values",
     "read_compacted",
@@ -132,6 +133,39 @@ def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float, *, com
         if value is not None:
             break
     return value
+
+
+def newest_since(bootstrap: str, topic: str, prefix: str, at_ms: int, timeout_s: float) -> dict[str, dict[str, Any]]:
+    """The newest JSON value of each key that begins with a prefix, of a one-partition topic, written at or after a time.
+
+    Open transactions are not waited for: for keys that are never written in one.
+
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        topic: the topic.
+        prefix: how the keys begin.
+        at_ms: epoch milliseconds; records from before it are not read.
+        timeout_s: how long to wait for the broker, seconds.
+    """
+    ends = _ends(bootstrap, topic, [0])
+    consumer = make_consumer(bootstrap)
+    try:
+        (place,) = consumer.offsets_for_times([TopicPartition(topic, 0, at_ms)], timeout=timeout_s)
+    except KafkaException as error:
+        raise _unreadable(bootstrap, topic, error) from None
+    finally:
+        consumer.close()
+    newest: dict[str, dict[str, Any]] = {}
+    first = place.offset if place.offset >= 0 else ends[0]  # below 0: there is none
+    for message in _read_to_end(bootstrap, topic, {0: first}, timeout_s, committed=False, ends=ends):
+        key, value = (message.key() or b"").decode(errors="replace"), message.value()
+        if not key.startswith(prefix):
+            continue
+        if value is None:
+            newest.pop(key, None)
+        else:
+            newest[key] = json.loads(value)
+    return newest
 
 
 def newest_values(bootstrap: str, topic: str, partition: int, count: int, timeout_s: float) -> list[bytes | None]:

@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 import time
+import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from pyspark.sql import functions as F
 
-from ray_pipeline.config import Settings
+from ray_pipeline.config import Settings, flag_of
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.windows.archive import RATINGS
 from ray_pipeline.windows.decoding import in_contract_form
 from ray_pipeline.windows.job import parse
 from spark_compat.hadoop import exists
+from spark_compat.usage import pool_of_jobs
 
-__all__ = ["POOL", "report"]
+__all__ = ["POOL", "refuse_others", "report"]
 
 POOL = "batch"
 _TOP = 10
+_STORE_S = 5.0
+
+
+def refuse_others(settings: Settings, bootstrap: str, asked: Mapping[str, Any], catalogue: str | None) -> None:
+    """Refuse to report on something else than what the Spark job that runs reads.
+
+    Args:
+        settings: the job's.
+        bootstrap: the job's brokers.
+        asked: settings by name that somebody gave; they must be the job's.
+        catalogue: digest of the catalogue that somebody gave; None = nobody did.
+
+    Raises:
+        ConfigurationError: one of them is not the job's.
+    """
+    runs = {name: getattr(settings, name) for name in asked} | {"bootstrap_servers": bootstrap}
+    for name, value in asked.items():
+        if value != runs[name]:
+            raise ConfigurationError(
+                problem=f"the pipeline that runs here has {name}={runs[name]}, and its Spark job reports on that, not on {value}",
+                fix=f"Leave {flag_of(name)} out; or name the state directory of another pipeline (--state-dir)",
+            )
+    if catalogue is not None and catalogue != load_catalogue(settings).digest:
+        raise ConfigurationError(
+            problem="the pipeline that runs here has another catalogue, and its Spark job reports with that",
+            fix="Leave --catalog, --model and --movies out; or name the state directory of another pipeline (--state-dir)",
+        )
 
 
 def report(spark: Any, settings: Settings, bootstrap: str, archive: str | None = None) -> dict[str, Any]:
@@ -34,26 +64,36 @@ def report(spark: Any, settings: Settings, bootstrap: str, archive: str | None =
         ConfigurationError: the archive has no ratings.
 
     Returns:
-        ``source``, ``pool``, ``started_ms`` and ``ended_ms`` (epoch milliseconds), ``total``, ``rejected``,
+        ``source``, ``pool`` (that Spark ran it in), ``started_ms`` and ``ended_ms`` (epoch milliseconds), ``total``, ``rejected``,
         ``histogram`` [{rating, count}], ``top_movies`` [{period_start_ms, rank, movieId, title, count, avg_rating}],
         ``genres`` [{genre, count, avg_rating}].
     """
+    group = f"batch-{uuid.uuid4().hex[:8]}"
     spark.sparkContext.setLocalProperty("spark.scheduler.pool", POOL)
+    spark.sparkContext.setLocalProperty("spark.jobGroup.id", group)
     try:
-        pool = spark.sparkContext.getLocalProperty("spark.scheduler.pool")
         started_ms = time.time_ns() // 1_000_000
         rows = _of_topic(spark, settings, bootstrap) if archive is None else _of_archive(spark, archive)
         found = _report(rows, settings)
         source = settings.ratings_topic if archive is None else archive
         return {
             "source": source,
-            "pool": pool,
+            "pool": _pool(spark, group),
             "started_ms": started_ms,
             "ended_ms": time.time_ns() // 1_000_000,
             **found,
         }
     finally:
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", None)
+        spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+
+
+def _pool(spark: Any, group: str) -> str | None:
+    """The pool that the report's stages ran in; Spark's status store hears of a stage a little later."""
+    until = time.monotonic() + _STORE_S
+    while (pool := pool_of_jobs(spark.sparkContext, group)) is None and time.monotonic() < until:
+        time.sleep(0.01)
+    return pool
 
 
 def _of_topic(spark: Any, settings: Settings, bootstrap: str) -> Any:

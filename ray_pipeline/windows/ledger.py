@@ -17,6 +17,7 @@ class CountLedger:
 
     def __init__(self) -> None:
         self._closed = 0
+        self._closed_windows = 0
         self._closed_through_ms = 0
         self._open: dict[int, int] = {}
 
@@ -38,12 +39,14 @@ class CountLedger:
         """Close the windows that ended at or before the watermark."""
         for end_ms in [end for end in self._open if end <= watermark_ms]:
             self._closed += self._open.pop(end_ms)
+            self._closed_windows += 1
             self._closed_through_ms = max(self._closed_through_ms, end_ms)
 
     def as_record(self) -> dict[str, Any]:
         """What a restart needs."""
         return {
             "closed": self._closed,
+            "closed_windows": self._closed_windows,
             "closed_through_ms": self._closed_through_ms,
             "open": {str(end): count for end, count in sorted(self._open.items())},
         }
@@ -57,10 +60,12 @@ class CountLedger:
         """
         self._closed_through_ms = int(record["closed_through_ms"])
         self._closed = int(record["closed"])
+        self._closed_windows = int(record.get("closed_windows", 0))  # earlier records do not say it
         self._open = {}
         for end, count in record["open"].items():
             if int(end) not in in_state:  # left the state before the record's successor could say so
                 self._closed += int(count)
+                self._closed_windows += 1
                 self._closed_through_ms = max(self._closed_through_ms, int(end))
         for end_ms, count in in_state.items():
             if end_ms > self._closed_through_ms:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from spark_compat.hadoop import list_names, read_text, write_text
 from spark_compat.jars import spark_avro_jars, spark_connector_jars
 from spark_compat.progress import BatchProgress, read_progress
 from spark_compat.session import SparkSessionOwner
+from spark_compat.usage import executor_usage, pool_of_jobs, scheduler_pools
 
 __all__ = ["POOL", "WindowStage"]
 
@@ -90,6 +91,9 @@ class WindowStage:
         self._state = "starting"
         self._reason = ""
         self._executors = 0
+        self._executors_hold: dict[str, Any] = {}
+        self._pool: str | None = None
+        self._pools: list[dict[str, Any]] = []
         self._query_restarts = 0
         self._archive: ArchiveQuery | None = None
         self._history: SparkJob | None = None
@@ -124,6 +128,7 @@ class WindowStage:
         assert self._sink is not None
         totals = self._sink.totals()
         self._restored = {f"restored_{name}": totals[name] for name in ("batch", "counted", "late_dropped", "rejected")}
+        self._restored["restored_closed_windows"] = totals["ledger"]["closed_windows"]
         self._heart.start()
 
     def start_session(self) -> Any:
@@ -194,7 +199,7 @@ class WindowStage:
             self._query = writer.start()
         finally:
             spark.sparkContext.setLocalProperty("spark.scheduler.pool", None)
-        self._state, self._reason = "running", ""
+        self._state, self._reason, self._pool = "running", "", None
 
     def drain(self, deadline_s: float) -> bool:
         """Wait until all that is in the ratings topic now has been worked off, and is in the archive.
@@ -247,10 +252,23 @@ class WindowStage:
         """State, reason, and the record of topic ``metrics.progress``; returns at once."""
         return {**(self._sink.totals() if self._sink is not None else {}), **self._job_record(), **self._restored}
 
-    def run_batch(self, archive: str | None = None) -> dict[str, Any]:
-        """The batch report over everything in the ratings topic, or an archive, in pool ``batch`` of this Spark application."""
-        from ray_pipeline.windows.batch import report
+    def run_batch(
+        self, archive: str | None = None, asked: Mapping[str, Any] | None = None, catalogue: str | None = None
+    ) -> dict[str, Any]:
+        """The batch report over everything in the ratings topic, or an archive, in pool ``batch`` of this Spark application.
 
+        Args:
+            archive: what to read in place of the topic, a Hadoop URI.
+            asked: settings by name that must be this stage's.
+            catalogue: digest of the catalogue that this stage must have; None = whichever it has.
+
+        Raises:
+            ConfigurationError: this stage's settings are others, or the archive has no ratings.
+            ProcessingError: Spark is not up yet.
+        """
+        from ray_pipeline.windows.batch import refuse_others, report
+
+        refuse_others(self._settings, self._bootstrap, asked or {}, catalogue)
         if self._owner is None:
             msg = "Spark is not up yet"
             raise ProcessingError(msg, "Try again in a moment")
@@ -343,12 +361,13 @@ class WindowStage:
             "query_restarts": self._query_restarts,
             "spark_rebuilds": self._spark_rebuilds,
             "executors": self._executors,
+            "executors_hold": self._executors_hold,
             "executors_wanted": self._settings.executors if self._master is None else 0,
             "application": self._app_name,
             "pid": os.getpid(),
             "query": QUERY,
-            "pool": POOL,
-            "pools": ["streaming", "batch", "generator"],
+            "pool": self._pool,
+            "pools": self._pools,
             "window_types": [spec.name for spec in self._specs],
             "archive": None if self._archive is None else self._archive.record(),
         }
@@ -373,10 +392,14 @@ class WindowStage:
         if self._state not in ("running", "stuck", "waiting"):
             return
         if self._owner.jvm_ended():
-            self._executors = 0
+            self._executors, self._executors_hold = 0, {}
             self._give_spark_up("the JVM of the Spark driver has ended")
             return
         self._executors = self._owner.executors_alive()
+        self._executors_hold = executor_usage(self.spark)
+        self._pools = scheduler_pools(self.spark)
+        if self._pool is None and self._query.isActive:
+            self._pool = pool_of_jobs(self.spark.sparkContext, str(self._query.runId))
         gone = self._executors < self._watchdog.wanted and self._owner.master_is_gone()
         if self._watchdog.observe(self._clock.now_ms(), self._executors, gone):
             self._give_spark_up(

@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from ray_pipeline.clock import FakeClock
-from ray_pipeline.cluster import fleet
+from ray_pipeline.cluster import fleet, membership
 from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.codec import TextColumn
 from ray_pipeline.config import load_settings
@@ -127,7 +127,7 @@ class RayHere:
 
     @staticmethod
     def get_runtime_context() -> Any:
-        return SimpleNamespace(get_node_id=lambda: "here")
+        return SimpleNamespace(get_node_id=lambda: "here", get_assigned_resources=lambda: {"CPU": 0.25})
 
 
 class _Handle:
@@ -140,10 +140,12 @@ def test_the_generator_tells_once_that_its_actors_cannot_do_it(monkeypatch: pyte
     if not possible:
         monkeypatch.setattr(librdkafka, "TRIED", frozenset())
     monkeypatch.setattr(fleet, "ray", RayHere)
+    monkeypatch.setattr(membership, "ray", RayHere)
     settings = load_settings(users=100, movies=50, fast=True)
     events: list[str] = []
+    owner = membership.Owner("fast", ("generate",), "", "here", 1, 0.0, has_ray=False)
     actors = fleet.Fleet(
-        settings, "", None, SharedFiles(), Placement(partitions=0, actors=1), FakeClock(), events.append
+        settings, owner, None, SharedFiles(), Placement(partitions=0, actors=1), FakeClock(), events.append
     )
     actors.grow(2)
     for _ in range(2):

@@ -125,14 +125,15 @@ def test_rate_pause_and_resume_from_the_command_line(pipeline: Running, api: Api
     state = ("--state-dir", pipeline.state_dir)
     done = command("rate", "600", *state)
     assert done.returncode == 0 and "target rate 600/s" in done.stdout, done.stderr
-    wait_for("600/s", lambda: 540 < api.delivered_rate() < 660, 10)
+    wait_for("600/s", lambda: 540 < api.delivered_rate() < 660, 2)
     assert command("pause", *state).returncode == 0
-    wait_for("nothing delivered", lambda: api.delivered_rate() < 5, 10)
+    # only two seconds without a rating tell a pause from a rating that is late
+    wait_for("nothing delivered", lambda: api.delivered_rate() < 5, 4)
     assert api.get("/metrics/summary")["generator"]["state"] == "paused"
     done = command("resume", "--json", *state)
     assert json.loads(done.stdout)["state"] == "running"
     assert command("rate", "200", *state).returncode == 0
-    wait_for("200/s", lambda: 180 < api.delivered_rate() < 220, 10)
+    wait_for("200/s", lambda: 180 < api.delivered_rate() < 220, 3)
 
 
 def test_a_plan_is_followed_and_on_record_at_every_shard(pipeline: Running, api: Api) -> None:
@@ -152,28 +153,62 @@ def test_a_plan_is_followed_and_on_record_at_every_shard(pipeline: Running, api:
     assert api.post("/control/rate", rate=200)["applied"] is True
 
 
-def test_a_change_shows_in_the_delivered_rate_within_two_seconds(api: Api) -> None:
+def test_a_change_shows_in_the_delivered_rate_within_two_seconds(pipeline: Running, api: Api) -> None:
+    wait_for("200/s", lambda: 180 < api.delivered_rate() < 220, 10)
     assert api.post("/control/rate", rate=500)["applied"] is True
-    began = time.monotonic()
-    wait_for("500/s", lambda: api.delivered_rate() > 350, 4)
-    assert time.monotonic() - began < 4  # 2 s on an idle machine
+    changed_ms = time.time() * 1000
+    # what is shown is the mean of the last two seconds: nearly all of it is after the change by then
+    wait_for("500/s shown", lambda: api.delivered_rate() > 425, 2)
+    wait_for("a second more", lambda: time.time() * 1000 > changed_ms + 3_500)
+    progress = [r for r in read_topic(pipeline.info()["bootstrap"], "ratings.progress") if r.key and r.value]
+    shards = [json.loads(r.value) for r in progress if r.value and str(r.key).startswith("shard/")]
+
+    def sent_by(at_ms: float) -> int:
+        return sum({s["partition"]: s["next_index"] for s in shards if s["committed_ms"] <= at_ms}.values())
+
+    # and what is delivered is at the new rate from the second second on: commits are 100 ms apart
+    for second in (1, 2):
+        sent = sent_by(changed_ms + 1000 * (second + 1)) - sent_by(changed_ms + 1000 * second)
+        assert sent == pytest.approx(500, rel=0.2), second
     api.post("/control/rate", rate=200)
 
 
 def test_status_and_jobs(pipeline: Running) -> None:
     state = ("--state-dir", pipeline.state_dir)
-    found = json.loads(command("status", "--json", *state).stdout)
-    assert found["pipeline"]["cluster"]["cpus"] > 0
-    assert {holder["who"] for holder in found["pipeline"]["holders"]} >= {
-        "generator",
-        "Spark driver",
-        "Spark executors",
+
+    def told() -> Any:
+        found = json.loads(command("status", "--json", *state).stdout)
+        held = {holder["who"]: holder for holder in found["pipelines"][0]["holders"]}
+        # Spark tells the memory of its executors with their first heartbeat
+        return (found, held) if held.get("Spark executors", {}).get("memory_bytes") else None
+
+    found, held = wait_for("the executors' memory", told)
+    (pipeline_record,) = found["pipelines"]
+    assert pipeline_record["pid"] == pipeline.process.pid
+    settings = load_settings()
+    assert {who: holder["cpus"] for who, holder in held.items()} == {
+        "generator": settings.actors * 0.25,
+        "Spark driver": 0.5,
+        "Spark executors": settings.executors * settings.executor_cores,
+        "API and dashboard": 0.25,
+        "oracle": 0.25,
+        "supervisor": 0,
+        "Kafka broker": 0,
     }
-    assert found["job"]["executors"] == 1 and found["job"]["pools"] == ["streaming", "batch", "generator"]
+    # what each of them says for itself is what Ray has given away in all
+    cluster = pipeline_record["cluster"]
+    assert sum(holder["cpus"] for holder in held.values()) == pytest.approx(cluster["cpus"] - cluster["cpus_free"])
+    assert all(holder["memory_bytes"] > 20_000_000 for holder in held.values()), held
+    assert held["generator"]["processes"] == settings.actors and held["Spark driver"]["processes"] >= 2
+    of_broker = psutil.Process(broker_jvm(pipeline).pid).memory_info().rss
+    assert held["Kafka broker"]["memory_bytes"] == pytest.approx(of_broker, rel=0.5)
+    assert found["job"]["executors"] == 1
     shown = command("status", *state)
     assert "1 of 1 executors alive" in shown.stdout, shown.stdout + shown.stderr
-    jobs = json.loads(command("jobs", "list", "--json", *state).stdout)
-    assert [job["job"]["state"] for job in jobs] == ["running"]
+    assert "streaming (2, 1)" in shown.stdout
+    (row,) = json.loads(command("jobs", "list", "--json", *state).stdout)
+    assert row["job"]["state"] == "running" and row["generator"] == {"state": "running", "actors": settings.actors}
+    assert row["pid"] == pipeline.process.pid and set(row["stages"]) == {"generate", "process", "serve", "verify"}
     unknown = command("jobs", "stop", "nobody", *state)
     assert unknown.returncode == 2 and "nobody" in unknown.stderr
 
@@ -247,11 +282,14 @@ def test_windows_keep_coming_while_a_batch_job_runs(pipeline: Running, api: Api,
     report = json.loads(done.stdout)
     assert report["total"] == sum(row["count"] for row in report["histogram"]) > 1000
     assert report["rejected"] == 7 and report["genres"] and report["top_movies"][0]["rank"] == 1
+    # as Spark's scheduler has it: the file of pools was read, and the stages of both ran in theirs
+    pools = {pool["name"]: (pool["weight"], pool["min_share"]) for pool in api.job()["pools"]}
+    assert pools == {"streaming": (2, 1), "batch": (1, 1), "generator": (1, 1), "default": (1, 0)}
     assert report["pool"] == "batch" and api.job()["pool"] == "streaming"
     assert api.job()["batch"] > first
     # and not only before and after it
     batches = read_compacted(pipeline.info()["bootstrap"], "metrics.batches").values()
-    assert any(report["started_ms"] < batch["at_ms"] < report["ended_ms"] + 1_000 for batch in batches)
+    assert any(report["started_ms"] < batch["at_ms"] < report["ended_ms"] for batch in batches)
     assert pd.read_parquet(tmp_path / "report" / "histogram.parquet")["count"].sum() == report["total"]
 
 

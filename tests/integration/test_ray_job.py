@@ -95,13 +95,39 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def submit(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [_BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--", *arguments],
-        cwd=_ROOT / "deploy",
+        cwd=_ROOT,
         env=cluster.environment,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def nodes_of(cluster: Cluster, class_name: str) -> set[str]:
+    """Where Ray has, or had, actors of a class."""
+    done = subprocess.run(
+        [
+            *(_BIN / "ray", "list", "actors", "--address", cluster.dashboard, "--format", "json", "--limit", "1000"),
+            *("--filter", f"class_name={class_name}"),
+        ],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return {actor["node_id"] for actor in json.loads(done.stdout)}
+
+
+def test_a_checkout_is_sent_along_and_what_was_made_in_it_is_not(cluster: Cluster) -> None:
+    sent = "import pathlib, ray_pipeline as r; print('FROM', r.__file__, *sorted(p.name for p in pathlib.Path().iterdir()))"
+    done = submit(cluster, "python", "-c", sent)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FROM "))
+    _, package, *names = line.split()
+    assert "_ray_pkg_" in package, "the job does not run what was sent"
+    assert {"ray_pipeline", "spark_compat", "cluster.yaml"} <= set(names)
+    assert not {".git", ".venv", ".mypy_cache", ".pytest_cache", "test-results"} & set(names)
 
 
 def test_the_pipeline_runs_as_a_ray_job_on_two_nodes(cluster: Cluster, broker: str, tmp_path: Path) -> None:
@@ -123,6 +149,8 @@ def test_the_pipeline_runs_as_a_ray_job_on_two_nodes(cluster: Cluster, broker: s
     actors = read_compacted(broker, names["progress"])["generator"]["actors"]
     nodes = {actor["node"] for actor in actors}
     assert len(nodes) == 2, "the actors share one node"
+    executors = nodes_of(cluster, "org.apache.spark.executor.RayDPExecutor")
+    assert len(executors) == 1 and executors < nodes, "the executor has a node, and there is an actor on another one"
 
 
 def test_a_run_that_names_no_cluster_joins_none_that_happens_to_be_there(
@@ -153,5 +181,7 @@ def test_the_cluster_file_is_valid_and_sets_up_every_node() -> None:
     validate_config(prepare_config(config))
     setup = "\n".join(config["setup_commands"])
     assert "openjdk-17" in setup and "make install" in setup
+    # Ray starts nowhere with token authentication and no token, nor do nodes with different ones find each other
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
-        assert any("ray start" in c for c in config[commands])
+        assert any("RAY_AUTH_MODE=token ray start" in c for c in config[commands])

@@ -205,7 +205,7 @@ def test_every_view_agrees_with_the_reference_late_rows_and_a_restart_included(
     assert tumbling.late > 500
     assert (status["valid"], status["late_dropped"], status["rejected"]) == (7500, tumbling.late, 0)
     assert status["counted"] == 7500 - tumbling.late
-    assert status["pool"] == "streaming"
+    wait_for("the pool that it runs in", lambda: job.stage.status()["pool"] == "streaming", 10)
     archive_agrees(settings, job.stage.spark, tumbling)
 
 

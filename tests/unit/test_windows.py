@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_pipeline.__main__ import app
 from ray_pipeline.config import load_settings
+from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.windows.batch import refuse_others
 from ray_pipeline.windows.collector import Collector, Groups
 from ray_pipeline.windows.ledger import CountLedger
 from ray_pipeline.windows.reference import Ratings, reference
@@ -139,6 +145,7 @@ def test_the_reference_drops_by_the_watermark_of_the_batch_before() -> None:
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 50)), max_size=30), st.integers(0, 30))
 def test_the_ledger_counts_through_closes_and_a_restart(added: list[tuple[int, int]], restart_at: int) -> None:
     ledger, state, total, watermark = CountLedger(), {}, 0, 0
+    windows = set()
     for step, (end, count) in enumerate(added):
         if step == restart_at:
             fresh = CountLedger()
@@ -147,11 +154,14 @@ def test_the_ledger_counts_through_closes_and_a_restart(added: list[tuple[int, i
         end = max(end, watermark + 1)
         state[end] = state.get(end, 0) + count
         total += count
+        windows.add(end)
         ledger.set(end, state[end])
         watermark = max(watermark, end - 3)
         ledger.close(watermark)
         state = {e: n for e, n in state.items() if e > watermark}
         assert ledger.counted == total
+        record = ledger.as_record()
+        assert len(record["open"]) + record["closed_windows"] == len(windows)
 
 
 def test_a_batch_that_was_published_but_not_committed_is_not_counted_twice() -> None:
@@ -171,3 +181,31 @@ def test_percentiles_are_ratings(share: float) -> None:
     histogram = np.array([0, 3, 0, 0, 0, 5, 0, 1, 0, 1])
     stars = np.repeat(np.arange(1, 11) / 2, histogram)
     assert percentile(histogram, share) == stars[max(1, int(np.ceil(share * 10))) - 1]
+
+
+# -- the batch report
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"ratings_topic": "other"}, "has ratings_topic=ratings, .* not on other. Leave --ratings-topic out"),
+        ({"bootstrap_servers": "far:9092"}, "has bootstrap_servers=here:9092"),
+        ({"format": "avro"}, "has format=json"),
+        ({"max_ahead_s": 5.0}, "Leave --max-ahead out"),
+    ],
+)
+def test_a_report_on_something_else_than_the_running_job_reads_is_refused(asked: dict[str, Any], named: str) -> None:
+    settings = load_settings(movies=50)
+    with pytest.raises(ConfigurationError, match=named):
+        refuse_others(settings, "here:9092", asked, None)
+    same = {"ratings_topic": "ratings", "bootstrap_servers": "here:9092", "format": "json", "max_ahead_s": 600.0}
+    refuse_others(settings, "here:9092", same, CATALOGUE.digest)
+    with pytest.raises(ConfigurationError, match="another catalogue"):
+        refuse_others(settings, "here:9092", {}, load_catalogue(load_settings(movies=49)).digest)
+
+
+def test_the_batch_command_offers_what_acts_and_nothing_else() -> None:
+    offered = {option.name for option in typer.main.get_command(app).commands["batch"].params}  # type: ignore[attr-defined]
+    assert {"ratings_topic", "catalog", "model", "archive", "from_archive", "parquet", "format"} <= offered
+    assert not offered & {"seed", "late_share", "drift", "attack", "arrivals", "rank", "fair_scheduler_file"}
