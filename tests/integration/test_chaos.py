@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ray_pipeline.chaos.plan import KINDS, Kind
-from tests.conftest import command
+from ray_pipeline.errors import EnvironmentProblem
+from ray_pipeline.kafka import broker as embedded
+from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.kafka.read import read_compacted
+from tests.conftest import PIPELINE_FLAGS, Running, clean_environment, command, wait_for
 
 _LEFT_OUT = {Kind.STOP_BROKER, Kind.KILL_DRIVER}
 """Those that other tests have, to stay below five minutes."""
@@ -30,6 +40,67 @@ def test_a_storm_leaves_no_gap_no_repeat_and_no_wrong_window(tmp_path: Path) -> 
     assert found["restarts"]["Spark, by its watchdog"] == 1, said
     assert (found["verdict"], done.returncode) == ("survived", 0), said
     assert not list(tmp_path.glob("chaos-*")), "what the pipeline left was to be removed"
+
+
+@pytest.mark.timeout(400)
+def test_an_audit_right_after_the_run_was_killed_agrees(starter: Callable[..., Running]) -> None:
+    running = starter("run", *PIPELINE_FLAGS)
+    bootstrap = running.info()["bootstrap"]
+
+    def windows_are_over() -> bool:
+        job = read_compacted(bootstrap, "metrics.progress")["job"]
+        return bool(job["watermark_ms"] and job["counted"] > 5_000)
+
+    wait_for("some windows", windows_are_over, 120)
+    children = psutil.Process(running.process.pid).children(recursive=True)
+    running.process.kill()
+    running.process.wait()
+    done = command("audit", "--json", "--state-dir", running.state_dir)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["records"]["found"] > 5_000 and found["windows"]["checked"] > 0
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == [], [process.cmdline() for process in alive]
+
+
+START_BROKER = """
+import sys, time
+from pathlib import Path
+from ray_pipeline.kafka.broker import EmbeddedBroker
+broker = EmbeddedBroker(Path(sys.argv[1]))
+broker.start()
+print(broker.pid, broker.bootstrap_servers, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_broker_waits_for_the_one_of_a_run_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-c", START_BROKER, tmp_path], stdout=subprocess.PIPE, text=True, env=clean_environment()
+    )
+    assert run.stdout is not None
+    pid, bootstrap = run.stdout.readline().split()
+    left = psutil.Process(int(pid))
+    try:
+        with pytest.raises(EnvironmentProblem, match=f"in use by process {run.pid}"):
+            EmbeddedBroker(tmp_path).start()
+        os.kill(left.pid, signal.SIGSTOP)  # it is told to end, and cannot
+        run.kill()
+        run.wait()
+        monkeypatch.setattr(embedded, "_PREDECESSOR_S", 1.0)
+        with pytest.raises(EnvironmentProblem, match=f"does not end .process {pid}.*kill -9 {pid}"):
+            EmbeddedBroker(tmp_path).start()
+        monkeypatch.undo()
+        os.kill(left.pid, signal.SIGCONT)
+        broker = EmbeddedBroker(tmp_path)
+        broker.start()
+        assert not left.is_running() and broker.bootstrap_servers == bootstrap
+        broker.stop()
+    finally:
+        run.kill()
+        run.wait()
+        if left.is_running():
+            left.kill()
 
 
 def test_a_storm_is_refused_where_it_would_not_be_at_home(tmp_path: Path) -> None:
