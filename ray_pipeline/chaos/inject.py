@@ -38,12 +38,14 @@ class Injected:
         over_ms: when the pipeline could begin to recover, epoch milliseconds.
         detail: what was hit, for people.
         skipped: why nothing was done; empty when something was.
+        failed: why the pipeline did not do as it was told; empty when it did.
     """
 
     begun_ms: int
     over_ms: int
     detail: str
     skipped: str = ""
+    failed: str = ""
 
 
 def phase_of(age_ms: int, interval_ms: int) -> str:
@@ -75,6 +77,8 @@ class Injector:
         clock: tells the time.
         rate: the rate at the start, ratings per second.
         end: ends every waiting when set.
+        run_again: kills the run and starts it on its state directory again; returns the new process and when it started. None where
+            somebody else started it.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Injector:
         clock: Clock,
         rate: float,
         end: threading.Event,
+        run_again: Callable[[], tuple[int, float]] | None = None,
     ) -> None:
         self.rate = rate
         self.base_rate = rate
@@ -95,6 +100,8 @@ class Injector:
         self._observer = observer
         self._clock = clock
         self._end = end
+        self._run_again = run_again
+        self._of_killed: list[ProcessRow] = []
         self._shard_hit: dict[int, int] = {}
         self._ways: dict[Kind, Callable[[Fault], str]] = {
             Kind.KILL_GENERATOR: lambda fault: self._kill(fault, Role.GENERATOR),
@@ -106,6 +113,8 @@ class Injector:
             Kind.KILL_DRIVER: lambda fault: self._kill(fault, Role.DRIVER, Role.DRIVER_JVM),
             Kind.KILL_MASTER: lambda fault: self._kill(fault, Role.MASTER),
             Kind.KILL_SERVING: lambda fault: self._kill(fault, Role.SERVING),
+            Kind.KILL_ORACLE: lambda fault: self._kill(fault, Role.VERIFYING),
+            Kind.KILL_RUN: self._kill_run,
             Kind.RESCALE: self._rescale,
             Kind.RATE: self._change_rate,
             Kind.PAUSE: self._pause,
@@ -120,9 +129,11 @@ class Injector:
         begun_ms = self._clock.now_ms()
         try:
             detail = self._ways[fault.kind](fault)
-        except (LookupError, BrokerUnavailableError, StageFailedError) as error:
+        except LookupError as error:
+            return Injected(begun_ms, self._clock.now_ms(), "", skipped=str(error))
+        except (BrokerUnavailableError, StageFailedError) as error:
             self.rate = float(self._observer.record("generator").get("target_rate", self.rate))
-            return Injected(begun_ms, self._clock.now_ms(), "", str(error))
+            return Injected(begun_ms, self._clock.now_ms(), "", failed=str(error))
         return Injected(begun_ms, self._clock.now_ms(), detail)
 
     def restore(self) -> None:
@@ -158,6 +169,18 @@ class Injector:
         victim = self._victim(of, float(fault.parameters["pick"]))
         self._tree.signal(victim, signal.SIGKILL)
         return victim.title
+
+    def _kill_run(self, _fault: Fault) -> str:
+        """What it started must end with it (:meth:`outlived`), and the next run go on where it was."""
+        if self._run_again is None:
+            msg = "somebody else started the run"
+            raise LookupError(msg)
+        killed = self._tree.pid
+        self._of_killed += self._tree.rows()
+        self._observer.run_ended()
+        self._tree.move_to(*self._run_again())
+        self.rate = self.base_rate  # it starts with the rate that it was given
+        return f"run {killed}"
 
     def _stop_for(self, role: Role, fault: Fault) -> str:
         seconds = float(fault.parameters["seconds"])
@@ -209,6 +232,11 @@ class Injector:
         interval_ms = self._settings.commit_interval_ms
         before = [at for at in self._observer.commits_ms(self._shard_hit[fault.number]) if at <= done.over_ms]
         return phase_of(done.over_ms - before[-1] if before else interval_ms, interval_ms)
+
+    def outlived(self) -> str:
+        """Which processes still run although the run that started them was killed; empty when none does."""
+        left = self._tree.still_there(self._of_killed)
+        return f"outlived the run that was killed: {', '.join(row.title for row in left)}" if left else ""
 
     def _shard_of(self, actor: ProcessRow) -> int:
         for said in self._observer.record("generator")["actors"]:
