@@ -63,15 +63,32 @@ class ChildRun:
             time.sleep(0.2)
         return run
 
-    def kill_and_start_again(self) -> tuple[int, float]:
-        """SIGKILL it, and start it on the same state directory; does not wait until it is up.
+    def kill(self) -> None:
+        """SIGKILL it."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def wait_for_failure(self, deadline_s: float) -> None:
+        """Wait until it has ended by itself.
+
+        Raises:
+            StageFailedError: not within ``deadline_s`` seconds, or as if all were well.
+        """
+        assert self._process is not None
+        try:
+            code = self._process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            raise StageFailedError(problem=f"the run has not ended within {deadline_s:.0f} s", fix="") from None
+        if code == 0:
+            raise StageFailedError(problem="the run ended with code 0", fix="")
+
+    def start_again(self) -> tuple[int, float]:
+        """Start it on its state directory once more; does not wait until it is up.
 
         Returns:
             The new process: its id, and when it started, seconds since the epoch.
         """
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
         process = self._launch()
         return process.pid, psutil.Process(process.pid).create_time()
 

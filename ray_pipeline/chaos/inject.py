@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ray_pipeline.chaos.child import ChildRun
 from ray_pipeline.chaos.observer import Observer
 from ray_pipeline.chaos.plan import Fault, Kind
 from ray_pipeline.chaos.victims import ProcessRow, ProcessTree, Role, roles
@@ -27,6 +28,9 @@ _VICTIM_S = 60.0
 _POLL_S = 0.05
 _GUARD_EXTRA_S = 5.0
 _IN_COMMIT_MS = 20
+_RAY_NODE = ("gcs_server", "raylet")
+_WITHOUT_RAY_S = 120.0
+"""Ray itself gives up after 60 s without its GCS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,7 @@ class Injector:
         clock: tells the time.
         rate: the rate at the start, ratings per second.
         end: ends every waiting when set.
-        run_again: kills the run and starts it on its state directory again; returns the new process and when it started. None where
-            somebody else started it.
+        child: the run, where the storm has started it.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class Injector:
         clock: Clock,
         rate: float,
         end: threading.Event,
-        run_again: Callable[[], tuple[int, float]] | None = None,
+        child: ChildRun | None = None,
     ) -> None:
         self.rate = rate
         self.base_rate = rate
@@ -100,7 +103,7 @@ class Injector:
         self._observer = observer
         self._clock = clock
         self._end = end
-        self._run_again = run_again
+        self._child = child
         self._of_killed: list[ProcessRow] = []
         self._shard_hit: dict[int, int] = {}
         self._ways: dict[Kind, Callable[[Fault], str]] = {
@@ -115,6 +118,7 @@ class Injector:
             Kind.KILL_SERVING: lambda fault: self._kill(fault, Role.SERVING),
             Kind.KILL_ORACLE: lambda fault: self._kill(fault, Role.VERIFYING),
             Kind.KILL_RUN: self._kill_run,
+            Kind.KILL_RAY: self._kill_ray,
             Kind.RESCALE: self._rescale,
             Kind.RATE: self._change_rate,
             Kind.PAUSE: self._pause,
@@ -171,16 +175,38 @@ class Injector:
         return victim.title
 
     def _kill_run(self, _fault: Fault) -> str:
-        """What it started must end with it (:meth:`outlived`), and the next run go on where it was."""
-        if self._run_again is None:
+        """What it started must end with it (:meth:`outlived`)."""
+        child, killed = self._own_run(), self._tree.pid
+        self._of_killed += self._tree.rows()
+        child.kill()
+        self._go_on(child)
+        return f"run {killed}"
+
+    def _kill_ray(self, fault: Fault) -> str:
+        """Without its Ray the run must end, and say so."""
+        child, rows = self._own_run(), self._tree.rows()
+        node = [row for row in self.roles().get(Role.RAY, ()) if row.name in _RAY_NODE]
+        if not node:
+            msg = "the run has no Ray of its own"
+            raise LookupError(msg)
+        victim = node[min(int(float(fault.parameters["pick"]) * len(node)), len(node) - 1)]
+        self._of_killed += rows
+        self._tree.signal(victim, signal.SIGKILL)
+        child.wait_for_failure(_WITHOUT_RAY_S)
+        self._go_on(child)
+        return victim.title
+
+    def _own_run(self) -> ChildRun:
+        if self._child is None:
             msg = "somebody else started the run"
             raise LookupError(msg)
-        killed = self._tree.pid
-        self._of_killed += self._tree.rows()
+        return self._child
+
+    def _go_on(self, child: ChildRun) -> None:
+        """Start the run again, where it was; with the rate that it was given, whatever it was told since."""
         self._observer.run_ended()
-        self._tree.move_to(*self._run_again())
-        self.rate = self.base_rate  # it starts with the rate that it was given
-        return f"run {killed}"
+        self._tree.move_to(*child.start_again())
+        self.rate = self.base_rate
 
     def _stop_for(self, role: Role, fault: Fault) -> str:
         seconds = float(fault.parameters["seconds"])

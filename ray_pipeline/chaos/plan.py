@@ -24,13 +24,14 @@ class Kind(enum.StrEnum):
     KILL_SERVING = "kill-serving"
     KILL_ORACLE = "kill-oracle"
     KILL_RUN = "kill-run"
+    KILL_RAY = "kill-ray"
     RESCALE = "rescale"
     RATE = "rate"
     PAUSE = "pause"
 
 
 KINDS = tuple(Kind)
-OF_OWN = (Kind.KILL_RUN,)
+OF_OWN = (Kind.KILL_RUN, Kind.KILL_RAY)
 """Those for who started the pipeline alone: it must be started again."""
 
 _TIMES = {
@@ -48,6 +49,7 @@ _TIMES = {
     Kind.KILL_DRIVER: 1,
     Kind.KILL_MASTER: 1,
     Kind.KILL_RUN: 1,
+    Kind.KILL_RAY: 1,
 }
 """How often a kind comes in a round: those that heal within seconds often, those that take half a minute once."""
 

@@ -143,7 +143,7 @@ class Recovery:
     api: Mark = field(default_factory=Mark)
     oracle: Mark = field(default_factory=Mark)
     well: Mark = field(default_factory=Mark)
-    _batch: int | None = None
+    _batch: int | None = field(default=None, init=False, repr=False)
 
     def observe(self, sample: Sample) -> bool:
         """Take a sample; whether all is well and has been for a moment."""

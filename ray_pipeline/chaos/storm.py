@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from ray_pipeline.chaos.inject import Injected, Injector
 from ray_pipeline.chaos.observer import Observer
-from ray_pipeline.chaos.plan import Fault, Kind
+from ray_pipeline.chaos.plan import OF_OWN, Fault, Kind
 from ray_pipeline.chaos.recovery import Recovery
 from ray_pipeline.chaos.report import MemorySeries, Outcome
 from ray_pipeline.clock import Clock
@@ -214,8 +214,8 @@ def together(faults: Iterable[Fault]) -> Iterator[list[Fault]]:
 def _alike(first: Fault, second: Fault) -> bool:
     """Whether the one undoes or repeats the other, as the end of the run does with all that was done to it."""
     commands = (Kind.PAUSE, Kind.RATE, Kind.RESCALE)
-    kinds = (first.kind, second.kind)
-    return first.kind is second.kind or Kind.KILL_RUN in kinds or (first.kind in commands and second.kind in commands)
+    kinds = {first.kind, second.kind}
+    return len(kinds) == 1 or not kinds.isdisjoint(OF_OWN) or kinds <= set(commands)
 
 
 def _line(outcome: Outcome) -> str:

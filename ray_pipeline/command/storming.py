@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +106,8 @@ def _kinds(text: str | None, start: bool) -> tuple[Kind, ...]:
     found = tuple(kind for kind in kinds if start or kind not in OF_OWN)
     if text is not None and len(found) < len(kinds):
         raise ConfigurationError(
-            problem=f"--faults: {', '.join(OF_OWN)} kills the run, and only who started it can start it again",
-            fix="Give --start, or leave it out",
+            problem=f"--faults: {' and '.join(OF_OWN)} end the run, and only who started it can start it again",
+            fix="Give --start, or leave them out",
         )
     return found
 
@@ -126,7 +126,7 @@ def _storm_of_own(settings: Settings, wanted: _Wanted, rate: float, stop: thread
     child, ended = ChildRun(state_dir, rate, wanted.seed), ""
     say("starting a pipeline")
     try:
-        with _storm(child.settings, child.start(), wanted, stop, child.kill_and_start_again) as storm:
+        with _storm(child.settings, child.start(), wanted, stop, child) as storm:
             pass
     finally:
         say("ending the pipeline")
@@ -173,7 +173,7 @@ def _storm(
     run: RunInfo,
     wanted: _Wanted,
     stop: threading.Event,
-    run_again: Callable[[], tuple[int, float]] | None = None,
+    child: ChildRun | None = None,
 ) -> Iterator[Storm]:
     """A storm that has passed; the pipeline is still watched."""
     _require_loopback(run.bootstrap)
@@ -189,7 +189,7 @@ def _storm(
             )
         rate = float(generator["target_rate"])
         tree = ProcessTree(run.pid, run.process_started)
-        injector = Injector(settings, run.bootstrap, tree, observer, clock, rate, stop, run_again)
+        injector = Injector(settings, run.bootstrap, tree, observer, clock, rate, stop, child)
         storm = Storm(injector, observer, clock, say, stop)
         storm.run(wanted.faults, wanted.minutes * 60)
         yield storm

@@ -46,25 +46,37 @@ def test_a_storm_leaves_no_gap_no_repeat_and_no_wrong_window(tmp_path: Path) -> 
     assert not list(tmp_path.glob("chaos-*")), "what the pipeline left was to be removed"
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Also one that nobody has taken note of yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.timeout(400)
-def test_an_audit_right_after_the_run_was_killed_agrees(starter: Callable[..., Running]) -> None:
+@pytest.mark.parametrize("part", ["run", "raylet"])
+def test_an_audit_right_after_the_run_or_its_ray_was_killed_agrees(starter: Callable[..., Running], part: str) -> None:
     running = starter("run", *PIPELINE_FLAGS)
     bootstrap = running.info()["bootstrap"]
 
     def windows_are_over() -> bool:
-        job = read_compacted(bootstrap, "metrics.progress")["job"]
-        return bool(job["watermark_ms"] and job["counted"] > 5_000)
+        job = read_compacted(bootstrap, "metrics.progress").get("job", {})
+        return bool(job.get("watermark_ms") and job["counted"] > 5_000)
 
     wait_for("some windows", windows_are_over, 120)
-    children = psutil.Process(running.process.pid).children(recursive=True)
-    running.process.kill()
-    running.process.wait()
+    run = psutil.Process(running.process.pid)
+    children = run.children(recursive=True)
+    victim = run if part == "run" else next(process for process in children if process.name() == part)
+    victim.kill()
+    code = running.process.wait(60)
+    assert code == (-signal.SIGKILL if part == "run" else 1), running.text
     done = command("audit", "--json", "--state-dir", running.state_dir)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["records"]["found"] > 5_000 and found["windows"]["checked"] > 0
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert alive == [], [process.cmdline() for process in alive]
+    wait_for("what it started to end", lambda: all(has_ended(process) for process in children))
+    assert part == "run" or "raylet" in running.text
 
 
 START_BROKER = """
@@ -83,7 +95,8 @@ def test_a_broker_waits_for_the_one_of_a_run_that_was_killed(tmp_path: Path, mon
         [sys.executable, "-c", START_BROKER, tmp_path], stdout=subprocess.PIPE, text=True, env=clean_environment()
     )
     assert run.stdout is not None
-    pid, bootstrap = run.stdout.readline().split()
+    with run.stdout as said:
+        pid, bootstrap = said.readline().split()
     left = psutil.Process(int(pid))
     try:
         with pytest.raises(EnvironmentProblem, match=f"in use by process {run.pid}"):
@@ -98,12 +111,12 @@ def test_a_broker_waits_for_the_one_of_a_run_that_was_killed(tmp_path: Path, mon
         os.kill(left.pid, signal.SIGCONT)
         broker = EmbeddedBroker(tmp_path)
         broker.start()
-        assert not left.is_running() and broker.bootstrap_servers == bootstrap
+        assert has_ended(left) and broker.bootstrap_servers == bootstrap
         broker.stop()
     finally:
         run.kill()
         run.wait()
-        if left.is_running():
+        if not has_ended(left):
             left.kill()
 
 

@@ -57,7 +57,7 @@ def test_a_plan_is_a_function_of_its_seed_and_a_longer_one_begins_with_a_shorter
 @settings(deadline=None)
 @given(seeds, some_kinds)
 def test_every_kind_comes_in_every_round_and_nothing_else(seed: int, kinds: set[Kind]) -> None:
-    assert {fault.kind for fault in plan(seed, 83, kinds)} == kinds
+    assert {fault.kind for fault in plan(seed, 84, kinds)} == kinds
 
 
 @settings(deadline=None)
