@@ -31,6 +31,8 @@ _IN_COMMIT_MS = 20
 _RAY_NODE = ("gcs_server", "raylet")
 _WITHOUT_RAY_S = 120.0
 """Ray itself gives up after 60 s without its GCS."""
+_GONE_S = 120.0
+"""Ray's agents look for a GCS that is gone for a minute before they end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class Injector:
         self._clock = clock
         self._end = end
         self._child = child
-        self._of_killed: list[ProcessRow] = []
+        self._of_ended: list[tuple[int, list[ProcessRow]]] = []  # of runs that were killed: when all must be gone
         self._shard_hit: dict[int, int] = {}
         self._ways: dict[Kind, Callable[[Fault], str]] = {
             Kind.KILL_GENERATOR: lambda fault: self._kill(fault, Role.GENERATOR),
@@ -176,10 +178,9 @@ class Injector:
 
     def _kill_run(self, _fault: Fault) -> str:
         """What it started must end with it (:meth:`outlived`)."""
-        child, killed = self._own_run(), self._tree.pid
-        self._of_killed += self._tree.rows()
+        child, killed, rows = self._own_run(), self._tree.pid, self._tree.rows()
         child.kill()
-        self._go_on(child)
+        self._go_on(child, rows)
         return f"run {killed}"
 
     def _kill_ray(self, fault: Fault) -> str:
@@ -190,10 +191,9 @@ class Injector:
             msg = "the run has no Ray of its own"
             raise LookupError(msg)
         victim = node[min(int(float(fault.parameters["pick"]) * len(node)), len(node) - 1)]
-        self._of_killed += rows
         self._tree.signal(victim, signal.SIGKILL)
         child.wait_for_failure(_WITHOUT_RAY_S)
-        self._go_on(child)
+        self._go_on(child, rows)
         return victim.title
 
     def _own_run(self) -> ChildRun:
@@ -202,8 +202,9 @@ class Injector:
             raise LookupError(msg)
         return self._child
 
-    def _go_on(self, child: ChildRun) -> None:
+    def _go_on(self, child: ChildRun, before: list[ProcessRow]) -> None:
         """Start the run again, where it was; with the rate that it was given, whatever it was told since."""
+        self._of_ended.append((self._clock.now_ms() + int(_GONE_S * 1000), before))
         self._observer.run_ended()
         self._tree.move_to(*child.start_again())
         self.rate = self.base_rate
@@ -260,9 +261,11 @@ class Injector:
         return phase_of(done.over_ms - before[-1] if before else interval_ms, interval_ms)
 
     def outlived(self) -> str:
-        """Which processes still run although the run that started them was killed; empty when none does."""
-        left = self._tree.still_there(self._of_killed)
-        return f"outlived the run that was killed: {', '.join(row.title for row in left)}" if left else ""
+        """Which processes of a run that has ended should have ended too by now, and have not; empty when all have."""
+        now_ms = self._clock.now_ms()
+        due = [row for gone_ms, rows in self._of_ended if now_ms > gone_ms for row in rows]
+        left = self._tree.still_there(due)
+        return f"{', '.join(row.title for row in left)} outlived the run by {_GONE_S:.0f} s" if left else ""
 
     def _shard_of(self, actor: ProcessRow) -> int:
         for said in self._observer.record("generator")["actors"]:

@@ -96,9 +96,12 @@ class Observer:
 
     def restarts(self) -> dict[str, int]:
         """How often each part was started again, over all runs of the storm."""
-        runs = {"the run": self._ended["the run"]} if self._ended else {}
-        rebuilds = int(self.record("job").get("spark_rebuilds", 0))  # a run goes on counting
-        return {**(self._ended + self._restarts_of_run()), **runs, _BY_WATCHDOG: rebuilds}
+        counts = Counter(self._ended)
+        counts.update(self._restarts_of_run())
+        return {
+            **counts,
+            _BY_WATCHDOG: int(self.record("job").get("spark_rebuilds", 0)),
+        }  # a run goes on counting these
 
     def run_ended(self) -> None:
         """Another run goes on where this one was: its counts begin anew."""

@@ -75,7 +75,7 @@ def test_an_audit_right_after_the_run_or_its_ray_was_killed_agrees(starter: Call
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["records"]["found"] > 5_000 and found["windows"]["checked"] > 0
-    wait_for("what it started to end", lambda: all(has_ended(process) for process in children))
+    wait_for("what it started to end", lambda: all(has_ended(process) for process in children), 120)
     assert part == "run" or "raylet" in running.text
 
 
