@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ray_pipeline.config import flag_of, load_settings
 from ray_pipeline.errors import StageFailedError
 from ray_pipeline.state import RunInfo, active_run
@@ -30,7 +32,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 class ChildRun:
-    """Starts it, and ends it in order.
+    """Starts it, and ends it in order, or not.
 
     Args:
         state_dir: a folder that no pipeline uses.
@@ -53,21 +55,42 @@ class ChildRun:
         Raises:
             StageFailedError: it ended, or was not up within four minutes.
         """
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        with self.output.open("wb") as file:
-            self._process = subprocess.Popen(
-                self._command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the storm, which ends it in order
-            )
+        process = self._launch()
         deadline = time.monotonic() + _UP_S
         while (run := active_run(self._state_dir)) is None:
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise StageFailedError(problem=f"the pipeline did not start: {self._last_lines()}", fix="")
             time.sleep(0.2)
         return run
+
+    def kill(self) -> None:
+        """SIGKILL it."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def wait_for_failure(self, deadline_s: float) -> None:
+        """Wait until it has ended by itself.
+
+        Raises:
+            StageFailedError: not within ``deadline_s`` seconds, or as if all were well.
+        """
+        assert self._process is not None
+        try:
+            code = self._process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            raise StageFailedError(problem=f"the run has not ended within {deadline_s:.0f} s", fix="") from None
+        if code == 0:
+            raise StageFailedError(problem="the run ended with code 0", fix="")
+
+    def start_again(self) -> tuple[int, float]:
+        """Start it on its state directory once more; does not wait until it is up.
+
+        Returns:
+            The new process: its id, and when it started, seconds since the epoch.
+        """
+        process = self._launch()
+        return process.pid, psutil.Process(process.pid).create_time()
 
     def end(self) -> None:
         """End it in order; by force when it does not.
@@ -86,6 +109,18 @@ class ChildRun:
             code = self._process.wait()
         if code != 0:
             raise StageFailedError(problem=f"the pipeline ended with code {code}: {self._last_lines()}", fix="")
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        with self.output.open("ab") as file:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the storm, which ends it in order
+            )
+        return self._process
 
     def _last_lines(self) -> str:
         return " / ".join(self.output.read_text(errors="replace").splitlines()[-5:])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ray_pipeline.chaos.child import ChildRun
 from ray_pipeline.chaos.observer import Observer
 from ray_pipeline.chaos.plan import Fault, Kind
 from ray_pipeline.chaos.victims import ProcessRow, ProcessTree, Role, roles
@@ -27,6 +28,11 @@ _VICTIM_S = 60.0
 _POLL_S = 0.05
 _GUARD_EXTRA_S = 5.0
 _IN_COMMIT_MS = 20
+_RAY_NODE = ("gcs_server", "raylet")
+_WITHOUT_RAY_S = 120.0
+"""Ray itself gives up after 60 s without its GCS."""
+_GONE_S = 120.0
+"""Ray's agents look for a GCS that is gone for a minute before they end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +44,14 @@ class Injected:
         over_ms: when the pipeline could begin to recover, epoch milliseconds.
         detail: what was hit, for people.
         skipped: why nothing was done; empty when something was.
+        failed: why the pipeline did not do as it was told; empty when it did.
     """
 
     begun_ms: int
     over_ms: int
     detail: str
     skipped: str = ""
+    failed: str = ""
 
 
 def phase_of(age_ms: int, interval_ms: int) -> str:
@@ -75,6 +83,7 @@ class Injector:
         clock: tells the time.
         rate: the rate at the start, ratings per second.
         end: ends every waiting when set.
+        child: the run, where the storm has started it.
     """
 
     def __init__(
@@ -86,6 +95,7 @@ class Injector:
         clock: Clock,
         rate: float,
         end: threading.Event,
+        child: ChildRun | None = None,
     ) -> None:
         self.rate = rate
         self.base_rate = rate
@@ -95,6 +105,8 @@ class Injector:
         self._observer = observer
         self._clock = clock
         self._end = end
+        self._child = child
+        self._of_ended: list[tuple[int, list[ProcessRow]]] = []  # of runs that were killed: when all must be gone
         self._shard_hit: dict[int, int] = {}
         self._ways: dict[Kind, Callable[[Fault], str]] = {
             Kind.KILL_GENERATOR: lambda fault: self._kill(fault, Role.GENERATOR),
@@ -106,6 +118,9 @@ class Injector:
             Kind.KILL_DRIVER: lambda fault: self._kill(fault, Role.DRIVER, Role.DRIVER_JVM),
             Kind.KILL_MASTER: lambda fault: self._kill(fault, Role.MASTER),
             Kind.KILL_SERVING: lambda fault: self._kill(fault, Role.SERVING),
+            Kind.KILL_ORACLE: lambda fault: self._kill(fault, Role.VERIFYING),
+            Kind.KILL_RUN: self._kill_run,
+            Kind.KILL_RAY: self._kill_ray,
             Kind.RESCALE: self._rescale,
             Kind.RATE: self._change_rate,
             Kind.PAUSE: self._pause,
@@ -120,9 +135,11 @@ class Injector:
         begun_ms = self._clock.now_ms()
         try:
             detail = self._ways[fault.kind](fault)
-        except (LookupError, BrokerUnavailableError, StageFailedError) as error:
+        except LookupError as error:
+            return Injected(begun_ms, self._clock.now_ms(), "", skipped=str(error))
+        except (BrokerUnavailableError, StageFailedError) as error:
             self.rate = float(self._observer.record("generator").get("target_rate", self.rate))
-            return Injected(begun_ms, self._clock.now_ms(), "", str(error))
+            return Injected(begun_ms, self._clock.now_ms(), "", failed=str(error))
         return Injected(begun_ms, self._clock.now_ms(), detail)
 
     def restore(self) -> None:
@@ -158,6 +175,39 @@ class Injector:
         victim = self._victim(of, float(fault.parameters["pick"]))
         self._tree.signal(victim, signal.SIGKILL)
         return victim.title
+
+    def _kill_run(self, _fault: Fault) -> str:
+        """What it started must end with it (:meth:`outlived`)."""
+        child, killed, rows = self._own_run(), self._tree.pid, self._tree.rows()
+        child.kill()
+        self._go_on(child, rows)
+        return f"run {killed}"
+
+    def _kill_ray(self, fault: Fault) -> str:
+        """Without its Ray the run must end, and say so."""
+        child, rows = self._own_run(), self._tree.rows()
+        node = [row for row in self.roles().get(Role.RAY, ()) if row.name in _RAY_NODE]
+        if not node:
+            msg = "the run has no Ray of its own"
+            raise LookupError(msg)
+        victim = node[min(int(float(fault.parameters["pick"]) * len(node)), len(node) - 1)]
+        self._tree.signal(victim, signal.SIGKILL)
+        child.wait_for_failure(_WITHOUT_RAY_S)
+        self._go_on(child, rows)
+        return victim.title
+
+    def _own_run(self) -> ChildRun:
+        if self._child is None:
+            msg = "somebody else started the run"
+            raise LookupError(msg)
+        return self._child
+
+    def _go_on(self, child: ChildRun, before: list[ProcessRow]) -> None:
+        """Start the run again, where it was; with the rate that it was given, whatever it was told since."""
+        self._of_ended.append((self._clock.now_ms() + int(_GONE_S * 1000), before))
+        self._observer.run_ended()
+        self._tree.move_to(*child.start_again())
+        self.rate = self.base_rate
 
     def _stop_for(self, role: Role, fault: Fault) -> str:
         seconds = float(fault.parameters["seconds"])
@@ -209,6 +259,13 @@ class Injector:
         interval_ms = self._settings.commit_interval_ms
         before = [at for at in self._observer.commits_ms(self._shard_hit[fault.number]) if at <= done.over_ms]
         return phase_of(done.over_ms - before[-1] if before else interval_ms, interval_ms)
+
+    def outlived(self) -> str:
+        """Which processes of a run that has ended should have ended too by now, and have not; empty when all have."""
+        now_ms = self._clock.now_ms()
+        due = [row for gone_ms, rows in self._of_ended if now_ms > gone_ms for row in rows]
+        left = self._tree.still_there(due)
+        return f"{', '.join(row.title for row in left)} outlived the run by {_GONE_S:.0f} s" if left else ""
 
     def _shard_of(self, actor: ProcessRow) -> int:
         for said in self._observer.record("generator")["actors"]:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["KINDS", "Fault", "Kind", "parse_kinds", "plan"]
+__all__ = ["KINDS", "OF_OWN", "Fault", "Kind", "parse_kinds", "plan"]
 
 
 class Kind(enum.StrEnum):
@@ -22,12 +22,17 @@ class Kind(enum.StrEnum):
     KILL_DRIVER = "kill-driver"
     KILL_MASTER = "kill-master"
     KILL_SERVING = "kill-serving"
+    KILL_ORACLE = "kill-oracle"
+    KILL_RUN = "kill-run"
+    KILL_RAY = "kill-ray"
     RESCALE = "rescale"
     RATE = "rate"
     PAUSE = "pause"
 
 
 KINDS = tuple(Kind)
+OF_OWN = (Kind.KILL_RUN, Kind.KILL_RAY)
+"""Those for who started the pipeline alone: it must be started again."""
 
 _TIMES = {
     Kind.RATE: 20,
@@ -38,10 +43,13 @@ _TIMES = {
     Kind.KILL_SERVING: 3,
     Kind.KILL_BROKER: 3,
     Kind.KILL_EXECUTOR: 2,
+    Kind.KILL_ORACLE: 2,
     Kind.STOP_GENERATOR: 1,
     Kind.STOP_BROKER: 1,
     Kind.KILL_DRIVER: 1,
     Kind.KILL_MASTER: 1,
+    Kind.KILL_RUN: 1,
+    Kind.KILL_RAY: 1,
 }
 """How often a kind comes in a round: those that heal within seconds often, those that take half a minute once."""
 

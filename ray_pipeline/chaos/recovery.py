@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Mark", "Recovery", "Sample", "ShardSeen", "at_rate", "fresh"]
+__all__ = ["Mark", "Recovery", "Sample", "ShardSeen", "at_rate", "fresh", "verifying"]
 
 _LATE_MS = 1_000
 _STALE_MS = 5_000
@@ -43,6 +43,9 @@ class Sample:
         executors_missing: Spark executors below the wanted number.
         windowed_ms: newest event time that is in a published window, by partition.
         api_answers: whether the HTTP API answers.
+        job_batch: the newest micro-batch that the job has published.
+        oracle_batch: the newest micro-batch that the oracle has compared; None where this pipeline has no oracle.
+        oracle_ms: when the oracle last said that it runs, epoch milliseconds; 0 while it does not.
     """
 
     at_ms: int
@@ -52,6 +55,9 @@ class Sample:
     executors_missing: int
     windowed_ms: Mapping[int, int]
     api_answers: bool
+    job_batch: int = -1
+    oracle_batch: int | None = None
+    oracle_ms: int = 0
 
 
 def _patience_ms(shard: ShardSeen) -> float:
@@ -85,6 +91,11 @@ def fresh(sample: Sample, since_ms: int) -> bool:
             for partition, shard in sample.shards.items()
         )
     )
+
+
+def verifying(sample: Sample, since_ms: int, batch: int) -> bool:
+    """Whether the oracle has said after ``since_ms`` that it has compared what the job had read up to a micro-batch."""
+    return sample.oracle_batch is None or (sample.oracle_ms > since_ms and sample.oracle_batch >= batch)
 
 
 @dataclass
@@ -121,6 +132,7 @@ class Recovery:
         at_rate: the generator was back at the rate.
         fresh: the windows were fresh again.
         api: the API answered again.
+        oracle: the oracle had compared what the job had read by the first look.
         well: all of it at once.
     """
 
@@ -129,14 +141,18 @@ class Recovery:
     at_rate: Mark = field(default_factory=Mark)
     fresh: Mark = field(default_factory=Mark)
     api: Mark = field(default_factory=Mark)
+    oracle: Mark = field(default_factory=Mark)
     well: Mark = field(default_factory=Mark)
+    _batch: int | None = field(default=None, init=False, repr=False)
 
     def observe(self, sample: Sample) -> bool:
         """Take a sample; whether all is well and has been for a moment."""
         now_ms, api = sample.at_ms, sample.api_answers
         rate, windows = at_rate(sample, self.since_ms, self.rate), fresh(sample, self.since_ms)
-        marks = ((self.at_rate, rate), (self.fresh, windows), (self.api, api), (self.well, rate and windows and api))
-        for mark, holds in marks:
+        self._batch = sample.job_batch if self._batch is None else self._batch
+        oracle = verifying(sample, self.since_ms, self._batch)
+        marks = ((self.at_rate, rate), (self.fresh, windows), (self.api, api), (self.oracle, oracle))
+        for mark, holds in (*marks, (self.well, rate and windows and api and oracle)):
             mark.observe(holds, now_ms)
         return self.well.settled
 
@@ -150,5 +166,6 @@ class Recovery:
             "the generator is not at the set rate": self.at_rate,
             "the windows are not fresh": self.fresh,
             "the API does not answer": self.api,
+            "the oracle does not compare the windows": self.oracle,
         }
         return ", ".join(text for text, mark in parts.items() if not mark.settled) or "it does not stay well"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["MemorySeries", "Outcome", "StormReport", "as_table", "percentile", "slope_mib_per_min"]
+from ray_pipeline.chaos.plan import KINDS, OF_OWN, Kind
+from ray_pipeline.metrics.verdicts import Tally
+
+__all__ = ["GOALS", "Goal", "MemorySeries", "Outcome", "StormReport", "as_table", "percentile", "slope_mib_per_min"]
 
 _MIB = 1024.0 * 1024.0
 _MOST_POINTS = 400
@@ -32,7 +35,9 @@ class Outcome:
         at_rate_s: until the generator was back at the set rate, seconds; None when it was not.
         fresh_s: until the windows were fresh, seconds; None when they were not.
         api_s: until the API answered, seconds; None when it did not.
-        failed: what had not recovered in time, or disagreed; empty when all was well.
+        failed: what was refused, had not recovered in time, or disagreed; empty when all was well.
+        oracle_s: until the oracle had compared what the job had read, seconds; None when it had not.
+        untold: of what it could not be told whether it agrees; empty when all could.
     """
 
     number: int
@@ -46,6 +51,49 @@ class Outcome:
     api_s: float | None = None
     failed: str = ""
     phase: str = ""
+    oracle_s: float | None = None
+    untold: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """How soon something must be well again.
+
+    Attributes:
+        what: in words.
+        limit_s: seconds.
+        share: of the faults, those that are the slowest left out; 1 = all of them.
+        time: which time of an :class:`Outcome`.
+        kinds: after which faults.
+    """
+
+    what: str
+    limit_s: float
+    share: float
+    time: str
+    kinds: tuple[Kind, ...]
+
+    def judge(self, done: Sequence[Outcome]) -> dict[str, Any]:
+        """``what``, ``limit_s``, ``found_s``, ``met``.
+
+        Without such a fault the last two are None; with one after which it was not well again in time, ``found_s`` is.
+        """
+        times = [getattr(outcome, self.time) for outcome in done if outcome.kind in self.kinds]
+        found_s = percentile([math.inf if time is None else time for time in times], self.share)
+        return {
+            "what": self.what,
+            "limit_s": self.limit_s,
+            "found_s": found_s if found_s is None or math.isfinite(found_s) else None,
+            "met": None if found_s is None else found_s <= self.limit_s,
+        }
+
+
+_OF_SPARK = (Kind.KILL_EXECUTOR, Kind.KILL_DRIVER, Kind.KILL_MASTER)
+GOALS = (
+    Goal("back at the set rate, p95", 10.0, 0.95, "at_rate_s", tuple(kind for kind in KINDS if kind not in OF_OWN)),
+    Goal("windows fresh after a kill of Spark's, max", 60.0, 1.0, "fresh_s", _OF_SPARK),
+)
+"""What is aimed at; a storm that misses one has not failed, it shows by how much."""
 
 
 @dataclass
@@ -122,6 +170,7 @@ class StormReport:
         restarts: how often each part was started again.
         audit: what the audit at the end says; None when there was none.
         aborted: why the storm ended early; empty when it did not.
+        windows: the verdicts on windows at its end, before the audit; None when nobody looked.
     """
 
     seed: int
@@ -132,14 +181,32 @@ class StormReport:
     restarts: Mapping[str, int]
     audit: Mapping[str, Any] | None
     aborted: str = ""
+    windows: Tally | None = None
+
+    @property
+    def _judged(self) -> tuple[str, str]:
+        failed = [
+            f"fault {outcome.number}, {outcome.kind}: {outcome.failed}" for outcome in self.outcomes if outcome.failed
+        ]
+        if self.aborted or failed:
+            return "failed", self.aborted or failed[0]
+        if self.audit is not None and self.audit["verdict"] == "disagreed":
+            return "failed", "the audit found records or windows that are wrong"
+        if self.audit is None or self.audit["verdict"] != "agreed":
+            return "unchecked", str((self.audit or {}).get("reason") or "there was no audit")
+        if all(outcome.skipped for outcome in self.outcomes):
+            return "unchecked", "nothing was done to the pipeline"
+        return "survived", ""
 
     @property
     def verdict(self) -> str:
-        """``survived``, ``failed`` or ``unchecked``."""
-        if self.aborted or any(outcome.failed for outcome in self.outcomes):
-            return "failed"
-        said = str(self.audit["verdict"]) if self.audit is not None else "unchecked"
-        return {"agreed": "survived", "disagreed": "failed"}.get(said, "unchecked")
+        """``survived``, ``failed`` or ``unchecked``: the audit could not compare, or nothing was done."""
+        return self._judged[0]
+
+    @property
+    def reason(self) -> str:
+        """Why it has not survived; empty when it has."""
+        return self._judged[1]
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -147,6 +214,7 @@ class StormReport:
         records, windows = (dict((self.audit or {}).get(name, {})) for name in ("records", "windows"))
         return {
             "verdict": self.verdict,
+            "reason": self.reason,
             "seed": self.seed,
             "duration_s": round(self.duration_s, 1),
             "rate": self.rate,
@@ -155,7 +223,9 @@ class StormReport:
                 "overlapping": sum(outcome.overlapping for outcome in done),
                 "skipped": len(self.outcomes) - len(done),
                 "not_recovered": sum(bool(outcome.failed) for outcome in done),
+                "untold": sum(bool(outcome.untold) for outcome in done),
             },
+            "goals": [goal.judge(done) for goal in GOALS],
             "time_to_rate_s": _times([o.at_rate_s for o in done if o.at_rate_s is not None]),
             "time_to_fresh_windows_s": _times([o.fresh_s for o in done if o.fresh_s is not None]),
             "by_kind": {kind: self._of_kind(kind, done) for kind in sorted({o.kind for o in done})},
@@ -166,6 +236,7 @@ class StormReport:
             "windows_checked": windows.get("checked"),
             "wrong_windows": windows.get("wrong"),
             "late_dropped": windows.get("late_dropped"),
+            "windows_live": None if self.windows is None else asdict(self.windows),
             "memory": {role: dict(values) for role, values in self.memory.items()},
             "restarts": dict(self.restarts),
             "aborted": self.aborted,
@@ -183,6 +254,7 @@ class StormReport:
             "time_to_rate_s": _times([o.at_rate_s for o in mine if o.at_rate_s is not None]),
             "time_to_fresh_windows_s": _times([o.fresh_s for o in mine if o.fresh_s is not None]),
             "time_to_api_s": _times([o.api_s for o in mine if o.api_s is not None]),
+            "time_to_oracle_s": _times([o.oracle_s for o in mine if o.oracle_s is not None]),
             "not_recovered": sum(bool(o.failed) for o in mine),
         }
 
@@ -197,6 +269,16 @@ def as_table(report: Mapping[str, Any]) -> str:
     lines = [
         f"**{report['verdict']}**: {faults['injected']} faults in {report['duration_s'] / 60:.0f} min (seed {report['seed']}, "
         f"{faults['overlapping']} overlapping, {faults['skipped']} skipped, {faults['not_recovered']} not recovered from in time)",
+        *(("", f"Because: {report['reason']}.") if report["reason"] else ()),
+        "",
+        "| goal | at most, s | found, s | |",
+        "|---|---:|---:|---|",
+        *(_goal(goal) for goal in report["goals"]),
+        "",
+        "| compared after each fault | |",
+        "|---|---:|",
+        f"| faults after which it could not be told whether the job has read what was sent | {faults['untold']} |",
+        *(f"| windows {name} | {_number((report['windows_live'] or {}).get(field))} |" for name, field in _LIVE),
         "",
         "| checked at the end | |",
         "|---|---:|",
@@ -225,6 +307,20 @@ def as_table(report: Mapping[str, Any]) -> str:
     lines += ["", "| process | memory at the end, MiB | slope, MiB/min |", "|---|---:|---:|"]
     lines += [f"| {role} | {of['mib']:,.0f} | {of['mib_per_min']:+.2f} |" for role, of in report["memory"].items()]
     return "\n".join(lines) + "\n"
+
+
+_LIVE = (
+    ("verified", "verified"),
+    ("verified, with ratings that came too late for them", "late"),
+    ("still open, or not compared yet", "pending"),
+    ("wrong", "wrong"),
+)
+
+
+def _goal(goal: Mapping[str, Any]) -> str:
+    found = "–" if goal["found_s"] is None else f"{goal['found_s']:.1f}"
+    met = {True: "met", False: "missed", None: "not tried"}[goal["met"]]
+    return f"| {goal['what']} | {goal['limit_s']:g} | {found} | {met} |"
 
 
 def _three(times: Mapping[str, float | None]) -> str:

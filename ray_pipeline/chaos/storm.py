@@ -9,11 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from ray_pipeline.chaos.inject import Injected, Injector
 from ray_pipeline.chaos.observer import Observer
-from ray_pipeline.chaos.plan import Fault, Kind
+from ray_pipeline.chaos.plan import OF_OWN, Fault, Kind
 from ray_pipeline.chaos.recovery import Recovery
 from ray_pipeline.chaos.report import MemorySeries, Outcome
 from ray_pipeline.clock import Clock
-from ray_pipeline.errors import BrokerUnavailableError, EnvironmentProblem, StageFailedError
+from ray_pipeline.errors import RayPipelineError, StageFailedError
+from ray_pipeline.metrics.verdicts import Tally
 
 __all__ = ["Storm", "together"]
 
@@ -47,6 +48,7 @@ class Storm:
         self.outcomes: list[Outcome] = []
         self.memory = MemorySeries()
         self.restarts: dict[str, int] = {}
+        self.windows: Tally | None = None
         self.duration_s = 0.0
         self.aborted = ""
         self.rate = injector.base_rate
@@ -74,11 +76,12 @@ class Storm:
                     break
                 self._one(group)
             self._injector.restore()
-        except (EnvironmentProblem, StageFailedError, BrokerUnavailableError) as error:
+        except RayPipelineError as error:
             self.aborted = str(error)
         finally:
             self._pool.shutdown(wait=True)
             self.restarts = self._observer.restarts()
+            self.windows = self._observer.verified()
             self.duration_s = self._elapsed_s()
 
     @contextlib.contextmanager
@@ -120,10 +123,11 @@ class Storm:
         well = self._recovered(recoveries)
         if self._end.is_set():
             return  # cut short: nothing can be said of it
-        differs = self._disagreement() if well else ""
+        differs, untold = self._compare() if well else ("", "")
+        differs = differs or self._injector.outlived()
         for (fault, at_ms, done), recovery in zip(injected, recoveries, strict=True):
             failed = "" if well else recovery.wanting()
-            self._note(fault, at_ms, done, recovery, failed or differs)
+            self._note(fault, at_ms, done, recovery, done.failed or failed or differs, untold)
         last = self.outcomes[-_MOST_FAILURES_IN_A_ROW:]
         if len(last) == _MOST_FAILURES_IN_A_ROW and all(outcome.failed for outcome in last):
             self.aborted = f"{_MOST_FAILURES_IN_A_ROW} failures in a row: {last[-1].failed}"
@@ -140,16 +144,25 @@ class Storm:
             self._clock.wait(self._end, _SAMPLE_S)
         return False
 
-    def _disagreement(self) -> str:
-        """The live comparison: what the job has read against what the shards' plans say; a difference must not stay."""
-        deadline_ms = self._clock.now_ms() + int(_DISAGREE_S * 1000)
-        while found := self._observer.disagreements():
-            if self._clock.now_ms() > deadline_ms:
-                return "the job has read " + ", ".join(f"{n:+} of partition {p}" for p, n in sorted(found.items()))
-            self._clock.wait(self._end, _SAMPLE_S)
-        return ""
+    def _compare(self) -> tuple[str, str]:
+        """What the job has read against what the shards' plans say, and windows against what they must hold; differences must not stay.
 
-    def _note(self, fault: Fault, at_ms: int, done: Injected, recovery: Recovery, failed: str) -> None:
+        Returns:
+            What differs, and of what it cannot be told; both empty when all was compared and agrees.
+        """
+        deadline_ms = self._clock.now_ms() + int(_DISAGREE_S * 1000)
+        while True:
+            read, windows = self._observer.surpluses(), self._observer.verified()
+            if not any(n is None or n for n in read.values()) and not windows.wrong:
+                return "", ""
+            if self._clock.now_ms() > deadline_ms or self._end.is_set():
+                break
+            self._clock.wait(self._end, _SAMPLE_S)
+        found = [f"the job has read {n:+} of partition {p}" for p, n in sorted(read.items()) if n]
+        found += [f"{windows.wrong} windows are wrong: {windows.first_wrong}"] if windows.wrong else []
+        return ", ".join(found), ", ".join(f"partition {p}" for p, n in sorted(read.items()) if n is None)
+
+    def _note(self, fault: Fault, at_ms: int, done: Injected, recovery: Recovery, failed: str, untold: str) -> None:
         outcome = Outcome(
             number=fault.number,
             kind=fault.kind.value,
@@ -162,6 +175,8 @@ class Storm:
             fresh_s=None if done.skipped else recovery.seconds(recovery.fresh),
             api_s=None if done.skipped else recovery.seconds(recovery.api),
             failed=failed,
+            oracle_s=None if done.skipped else recovery.seconds(recovery.oracle),
+            untold=untold,
         )
         self.outcomes.append(outcome)
         self._tell(_line(outcome))
@@ -197,9 +212,10 @@ def together(faults: Iterable[Fault]) -> Iterator[list[Fault]]:
 
 
 def _alike(first: Fault, second: Fault) -> bool:
-    """Whether the one undoes or repeats the other."""
+    """Whether the one undoes or repeats the other, as the end of the run does with all that was done to it."""
     commands = (Kind.PAUSE, Kind.RATE, Kind.RESCALE)
-    return first.kind is second.kind or (first.kind in commands and second.kind in commands)
+    kinds = {first.kind, second.kind}
+    return len(kinds) == 1 or not kinds.isdisjoint(OF_OWN) or kinds <= set(commands)
 
 
 def _line(outcome: Outcome) -> str:
@@ -209,7 +225,13 @@ def _line(outcome: Outcome) -> str:
         return f"{what}skipped: {outcome.skipped}"
     times = ", ".join(
         f"{name} {seconds:.1f} s"
-        for name, seconds in (("rate", outcome.at_rate_s), ("windows", outcome.fresh_s), ("API", outcome.api_s))
+        for name, seconds in (
+            ("rate", outcome.at_rate_s),
+            ("windows", outcome.fresh_s),
+            ("API", outcome.api_s),
+            ("oracle", outcome.oracle_s),
+        )
         if seconds is not None
     )
-    return f"{what}: {times}" + (f"  FAILED: {outcome.failed}" if outcome.failed else "")
+    untold = f"  could not be told: {outcome.untold}" if outcome.untold else ""
+    return f"{what}: {times}{untold}" + (f"  FAILED: {outcome.failed}" if outcome.failed else "")

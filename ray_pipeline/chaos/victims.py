@@ -126,6 +126,10 @@ class ProcessTree:
         self.pid = pid
         self._created = created
 
+    def move_to(self, pid: int, created: float) -> None:
+        """Watch another run, which goes on where this one was."""
+        self.pid, self._created = pid, created
+
     def rows(self) -> list[ProcessRow]:
         """The processes that run now.
 
@@ -163,12 +167,25 @@ class ProcessTree:
             raise LookupError(msg) from None
 
     @staticmethod
+    def still_there(rows: Iterable[ProcessRow]) -> list[ProcessRow]:
+        """Those that have not ended."""
+        return [row for row in rows if _is_there(row)]
+
+    @staticmethod
     def let_go_on(row: ProcessRow) -> None:
         """Have a process that was stopped go on, if it is still there, whatever became of the run."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(row.pid)
             if process.create_time() == row.created:
                 process.send_signal(signal.SIGCONT)
+
+
+def _is_there(row: ProcessRow) -> bool:
+    try:
+        process = psutil.Process(row.pid)
+        return process.create_time() == row.created and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _row(process: psutil.Process) -> ProcessRow | None:

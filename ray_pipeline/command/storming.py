@@ -19,7 +19,7 @@ import typer
 from ray_pipeline.chaos.child import ChildRun
 from ray_pipeline.chaos.inject import Injector
 from ray_pipeline.chaos.observer import Observer
-from ray_pipeline.chaos.plan import KINDS, Fault, Kind, parse_kinds, plan
+from ray_pipeline.chaos.plan import KINDS, OF_OWN, Fault, Kind, parse_kinds, plan
 from ray_pipeline.chaos.report import StormReport, as_table
 from ray_pipeline.chaos.storm import Storm
 from ray_pipeline.chaos.victims import ProcessTree
@@ -29,7 +29,7 @@ from ray_pipeline.command.running import say
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, RayPipelineError
 from ray_pipeline.state import RunInfo, active_run, broker_for_reading
-from ray_pipeline.verification.audit import audit
+from ray_pipeline.verification.audit import AuditReport, audit
 
 __all__ = ["chaos"]
 
@@ -74,9 +74,14 @@ def chaos(
     """Kill, stop and change parts of a pipeline on this machine by a seeded plan, and say what became of the stream.
 
     Exit code 0: it recovered from everything, every record and window is right; 1: it did not, or one is wrong; 2: it could not be
-    checked.
+    checked, or nothing was done.
     """
-    kinds = _kinds(faults)
+    kinds = _kinds(faults, start)
+    for file in report or ():
+        if not file.absolute().parent.is_dir():
+            raise ConfigurationError(
+                problem=f"--report: there is no folder {file.parent}", fix="Make it, or name another"
+            )
     count = int(minutes * _FAULTS_A_MINUTE) + 1 if each is None else each * len(kinds)
     wanted = _Wanted(seed, minutes, plan(seed, count, kinds, evenly=each is not None))
     stop = _on_signals()
@@ -88,16 +93,23 @@ def chaos(
     typer.echo(as_table(found))
     for finding in (found["audit"] or {}).get("findings", ()):
         typer.echo(f"finding: {json.dumps(finding)}")
-    if made.aborted:
-        typer.echo(f"ended early: {made.aborted}", err=True)
+    if made.reason:
+        typer.echo(f"{made.verdict}: {made.reason}", err=True)
     raise typer.Exit({"survived": 0, "failed": _FAILED}.get(made.verdict, _UNCHECKED))
 
 
-def _kinds(text: str | None) -> tuple[Kind, ...]:
+def _kinds(text: str | None, start: bool) -> tuple[Kind, ...]:
     try:
-        return parse_kinds(text)
+        kinds = parse_kinds(text)
     except ValueError as error:
         raise ConfigurationError(problem=f"--faults: {error}", fix=f"The kinds are: {', '.join(KINDS)}") from None
+    found = tuple(kind for kind in kinds if start or kind not in OF_OWN)
+    if text is not None and len(found) < len(kinds):
+        raise ConfigurationError(
+            problem=f"--faults: {' and '.join(OF_OWN)} end the run, and only who started it can start it again",
+            fix="Give --start, or leave them out",
+        )
+    return found
 
 
 def _on_signals() -> threading.Event:
@@ -114,7 +126,7 @@ def _storm_of_own(settings: Settings, wanted: _Wanted, rate: float, stop: thread
     child, ended = ChildRun(state_dir, rate, wanted.seed), ""
     say("starting a pipeline")
     try:
-        with _storm(child.settings, child.start(), wanted, stop) as storm:
+        with _storm(child.settings, child.start(), wanted, stop, child) as storm:
             pass
     finally:
         say("ending the pipeline")
@@ -123,9 +135,12 @@ def _storm_of_own(settings: Settings, wanted: _Wanted, rate: float, stop: thread
         except RayPipelineError as error:
             ended = str(error)
     say("checking every record and window")
-    with broker_for_reading(child.settings) as bootstrap:
-        found = audit(child.settings, bootstrap).as_dict()
-    made = _report(storm, wanted, found, ended)
+    try:
+        with broker_for_reading(child.settings) as bootstrap:
+            found = audit(child.settings, bootstrap)
+    except RayPipelineError as error:
+        found = AuditReport(reason=str(error))
+    made = _report(storm, wanted, found.as_dict(), ended)
     if made.verdict == "survived":
         shutil.rmtree(state_dir)
     else:
@@ -140,17 +155,26 @@ def _storm_outside(settings: Settings, wanted: _Wanted, stop: threading.Event) -
             problem=f"no pipeline runs in the state directory {settings.state_dir}",
             fix="Start ray-pipeline run, name its --state-dir, or give --start",
         )
+    found, ended = None, ""
     with _storm(settings, run, wanted, stop) as storm:
-        found = None
         if not storm.aborted:
             say("pausing the pipeline and checking every record and window")
-            with storm.at_rest():
-                found = audit(settings, run.bootstrap).as_dict()
-    return _report(storm, wanted, found, "")
+            try:
+                with storm.at_rest():
+                    found = audit(settings, run.bootstrap).as_dict()
+            except RayPipelineError as error:
+                ended = str(error)
+    return _report(storm, wanted, found, ended)
 
 
 @contextmanager
-def _storm(settings: Settings, run: RunInfo, wanted: _Wanted, stop: threading.Event) -> Iterator[Storm]:
+def _storm(
+    settings: Settings,
+    run: RunInfo,
+    wanted: _Wanted,
+    stop: threading.Event,
+    child: ChildRun | None = None,
+) -> Iterator[Storm]:
     """A storm that has passed; the pipeline is still watched."""
     _require_loopback(run.bootstrap)
     clock = SystemClock()
@@ -165,7 +189,7 @@ def _storm(settings: Settings, run: RunInfo, wanted: _Wanted, stop: threading.Ev
             )
         rate = float(generator["target_rate"])
         tree = ProcessTree(run.pid, run.process_started)
-        injector = Injector(settings, run.bootstrap, tree, observer, clock, rate, stop)
+        injector = Injector(settings, run.bootstrap, tree, observer, clock, rate, stop, child)
         storm = Storm(injector, observer, clock, say, stop)
         storm.run(wanted.faults, wanted.minutes * 60)
         yield storm
@@ -198,4 +222,5 @@ def _report(storm: Storm, wanted: _Wanted, found: dict[str, Any] | None, ended: 
         storm.restarts,
         found,
         storm.aborted or ended,
+        storm.windows,
     )

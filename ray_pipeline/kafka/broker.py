@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+import psutil
 from confluent_kafka import KafkaException
 
 from ray_pipeline.errors import EnvironmentProblem
@@ -30,6 +31,8 @@ _PR_SET_PDEATHSIG = 1
 _LEAST_DISK_BYTES = 16 << 20
 """With less the broker cannot even begin a segment with its indexes."""
 _NO_SPACE = "No space left on device"
+_PREDECESSOR_S = 30.0
+"""How long a broker whose run was killed may take to end: the kernel tells it to, and it ends in order."""
 _MOST_LOG_BYTES = 4 << 20
 FREE_SPACE = "Free some space and start again: it goes on where it was, nothing is lost or repeated"
 
@@ -121,8 +124,8 @@ class EmbeddedBroker:
         """Start and wait until it answers.
 
         Raises:
-            EnvironmentProblem: Java or the jars are missing, the folder cannot be written or is in use, the port is taken, the
-                disk is full, or the JVM ended; the text has the end of its log.
+            EnvironmentProblem: Java or the jars are missing, the folder cannot be written or is in use, the broker of a run that
+                was killed does not end, the port is taken, the disk is full, or the JVM ended; the text has the end of its log.
         """
         if self.pid is not None:
             return
@@ -176,19 +179,31 @@ class EmbeddedBroker:
             raise EnvironmentProblem(
                 problem=f"the state directory cannot be written ({error})", fix="Name another with --state-dir"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        deadline = time.monotonic() + _PREDECESSOR_S
+        while not _locked(self._lock):
             self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
+            said = self._lock.read().split()
+            if (ending := _orphan(said)) is not None and time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
             self._lock.close()
             self._lock = None
+            if ending is not None:
+                raise EnvironmentProblem(
+                    problem=f"the broker of a run in {self._folder.parent} that was killed does not end (process {ending})",
+                    fix=f"End it: kill -9 {ending}",
+                )
             raise EnvironmentProblem(
-                problem=f"the broker of {self._folder.parent} is in use by process {holder}",
+                problem=f"the broker of {self._folder.parent} is in use by process {said[0] if said else 'unknown'}",
                 fix="Stop that pipeline, or name another --state-dir",
-            ) from None
+            )
+        self._sign()
+
+    def _sign(self, *also: int) -> None:
+        """Write down who holds the folder: this process, and the JVM once there is one."""
+        assert self._lock is not None
         self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
+        self._lock.write(" ".join(map(str, (os.getpid(), *also))))
         self._lock.flush()
 
     def _choose_port(self) -> None:
@@ -230,6 +245,7 @@ class EmbeddedBroker:
             )
 
     def _launch(self, command: list[str]) -> None:
+        assert self._lock is not None
         libc = ctypes.CDLL(None, use_errno=True)
 
         def die_with_parent() -> None:
@@ -245,8 +261,12 @@ class EmbeddedBroker:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is for the pipeline, which stops the broker last
                 preexec_fn=die_with_parent,
+                pass_fds=(
+                    self._lock.fileno(),
+                ),  # it holds the folder for as long as it lives, whatever became of this process
                 cwd=self._folder,
             )
+        self._sign(self._process.pid)
 
     def _wait_until_ready(self, deadline_s: float) -> None:
         assert self._process is not None
@@ -279,6 +299,31 @@ class EmbeddedBroker:
 
     def _log_tail(self) -> str:
         return self._log_file.read_text(errors="replace")[-600:].strip() or "its log is empty"
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock, unless somebody has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _orphan(said: list[str]) -> int | None:
+    """The broker that has outlived the process that started it; None when that process still has the folder.
+
+    Args:
+        said: the words of the lock's file: that process, and the broker once it runs.
+    """
+    if len(said) != 2:
+        return None
+    holder, broker = map(int, said)
+    try:
+        parent = psutil.Process(broker).ppid()
+    except psutil.NoSuchProcess:  # it has ended, just now or to be started again by that process
+        return None if psutil.pid_exists(holder) else broker
+    return None if parent == holder else broker
 
 
 def _accepts(host: str, port: int) -> bool:

@@ -13,7 +13,7 @@ from ray_pipeline.metrics.expected import ReadCheck, check_of, due_ms, surplus
 from ray_pipeline.metrics.health import Evidence, Health, assess
 from ray_pipeline.metrics.latency import LatencyMeter
 from ray_pipeline.metrics.rate import RateMeter
-from ray_pipeline.metrics.records import window_of
+from ray_pipeline.metrics.records import UnreadableRecord, read_expected, read_oracle, read_window, window_of
 from ray_pipeline.metrics.verdicts import Tally, Verdicts
 from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.windows.spec import epoch_ms, iso_ms
@@ -73,6 +73,40 @@ class MetricsStore:
         self._last_window_ms: int | None = None
 
     # -- records in
+
+    def take_window(self, key: str, value: bytes | None) -> None:
+        """What topic ``metrics`` has under a key from now on; one that cannot be read is no less wrong than one that differs.
+
+        Raises:
+            UnreadableRecord: it is no record of a window; that is kept.
+        """
+        if value is None:
+            self.no_window(key)
+            return
+        try:
+            self.window(read_window(key, value))
+        except UnreadableRecord as error:
+            self.no_window(key, str(error))
+            raise
+
+    def take_expected(self, key: str, value: bytes | None, now_ms: int) -> None:
+        """The same of topic ``metrics.expected``.
+
+        Raises:
+            UnreadableRecord: it is not what a window must hold, nor the oracle's own record; that is kept.
+        """
+        if key == "oracle":
+            if value is not None:
+                self.expected(key, read_oracle(value), now_ms)
+            return
+        if value is None:
+            self.no_expected(key)
+            return
+        try:
+            self.expected(key, read_expected(key, value), now_ms)
+        except UnreadableRecord as error:
+            self.no_expected(key, str(error))
+            raise
 
     def window(self, record: dict[str, Any]) -> None:
         """A record of topic ``metrics``."""

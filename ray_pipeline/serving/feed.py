@@ -15,14 +15,10 @@ from ray_pipeline.formats.factory import open_format
 from ray_pipeline.kafka.client import make_admin
 from ray_pipeline.kafka.read import LatestRecords, Record, follow
 from ray_pipeline.metrics.records import (
-    UnreadableRecord,
     parse,
-    read_expected,
     read_generator,
     read_job,
-    read_oracle,
     read_score,
-    read_window,
 )
 from ray_pipeline.metrics.store import MetricsStore
 
@@ -120,9 +116,9 @@ class Feed:
         settings, store, now_ms = self._settings, self._store, self._clock.now_ms()
         try:
             if record.topic == settings.metrics_topic:
-                self._take_window(record.key, record.value)
+                store.take_window(record.key, record.value)
             elif record.topic == settings.expected_topic:
-                self._take_expected(record.key, record.value, now_ms)
+                store.take_expected(record.key, record.value, now_ms)
             elif record.value is None:
                 return
             elif record.topic == settings.job_topic:
@@ -145,32 +141,6 @@ class Feed:
         ) as error:  # somebody else's record must not end the feed
             self.malformed += 1
             _log.warning("%s, offset %d, is not understood and passed over: %r", record.topic, record.offset, error)
-
-    def _take_window(self, key: str, value: bytes | None) -> None:
-        """A record of topic ``metrics``; one that cannot be read is no less wrong than one that differs."""
-        if value is None:
-            self._store.no_window(key)
-            return
-        try:
-            self._store.window(read_window(key, value))
-        except UnreadableRecord as error:
-            self._store.no_window(key, str(error))
-            raise
-
-    def _take_expected(self, key: str, value: bytes | None, now_ms: int) -> None:
-        """The same of topic ``metrics.expected``."""
-        if key == "oracle":
-            if value is not None:
-                self._store.expected(key, read_oracle(value), now_ms)
-            return
-        if value is None:
-            self._store.no_expected(key)
-            return
-        try:
-            self._store.expected(key, read_expected(key, value), now_ms)
-        except UnreadableRecord as error:
-            self._store.no_expected(key, str(error))
-            raise
 
     def _ping(self) -> None:
         admin = make_admin(self._bootstrap)

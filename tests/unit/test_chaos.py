@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import math
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from ray_pipeline.chaos.inject import phase_of
+from ray_pipeline.__main__ import app
+from ray_pipeline.chaos import inject, observer
+from ray_pipeline.chaos.inject import Injected, Injector, phase_of
+from ray_pipeline.chaos.observer import Observer
 from ray_pipeline.chaos.plan import KINDS, Fault, Kind, parse_kinds, plan
 from ray_pipeline.chaos.recovery import Recovery, Sample, ShardSeen, at_rate, fresh
 from ray_pipeline.chaos.report import MemorySeries, Outcome, StormReport, as_table, slope_mib_per_min
-from ray_pipeline.chaos.storm import together
+from ray_pipeline.chaos.storm import Storm, together
 from ray_pipeline.chaos.victims import ProcessRow, Role, roles
-from ray_pipeline.clock import FakeClock
+from ray_pipeline.clock import FakeClock, SystemClock
+from ray_pipeline.command import storming
+from ray_pipeline.config import load_settings
+from ray_pipeline.delivery.interface import Epoch, ShardProgress
+from ray_pipeline.errors import StageFailedError
+from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.kafka.read import Record
+from ray_pipeline.metrics.verdicts import Tally
+from ray_pipeline.state import RunInfo
 from ray_pipeline.windows.watchdog import ExecutorWatchdog
 
 NOW_MS = 1_700_000_000_000
@@ -40,7 +57,7 @@ def test_a_plan_is_a_function_of_its_seed_and_a_longer_one_begins_with_a_shorter
 @settings(deadline=None)
 @given(seeds, some_kinds)
 def test_every_kind_comes_in_every_round_and_nothing_else(seed: int, kinds: set[Kind]) -> None:
-    assert {fault.kind for fault in plan(seed, 80, kinds)} == kinds
+    assert {fault.kind for fault in plan(seed, 84, kinds)} == kinds
 
 
 @settings(deadline=None)
@@ -83,8 +100,10 @@ def test_faults_come_alone_or_in_pairs_that_do_not_undo_each_other() -> None:
         fault(2, Kind.KILL_SERVING, True),
         fault(3, Kind.PAUSE, False),
         fault(4, Kind.RATE, True),
+        fault(5, Kind.KILL_RUN, True),
+        fault(6, Kind.KILL_BROKER, True),
     ]
-    assert [[f.number for f in group] for group in together(faults)] == [[0, 1], [2], [3], [4]]
+    assert [[f.number for f in group] for group in together(faults)] == [[0, 1], [2], [3], [4], [5], [6]]
 
 
 @settings(deadline=None)
@@ -164,6 +183,20 @@ def test_nothing_is_well_without_the_api() -> None:
     assert "API" in recovery.wanting()
 
 
+def test_nothing_is_well_until_the_oracle_has_compared_what_the_job_had_read() -> None:
+    recovery = Recovery(NOW_MS, 200.0)
+    for second in range(1, 5):
+        now = NOW_MS + second * 1000
+        assert not recovery.observe(sample(now, now, job_batch=70 + second, oracle_batch=60, oracle_ms=now))
+    assert "oracle" in recovery.wanting()
+    before = NOW_MS - 1  # the last word of one that was killed
+    assert not recovery.observe(sample(NOW_MS + 5_000, NOW_MS + 5_000, oracle_batch=71, oracle_ms=before))
+    for at_ms in (6_000, 8_000):
+        now = NOW_MS + at_ms
+        well = recovery.observe(sample(now, now, job_batch=90, oracle_batch=71, oracle_ms=now))
+    assert well and recovery.seconds(recovery.oracle) == 6.0
+
+
 # -- victims
 
 
@@ -240,6 +273,29 @@ def test_a_storm_is_survived_only_when_all_recovered_and_all_was_checked() -> No
     assert storm_report(AGREED, good, aborted="the run has ended").verdict == "failed"
 
 
+def test_a_storm_that_did_nothing_proves_nothing() -> None:
+    skipped = outcome(0, skipped="there is no process for it")
+    for nothing in (storm_report(AGREED), storm_report(AGREED, skipped, skipped)):
+        assert nothing.verdict == "unchecked" and "nothing was done" in nothing.reason
+        assert "Because: nothing was done" in as_table(nothing.as_dict())
+
+
+def test_goals_are_judged_and_a_missed_one_is_shown() -> None:
+    rows = [outcome(n, "kill-generator", at_rate_s=4.0 + (n == 7)) for n in range(20)]
+    spark = [outcome(20, "kill-driver", fresh_s=51.0), outcome(21, "kill-executor", fresh_s=20.0)]
+    rate, fresh_again = storm_report(AGREED, *rows, *spark).as_dict()["goals"]
+    assert (rate["limit_s"], rate["found_s"], rate["met"]) == (10.0, 21.0, False), "kill-driver's takes 21 s here"
+    assert (fresh_again["limit_s"], fresh_again["found_s"], fresh_again["met"]) == (60.0, 51.0, True)
+    found = storm_report(AGREED, *rows).as_dict()
+    assert [goal["met"] for goal in found["goals"]] == [True, None] and found["goals"][0]["found_s"] == 4.0
+    never = storm_report(AGREED, outcome(0, "kill-master", fresh_s=None, failed="the windows are not fresh"))
+    assert never.as_dict()["goals"][1] == {**fresh_again, "found_s": None, "met": False}
+    text = as_table(found)
+    assert "p95 | 10 | 4.0 | met |" in text and "max | 60 | – | not tried |" in text
+    start = outcome(0, "kill-run", at_rate_s=40.0)  # a whole start is no recovery of the generator
+    assert storm_report(AGREED, start).as_dict()["goals"][0]["met"] is None
+
+
 def test_times_are_told_by_kind_and_what_was_skipped_does_not_count() -> None:
     rows = [outcome(n) for n in range(20)]
     kills = [
@@ -248,7 +304,7 @@ def test_times_are_told_by_kind_and_what_was_skipped_does_not_count() -> None:
         outcome(22, "kill-broker", at_rate_s=None, failed="the generator is not at the set rate"),
     ]
     found = storm_report(AGREED, *rows, *kills).as_dict()
-    assert found["faults"] == {"injected": 22, "overlapping": 0, "skipped": 1, "not_recovered": 1}
+    assert found["faults"] == {"injected": 22, "overlapping": 0, "skipped": 1, "not_recovered": 1, "untold": 0}
     assert found["by_kind"]["rate"]["time_to_rate_s"] == {"p50": 10.0, "p95": 19.0, "max": 20.0}
     assert found["by_kind"]["kill-broker"]["time_to_rate_s"] == {"p50": None, "p95": None, "max": None}
     assert "rescale" not in found["by_kind"]
@@ -276,6 +332,282 @@ def test_memory_of_roles_that_come_and_go() -> None:
     assert series.slopes()["Spark executor"]["mib"] == 2.0
     series.add(10.0, {"broker": 2**20})
     assert "Spark executor" not in series.slopes(), "it does not run at the end"
+
+
+# -- the loop
+
+OPEN = Tally(verified=3, pending=5, late=0, wrong=0, first_wrong="")
+
+
+class Watching:
+    """An observer and an injector of a pipeline that is always well; a test says what else they see."""
+
+    def __init__(self, clock: FakeClock, surpluses: dict[int, int | None], windows: Tally = OPEN) -> None:
+        self.base_rate = self.rate = 200.0
+        self.clock, self.read, self.windows = clock, surpluses, windows
+        self.done = Injected(0, 0, "x")
+
+    def sample(self) -> Sample:
+        return sample(self.clock.now_ms(), self.clock.now_ms())
+
+    def surpluses(self) -> dict[int, int | None]:
+        return self.read
+
+    def verified(self) -> Tally:
+        return self.windows
+
+    def restarts(self) -> dict[str, int]:
+        return {}
+
+    def inject(self, fault: Fault) -> Injected:
+        return dataclasses.replace(self.done, begun_ms=self.clock.now_ms(), over_ms=self.clock.now_ms())
+
+    def restore(self) -> None:
+        pass
+
+    def outlived(self) -> str:
+        return ""
+
+    def roles(self) -> dict[Role, list[ProcessRow]]:
+        return {}
+
+    def phase(self, fault: Fault, done: Injected) -> str:
+        return ""
+
+
+def stormed(
+    surpluses: dict[int, int | None], windows: Tally = OPEN, done: Injected | None = None
+) -> tuple[StormReport, list[str]]:
+    clock, said = FakeClock(NOW_MS), list[str]()
+    watching: Any = Watching(clock, surpluses, windows)
+    watching.done = done or watching.done
+    storm = Storm(watching, watching, clock, said.append, threading.Event())
+    storm.run(plan(1, 2, (Kind.KILL_BROKER,)), 600.0)
+    report = storm_report(AGREED, *storm.outcomes, aborted=storm.aborted)
+    return dataclasses.replace(report, windows=storm.windows), said
+
+
+def test_after_each_fault_what_was_read_and_all_windows_are_compared() -> None:
+    report, _ = stormed({0: 0, 1: 0})
+    assert (report.verdict, len(report.outcomes), report.windows) == ("survived", 2, OPEN)
+    assert "| windows verified | 3 |" in as_table(report.as_dict())
+    report, _ = stormed({0: 0, 1: -2})
+    assert report.verdict == "failed" and "-2 of partition 1" in report.reason
+    report, _ = stormed({0: 0, 1: 0}, dataclasses.replace(OPEN, wrong=1, first_wrong="window tumbling_10s holds 3"))
+    assert report.verdict == "failed" and "window tumbling_10s holds 3" in report.reason
+
+
+def test_what_cannot_be_told_is_no_agreement_but_counted_and_shown() -> None:
+    report, said = stormed({0: 0, 1: None})
+    assert report.verdict == "survived" and report.as_dict()["faults"]["untold"] == 2
+    assert all("could not be told: partition 1" in line for line in said)
+    assert "could not be told whether the job has read what was sent | 2 |" in as_table(report.as_dict())
+
+
+def test_a_command_that_was_refused_fails_the_storm() -> None:
+    report, said = stormed({0: 0}, done=Injected(0, 0, "", failed="there is no room for 3 actors"))
+    assert report.verdict == "failed" and "no room for 3 actors" in report.reason
+    faults = report.as_dict()["faults"]
+    assert (faults["injected"], faults["skipped"], faults["not_recovered"]) == (2, 0, 2)
+    assert all("FAILED: there is no room for 3 actors" in line for line in said)
+
+
+class Answers(dict[str, str]):
+    """The same answer to every command, or none."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self["all"] if self else default
+
+
+class Deaf:
+    """A producer whose records arrive."""
+
+    def produce(self, *_: object, **__: object) -> None:
+        pass
+
+    def flush(self, timeout_s: float) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(("answers", "failed"), [({"all": "no room"}, "no room"), ({}, "did not answer to scale")])
+def test_a_command_that_is_refused_or_never_answered_is_no_skipped_fault(
+    answers: dict[str, str], failed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inject, "make_producer", lambda *_, **__: Deaf())
+    clock = FakeClock(NOW_MS)
+    seen: Any = Observer(load_settings(), "", clock)
+    seen.record = lambda _key: {"answers": Answers(answers), "target_rate": 200.0, "actors": [{}, {}]}
+    tree: Any = None
+    injector = Injector(load_settings(), "", tree, seen, clock, 200.0, threading.Event())
+    done = injector.inject(Fault(0, Kind.RESCALE, 0.0, False, {"actors": 3}))
+    assert failed in done.failed and not done.skipped
+
+
+# -- what an observer sees
+
+
+class Published:
+    """What a pipeline has published; an observer that has read it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        self.settings = load_settings(partitions=1, actors=1, **settings)
+        self._records: list[Record] = []
+        self._read = threading.Event()
+        monkeypatch.setattr(observer, "follow", self._follow)
+        monkeypatch.setattr(observer, "newest_of_key", lambda *_, **__: None)
+        events = self.settings.model_dump(mode="json")
+        self.put(self.settings.progress_topic, "run", {"settings": events})
+
+    def put(self, topic: str, key: str, value: dict[str, Any]) -> None:
+        self._records.append(Record(topic, 0, len(self._records), key, json.dumps(value).encode(), 0))
+
+    def sent(self, count: int, state: str = "paused") -> ShardSchedule:
+        """The shard has sent so many ratings, one a second."""
+        schedule = ShardSchedule(RatePlan([Epoch(NOW_MS, 1.0)]), 1.0, 0.5, None)
+        last_ms = int(schedule.due_ms(count - 1, 1)[0])
+        progress = ShardProgress("r", "c", 0, count, last_ms, NOW_MS, (Epoch(NOW_MS, 1.0),), 1.0, 0.5)
+        self.put(self.settings.progress_topic, "shard/0", json.loads(progress.to_json()))
+        self.put(self.settings.progress_topic, "generator", {"state": state})
+        return schedule
+
+    def job_read(self, records: int, valid: int, newest_ms: int) -> None:
+        said = {"records": records, "valid": valid, "next_offset": records, "max_event_ms": newest_ms}
+        self.put(self.settings.job_topic, "job", {"batch": 1, "partitions": {"0": said}})
+
+    def posted(self, offset: int, at_ms: int) -> None:
+        fields = {"userId": 1, "movieId": 2, "rating": 3.0, "timestamp": at_ms}
+        self.put(self.settings.outside_topic, f"0/{offset}", {"partition": 0, "offset": offset, **fields})
+
+    def seen(self) -> Observer:
+        found = Observer(self.settings, "", SystemClock())
+        found.start()
+        assert self._read.wait(30)
+        found.stop()
+        return found
+
+    def _follow(
+        self, _bootstrap: str, _topics: list[str], _from: bool, stop: threading.Event, _starts: object
+    ) -> Iterator[list[Record]]:
+        yield self._records
+        self._read.set()
+        while not stop.wait(0.01):
+            yield []
+
+
+def test_data_that_is_broken_on_purpose_comes_to_rest_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = Published(monkeypatch, malformed_share=0.01)
+    schedule = published.sent(1_000)
+    published.job_read(1_000, 990, int(schedule.due_ms(999, 1)[0]))
+    seen = published.seen()
+    assert seen.at_rest() and seen.surpluses() == {0: 0}
+
+
+def test_ratings_from_outside_are_neither_the_shards_nor_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = Published(monkeypatch)
+    schedule = published.sent(100)
+    for offset in range(10):
+        published.posted(offset, NOW_MS)
+    published.job_read(100, 100, int(schedule.due_ms(89, 1)[0]))
+    seen = published.seen()
+    assert not seen.at_rest(), "ten of those that were read are not the shard's"
+    assert seen.surpluses() == {0: 0}, "and so ninety of its own are, as many as must be"
+    published.job_read(110, 110, int(schedule.due_ms(99, 1)[0]))
+    assert published.seen().at_rest()
+
+
+def test_a_partition_of_which_nothing_can_be_said_is_not_said_to_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = Published(monkeypatch)
+    schedule = published.sent(100)
+    assert published.seen().surpluses() == {0: None}, "nothing has been read"
+    published.job_read(200, 200, int(schedule.due_ms(199, 1)[0]))
+    assert published.seen().surpluses() == {0: None}, "the shard has not said so much yet"
+    published.sent(200)
+    assert published.seen().surpluses() == {0: 0}
+    published.job_read(199, 199, int(schedule.due_ms(199, 1)[0]))
+    assert published.seen().surpluses() == {0: -1}
+
+
+def test_a_record_of_somebody_else_does_not_blind_the_observer(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = Published(monkeypatch)
+    published.put(published.settings.metrics_topic, "x", {"window_type": 7})
+    published.sent(1)
+    assert published.seen().record("generator") == {"state": "paused"}
+
+
+def test_restarts_are_counted_over_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = Published(monkeypatch)
+    topic = published.settings.progress_topic
+    published.put(topic, "generator", {"restarts": 2})
+    published.put(topic, "pipeline", {"pid": 1, "restarts": {"the broker": 3}})
+    seen = published.seen()
+    seen.run_ended()
+    both = {"generator actors and shards": 2, "the broker": 3, "the run": 1, "Spark, by its watchdog": 0}
+    assert seen.restarts() == both, "what the next run counts is still to come"
+
+
+# -- the command
+
+
+def chaos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_rest: Callable[[], Any], *outcomes: Outcome
+) -> tuple[int, str, dict[str, Any]]:
+    """A storm against a pipeline that runs, with what became of it; exit code, output and report."""
+
+    class Passed:
+        aborted, duration_s, rate, restarts, windows = "", 60.0, 200.0, dict[str, int](), OPEN
+        memory = MemorySeries()
+
+    @contextlib.contextmanager
+    def passed(*_: object, **__: object) -> Iterator[Any]:
+        storm: Any = Passed()
+        storm.outcomes, storm.at_rest = list(outcomes), at_rest
+        yield storm
+
+    monkeypatch.setattr(storming, "_on_signals", threading.Event)
+    monkeypatch.setattr(storming, "_storm", passed)
+    monkeypatch.setattr(storming, "active_run", lambda _: RunInfo(1, 0.0, "127.0.0.1:1", ("generate",)))
+    monkeypatch.setattr(storming, "audit", lambda *_: Found())
+    report = tmp_path / "report.json"
+    done = CliRunner().invoke(app, ["chaos", "--state-dir", str(tmp_path), "--report", str(report)])
+    return done.exit_code, done.output, json.loads(report.read_text())
+
+
+class Found:
+    """An audit that agreed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return AGREED
+
+
+def test_a_pipeline_that_does_not_come_to_rest_leaves_a_report_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_rest() -> Any:
+        raise StageFailedError(problem="the windows did not hold all that was sent within 180 s", fix="")
+
+    code, output, report = chaos(tmp_path, monkeypatch, at_rest, outcome(0))
+    assert (code, report["verdict"]) == (1, "failed")
+    assert "did not hold all that was sent" in report["reason"] and report["reason"] in output
+    assert report["faults"]["injected"] == 1
+
+
+def test_a_storm_that_was_ended_before_it_did_anything_is_unchecked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output, report = chaos(tmp_path, monkeypatch, contextlib.nullcontext)
+    assert (code, report["verdict"]) == (2, "unchecked") and "nothing was done" in output
+
+
+def test_what_would_be_lost_after_the_storm_is_refused_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def invoke(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["chaos", "--state-dir", str(tmp_path), *arguments])
+        assert done.exit_code == 2
+        return done.output
+
+    assert "no folder" in invoke("--start", "--report", str(tmp_path / "missing" / "report.json"))
+    assert "--start" in invoke("--faults", "kill-run,rate"), "who did not start the run cannot start it again"
 
 
 # -- the watchdog over Spark's executors
