@@ -14,14 +14,17 @@ import psutil
 import pytest
 
 from ray_pipeline.chaos.plan import KINDS, Kind
+from ray_pipeline.config import load_settings
 from ray_pipeline.errors import EnvironmentProblem
 from ray_pipeline.kafka import broker as embedded
 from ray_pipeline.kafka.broker import EmbeddedBroker
-from ray_pipeline.kafka.read import read_compacted
+from ray_pipeline.kafka.client import make_producer
+from ray_pipeline.kafka.read import held_up, read_compacted
+from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.state import RunInfo, remember_run
 from tests.conftest import PIPELINE_FLAGS, Running, clean_environment, command, wait_for
 
-_LEFT_OUT = {Kind.STOP_BROKER, Kind.KILL_DRIVER}
+_LEFT_OUT = {Kind.STOP_BROKER, Kind.KILL_DRIVER, Kind.KILL_RAY}
 """Those that other tests have, to stay below five minutes."""
 
 
@@ -119,6 +122,28 @@ def test_a_broker_waits_for_the_one_of_a_run_that_was_killed(tmp_path: Path, mon
         run.wait()
         if not has_ended(left):
             left.kill()
+
+
+def test_nobody_waits_for_ever_for_a_transaction_whose_sender_and_broker_are_gone(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path)
+    broker.start()
+    settings = load_settings(state_dir=tmp_path, partitions=1, actors=1)
+    ensure_topics(settings, broker.bootstrap_servers)
+    # given up by the time that the broker is back, as after a pause of 10 s with the shards' own timeout
+    sender = make_producer(broker.bootstrap_servers, transactional_id="gone", transaction_timeout_ms=1_000)
+    sender.init_transactions(30)
+    sender.begin_transaction()
+    sender.produce(settings.ratings_topic, b"never committed", partition=0)
+    assert sender.flush(30) == 0
+    place = (broker.bootstrap_servers, settings.ratings_topic)
+    assert held_up(*place) == [0]
+    broker.stop()
+    del sender
+    broker.start()
+    try:
+        wait_for("readers to be let past it", lambda: not held_up(*place), 30)
+    finally:
+        broker.stop()
 
 
 def test_a_storm_is_refused_where_it_would_not_be_at_home(tmp_path: Path) -> None:
