@@ -1,6 +1,27 @@
-// a slider's number takes effect when it loses the focus; Enter should do it too
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && event.target.matches("#rp-rate input[type=number]")) event.target.blur();
+// the rate: a field that takes any, and a slider whose positions are the rates of rpRates
+let rpEditing = false;
+const rpPosition = (rate) => {
+  const away = (at) => Math.abs(Math.log(rpRates[at] / Math.max(rate, rpRates[0])));
+  return rpRates.reduce((best, _, at) => (away(at) < away(best) ? at : best), 0);
+};
+// what the field shows when the rate in force has changed, and when somebody leaves it as he found it
+const rpFollowed = (running, shown) => (rpEditing ? shown : running);
+const rpLeft = (running, shown) => {
+  const left = rpEditing;
+  rpEditing = false;
+  return left ? running : shown;
+};
+document.addEventListener("input", (event) => {
+  if (event.target.matches("#rp-rate input")) rpEditing = true;
+  if (!event.target.matches("#rp-slider input[type=range]")) return;
+  const field = document.querySelector("#rp-rate input");
+  field.value = rpRates[event.target.value];
+  field.dispatchEvent(new Event("input", {bubbles: true}));
+});
+document.addEventListener("change", (event) => {
+  if (!event.target.matches("#rp-rate input, #rp-slider input[type=range]")) return;
+  rpEditing = false;
+  document.querySelector("#rp-set-rate").click();
 });
 // a click on a rating names its place
 document.addEventListener("click", (event) => {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate, Refused, is_loopback
 from ray_pipeline.serving.workload.panel import Workload, build_workload
 
-__all__ = ["make_dashboard"]
+__all__ = ["Page", "make_dashboard"]
 
 _CSS = Path(__file__).with_name("dashboard.css")
 _SCRIPT = Path(__file__).with_name("dashboard.js")
@@ -33,11 +34,14 @@ _VERDICTS_SHOWN = 8
 _MODELS_SHOWN = 10
 _REFRESH_CHOICES_S = (1.0, 2.0, 5.0)
 _CURVE_COLOURS = {"plan": "#64748b", "delivered": "#14b8a6", "as typed": "#d97706"}
+_RATE_STEPS = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
+_SLIDER_RATES = (*(float(f"{digits}e{power}") for power in range(-1, 6) for digits in _RATE_STEPS), 1e6)
+_FROM_ZERO = [0, None]
 _PLOT: dict[str, Any] = {"height": 260, "min_width": 340}
 
 
-class _Page:
-    """What the page's handlers need."""
+class Page:
+    """What the handlers of the page do, without the page; arguments as of :func:`make_dashboard`."""
 
     def __init__(
         self,
@@ -58,13 +62,14 @@ class _Page:
         self._clock = clock
         self._titles = dict(zip(catalogue.movie_ids.tolist(), catalogue.titles, strict=True))
 
-    def refresh(self, window_type: str, draft: str, shown: str) -> tuple[Any, ...]:
+    def refresh(self, window_type: str, draft: str, shown: str, behind_utc_min: float = 0) -> tuple[Any, ...]:
         """Everything that changes, in the order of the page's outputs.
 
         Args:
             window_type: of which windows.
             draft: a plan that somebody is writing; empty when nobody is.
             shown: the plan in force when the page last looked.
+            behind_utc_min: how far the browser's time is behind UTC, minutes.
         """
         plan = self.plan_text()
         now_ms = self._clock.now_ms()
@@ -78,11 +83,15 @@ class _Page:
         newest = [(record.partition, record.offset, record.value) for record in self._feed.tail(_RATINGS_SHOWN)]
         return (
             views.header(
-                store.health(now_ms), store.kafka_connected, store.last_update(), summary["generator"].get("run")
+                store.health(now_ms),
+                store.kafka_connected,
+                store.last_update(),
+                summary["generator"].get("run"),
+                summary["generator"].get("state"),
             ),
             views.tiles(summary, window_type),
-            count,
-            mean,
+            _in_utc(count, behind_utc_min),
+            _in_utc(mean, behind_utc_min),
             views.histogram(summary["windows"].get(window_type)),
             views.genres(store.genres(window_type), self._catalogue.genre_names),
             views.movies(top, titles),
@@ -90,21 +99,23 @@ class _Page:
             views.ratings_tail(newest, self._titles),
             views.windows(store.history(window_type, limit=_VERDICTS_SHOWN, now_ms=now_ms)),
             views.scoreboard(store.scores()["models"][:_MODELS_SHOWN]),
-            self.curve(draft),
+            self.curve(draft, behind_utc_min),
             gr.skip() if draft or plan == shown else plan,
             plan,
+            self.rate(),
         )
 
-    def curve(self, typed: str) -> pd.DataFrame:
+    def curve(self, typed: str, behind_utc_min: float = 0) -> pd.DataFrame:
         """The plan ahead, the delivered rate, and how the plan would be that somebody has typed."""
         now_ms = self._clock.now_ms()
         changed = bool(typed.strip()) and tidy(typed) != self.plan_text()
         try:
-            return views.plan_curve(self._store.plan(now_ms, tidy(typed) if changed else None), now_ms)
+            curve = views.plan_curve(self._store.plan(now_ms, tidy(typed) if changed else None), now_ms)
         except PlanError:  # said beside the field while it is typed
-            return views.plan_curve(self._store.plan(now_ms), now_ms)
+            curve = views.plan_curve(self._store.plan(now_ms), now_ms)
+        return _in_utc(curve, behind_utc_min)
 
-    def check_plan(self, typed: str) -> tuple[str, pd.DataFrame, str]:
+    def check_plan(self, typed: str, behind_utc_min: float = 0) -> tuple[str, pd.DataFrame, str]:
         """What is wrong with a plan, as a line of HTML, how it would look, and the plan again while it is not the one in force."""
         said = ""
         try:
@@ -112,12 +123,12 @@ class _Page:
                 parse_plan(typed)
         except PlanError as error:
             said = _note(str(error), bad=True)
-        return said, self.curve(typed), "" if typed.strip() == self.plan_text() else typed
+        return said, self.curve(typed, behind_utc_min), "" if typed.strip() == self.plan_text() else typed
 
     def plan_text(self) -> str:
         """The plan in force; a constant rate as its number."""
         generator = self._store.generator(self._clock.now_ms())
-        return generator.get("plan") or f"{generator.get('target_rate', 0.0):g}"
+        return generator.get("plan") or f"{generator.get('target_rate', 0.0):.15g}"
 
     def explain(self, place: str) -> str:
         """Where the record at ``partition/offset`` comes from, as HTML."""
@@ -129,10 +140,20 @@ class _Page:
         except RayPipelineError as error:
             return _note(str(error), bad=True)
 
-    def target_rate(self) -> Any:
-        """The rate that the generator is told at this moment, for the slider; whoever told it."""
-        rate = self._store.generator(self._clock.now_ms()).get("target_rate")
-        return gr.skip() if rate is None else rate
+    def rate(self) -> Any:
+        """The rate in force, ratings a second, whoever set it; a plan's in three digits, for it changes all the time."""
+        generator = self._store.generator(self._clock.now_ms())
+        rate = generator.get("target_rate")
+        if rate is None:
+            return gr.skip()
+        return float(f"{rate:.3g}") if generator.get("plan") else rate
+
+    def set_rate(self, request: gr.Request, token: str, rate: float | None) -> tuple[str, Any]:
+        """Send a rate; what became of it, as a line of HTML, and what the field is to show: the rate in force unless it is this one."""
+        if rate is None:
+            return _note("no rate: give ratings a second, such as 250 or 0.2", bad=True), self.rate()
+        said = self.command(request, token, "rate", rate)
+        return said, self.rate() if "rp-note-bad" in said else gr.skip()
 
     def command(
         self, request: gr.Request, token: str, command: str, rate: float | None = None, plan: str | None = None
@@ -149,10 +170,16 @@ class _Page:
             return _note(f"refused: {error.reason}", bad=True)
         except RayPipelineError as error:
             return _note(str(error), bad=True)
-        what = f"rate {rate:g}/s" if rate is not None else command
+        what = f"rate {rate:,.15g}/s" if rate is not None else command
         return _note(
             f"{what}: done" if applied else f"{what}: sent, the generator has not answered yet", bad=not applied
         )
+
+
+def _in_utc(chart: pd.DataFrame, behind_utc_min: float) -> pd.DataFrame:
+    """A chart's data, moved so that a browser, which writes times as those of its place, writes UTC as the tables do."""
+    times = chart.columns[0]
+    return chart.assign(**{times: chart[times] + pd.Timedelta(minutes=behind_utc_min)})
 
 
 def _note(text: str, bad: bool = False) -> str:
@@ -185,10 +212,9 @@ def make_dashboard(
         api_url: is linked to.
         clock: tells the time.
     """
-    page = _Page(store, catalogue, feed, control, gate, explanations, clock)
+    page = Page(store, catalogue, feed, control, gate, explanations, clock)
     with gr.Blocks(title="ray-pipeline", analytics_enabled=False, fill_width=True) as blocks:
-        rate = _build(page, Workload(settings, store, clock), store, settings, api_url)
-        blocks.load(page.target_rate, None, [rate], show_progress="hidden", api_visibility="private")
+        _build(page, Workload(settings, store, clock), store, settings, api_url, blocks)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     theme = gr.themes.Base(
         primary_hue="teal",
@@ -204,7 +230,7 @@ def make_dashboard(
         server_port=settings.ui_port,
         theme=theme,
         css=_CSS.read_text(),
-        head=f"<script>{_SCRIPT.read_text()}</script>",
+        head=f"<script>const rpRates = {json.dumps(_SLIDER_RATES)};\n{_SCRIPT.read_text()}</script>",
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -214,23 +240,62 @@ def make_dashboard(
     return mounted
 
 
-def _build(page: _Page, workload: Workload, store: MetricsStore, settings: Settings, api_url: str) -> gr.Slider:
+def _build(
+    page: Page, workload: Workload, store: MetricsStore, settings: Settings, api_url: str, blocks: gr.Blocks
+) -> None:
     first = page.refresh(store.window_types[0], "", "")
     head = gr.HTML(first[0])
     numbers = gr.HTML(first[1])
     with gr.Row(elem_classes="rp-controls"):
-        rate = gr.Slider(
-            1,
-            max(2_000, settings.rate * 10),
-            value=settings.rate,
+        rate = gr.Number(
+            settings.rate, label="Target rate, ratings a second", elem_id="rp-rate", min_width=210, scale=1
+        )
+        # its positions are rates of which each is somewhat more than the one before; the field holds any rate, exactly
+        slider = gr.Slider(
+            0,
+            len(_SLIDER_RATES) - 1,
             step=1,
-            label="Target rate, ratings a second",
-            elem_id="rp-rate",
-            min_width=320,
+            label="Target rate",
+            show_label=False,
+            buttons=[],
+            interactive=True,
+            elem_id="rp-slider",
+            min_width=240,
             scale=3,
         )
+        running = gr.Number(settings.rate, visible="hidden")
+        set_rate = gr.Button("Set the rate", elem_id="rp-set-rate", elem_classes="rp-unseen")
         pause = gr.Button("Pause", elem_id="rp-pause", min_width=90, scale=0)
-        resume = gr.Button("Resume", elem_id="rp-resume", variant="primary", min_width=90, scale=0)
+        resume = gr.Button("Resume", elem_id="rp-resume", min_width=90, scale=0)
+        token = gr.Textbox(
+            label="Control token",
+            type="password",
+            visible=not is_loopback(settings.ui_host),
+            elem_id="rp-token",
+            min_width=160,
+        )
+    with gr.Row(elem_classes="rp-controls"):
+        plan = gr.Textbox(first[12], label="Rate plan", lines=2, elem_id="rp-plan", min_width=320, scale=4)
+        follow = gr.Button("Follow this plan", elem_id="rp-follow", min_width=190, scale=0)
+    with gr.Row(elem_classes="rp-controls"):
+        gr.HTML(views.pieces(), min_width=340)
+        with gr.Column(min_width=340):
+            said = gr.HTML("", elem_id="rp-said")
+            wrong = gr.HTML("", elem_id="rp-plan-said")
+    draft, shown = gr.State(""), gr.State(first[13])
+    curve = gr.LinePlot(
+        first[11],
+        x="time",
+        y="ratings a second",
+        color="rate",
+        color_map=_CURVE_COLOURS,
+        title="Planned and delivered rate",
+        x_title="UTC",
+        y_lim=_FROM_ZERO,
+        elem_id="rp-curve",
+        **_PLOT,
+    )
+    with gr.Row(elem_classes="rp-controls"):
         window_type = gr.Radio(
             list(store.window_types), value=store.window_types[0], label="Window", elem_id="rp-window", min_width=350
         )
@@ -242,48 +307,48 @@ def _build(page: _Page, workload: Workload, store: MetricsStore, settings: Setti
             elem_id="rp-every",
             min_width=200,
         )
-        token = gr.Textbox(
-            label="Control token",
-            type="password",
-            visible=not is_loopback(settings.ui_host),
-            elem_id="rp-token",
-            min_width=160,
-        )
-    said = gr.HTML("", elem_id="rp-said")
-    with gr.Row(elem_classes="rp-controls"):
-        plan = gr.Textbox(first[12], label="Rate plan", lines=2, elem_id="rp-plan", min_width=320, scale=4)
-        follow = gr.Button("Follow this plan", elem_id="rp-follow", min_width=190, scale=0)
-    gr.HTML(views.pieces())
-    wrong = gr.HTML("", elem_id="rp-plan-said")
-    draft, shown = gr.State(""), gr.State(first[13])
-    curve = gr.LinePlot(
-        first[11],
-        x="time",
-        y="ratings a second",
-        color="rate",
-        color_map=_CURVE_COLOURS,
-        title="Planned and delivered rate",
-        x_title=" ",
-        elem_id="rp-curve",
-        **_PLOT,
-    )
     with gr.Row():
         count = gr.LinePlot(
-            first[2], x="window", y="ratings", title="Ratings by window", x_title=" ", elem_id="rp-count", **_PLOT
+            first[2],
+            x="window",
+            y="ratings",
+            title="Ratings by window",
+            x_title="UTC",
+            y_lim=_FROM_ZERO,
+            elem_id="rp-count",
+            **_PLOT,
         )
         mean = gr.LinePlot(
-            first[3], x="window", y="mean rating", title="Mean rating by window", x_title=" ", y_lim=[0.5, 5.0], **_PLOT
+            first[3],
+            x="window",
+            y="mean rating",
+            title="Mean rating by window",
+            x_title="UTC",
+            y_lim=[0.5, 5.0],
+            **_PLOT,
         )
     with gr.Row():
-        stars = gr.BarPlot(first[4], x="stars", y="ratings", title="Ratings by stars", x_title=" ", **_PLOT)
+        stars = gr.BarPlot(
+            first[4], x="stars", y="ratings", title="Ratings by stars", x_title=" ", y_lim=_FROM_ZERO, **_PLOT
+        )
         genres = gr.BarPlot(
-            first[5], x="genre", y="ratings", title="Ratings by genre", x_title=" ", x_label_angle=-45, **_PLOT
+            first[5],
+            x="genre",
+            y="ratings",
+            title="Ratings by genre",
+            x_title=" ",
+            x_label_angle=-45,
+            y_lim=_FROM_ZERO,
+            **_PLOT,
         )
     with gr.Row():
         with gr.Column(min_width=360):
             movies = gr.HTML(first[6], elem_id="rp-movies")
             explained = gr.HTML(views.explanation(None), elem_id="rp-explained")
-            place, explain = gr.Textbox(visible=False), gr.Button("Explain", elem_id="rp-explain")
+            place, explain = (
+                gr.Textbox(visible=False),
+                gr.Button("Explain", elem_id="rp-explain", elem_classes="rp-unseen"),
+            )
         with gr.Column(min_width=360):
             checked = gr.HTML(first[9], elem_id="rp-windows")
             tail = gr.HTML(first[8], elem_id="rp-tail")
@@ -296,17 +361,35 @@ def _build(page: _Page, workload: Workload, store: MetricsStore, settings: Setti
         f'<a href="{api_url}/metrics/history?format=csv" target="_blank">history as CSV</a> · '
         f'<a href="{api_url}/predictions/scores" target="_blank">scores</a></p>'
     )
-    outputs = [head, numbers, count, mean, stars, genres, movies, actors, tail, checked, scores, curve, plan, shown]
+    outputs = [
+        head,
+        numbers,
+        count,
+        mean,
+        stars,
+        genres,
+        movies,
+        actors,
+        tail,
+        checked,
+        scores,
+        curve,
+        plan,
+        shown,
+        running,
+    ]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     timer = gr.Timer(settings.refresh_s)
-    timer.tick(page.refresh, [window_type, draft, shown], outputs, trigger_mode="once", **quiet)
-    window_type.change(page.refresh, [window_type, draft, shown], outputs, **quiet)
+    behind_utc = gr.Number(0, visible="hidden")
+    blocks.load(None, None, [behind_utc], js="() => [new Date().getTimezoneOffset()]", **quiet)
+    timer.tick(page.refresh, [window_type, draft, shown, behind_utc], outputs, trigger_mode="once", **quiet)
+    window_type.change(page.refresh, [window_type, draft, shown, behind_utc], outputs, **quiet)
     # not only what is typed: a piece that was clicked is written by the page itself
-    plan.change(page.check_plan, [plan], [wrong, curve, draft], trigger_mode="always_last", **quiet)
+    plan.change(page.check_plan, [plan, behind_utc], [wrong, curve, draft], trigger_mode="always_last", **quiet)
     every.change(lambda seconds: gr.Timer(seconds), [every], [timer], **quiet)
 
-    def change_rate(value: float, given: str, request: gr.Request) -> str:
-        return page.command(request, given, "rate", value)
+    def change_rate(value: float | None, given: str, request: gr.Request) -> tuple[str, Any]:
+        return page.set_rate(request, given, value)
 
     def follow_plan(text: str, given: str, request: gr.Request) -> tuple[str, str]:
         said = page.command(request, given, "plan", plan=text)
@@ -319,8 +402,13 @@ def _build(page: _Page, workload: Workload, store: MetricsStore, settings: Setti
         return page.command(request, given, "resume")
 
     explain.click(page.explain, [place], [explained], js="() => [window.rpPlace]", **quiet)
-    rate.release(change_rate, [rate, token], [said], **quiet)
+    # the script of the page writes into the field what the slider says, and presses the button when either has changed
+    set_rate.click(change_rate, [rate, token], [said, rate], trigger_mode="always_last", **quiet)
+    running.change(None, [running, rate], [rate], js="(running, shown) => [rpFollowed(running, shown)]", **quiet)
+    rate.blur(None, [running, rate], [rate], js="(running, shown) => [rpLeft(running, shown)]", **quiet)
+    rate.change(None, [rate], [slider], js="(rate) => [rpPosition(rate)]", **quiet)
+    blocks.load(None, [rate], [slider], js="(rate) => [rpPosition(rate)]", **quiet)
+    blocks.load(page.rate, None, [running], **quiet)
     follow.click(follow_plan, [plan, token], [said, draft], **quiet)
     pause.click(do_pause, [token], [said], **quiet)
     resume.click(do_resume, [token], [said], **quiet)
-    return rate

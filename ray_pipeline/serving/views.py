@@ -39,16 +39,19 @@ _PIECES = {
 _NOTHING = '<p class="rp-none">no data yet</p>'
 
 
-def header(health: Health, kafka_connected: bool, last_update: str | None, run: str | None) -> str:
-    """Name of the run, health with its reason, since when the data are stale."""
+def header(
+    health: Health, kafka_connected: bool, last_update: str | None, run: str | None, state: str | None = None
+) -> str:
+    """Name and state of the run, health with its reason, since when the data are stale."""
     reason = "; ".join(health.reasons) or "all stages answer, and every closed window holds what it must"
     stale = ""
     if health.stale_since_ms is not None:
-        stale = f'<span class="rp-stale">stale since {escape(_clock(iso_ms(health.stale_since_ms)))} UTC</span>'
+        stale = f'<span class="rp-stale">stale since {iso_ms(health.stale_since_ms)[:19].replace("T", " ")} UTC</span>'
     kafka = "Kafka connected" if kafka_connected else "Kafka away"
     updated = f"updated {escape(_clock(last_update))} UTC" if last_update else "no window yet"
     return (
-        f'<div class="rp-head"><div><h1>ray-pipeline</h1><p class="rp-sub">run {escape(run or "–")} · {kafka} · {updated}</p></div>'
+        f'<div class="rp-head rp-is-{escape(state or "starting")}"><div><h1>ray-pipeline</h1>'
+        f'<p class="rp-sub">run {escape(run or "–")} · {escape(state or "not started")} · {kafka} · {updated}</p></div>'
         f'<div class="rp-health rp-{escape(health.status)}" role="status"><b>{escape(health.status)}</b>'
         f"<span>{escape(reason)}</span>{stale}</div></div>"
     )
@@ -70,26 +73,29 @@ def tiles(summary: dict[str, Any], window_type: str) -> str:
         ("Mean rating", _fixed(window.get("avg_rating"), 3, " ★"), _percentiles(window)),
         ("Latency p50", _number(latency.get("p50"), " ms"), f"p95 {_number(latency.get('p95'), ' ms')}"),
         ("Lag", _number(job.get("lag")), "ratings not read yet by Spark"),
-        ("Batch", _number(job.get("batch_duration_ms"), " ms"), f"number {job.get('batch', '–')}"),
+        ("Batch", _number(job.get("batch_duration_ms"), " ms"), _batch(job)),
         ("Watermark delay", _number(_seconds(job.get("watermark_delay_ms")), " s"), "behind the newest rating"),
         ("Dropped as late", _number(job.get("late_dropped")), f"{_number(job.get('rejected'))} rejected"),
         ("Counted", _number(job.get("counted")), "in tumbling windows"),
         ("Windows verified", _number(checked["verified"] + checked["late_by_design"]), _verdicts(checked)),
-        ("Windows wrong", _number(checked["wrong"]), "expected against actual"),
+        ("Windows wrong", _number(checked["wrong"]), _first_wrong(checked)),
     ]
     cells = "".join(
         f'<div class="rp-tile"><span>{escape(label)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
         for label, value, note in rows
     )
-    return f'<div class="rp-tiles">{cells}</div>'
+    alarm = " rp-alarm" if checked["wrong"] else ""
+    return f'<div class="rp-tiles{alarm}">{cells}</div>'
 
 
 def _pace(generator: dict[str, Any]) -> str:
     state, reached_ms = generator.get("state"), generator.get("event_reached_ms")
-    if state == "paused":
-        return "paused"
+    if state is None:
+        return "no data yet"
     if state == "backfilling" and reached_ms is not None:
         return f"backfilling: {iso_ms(reached_ms)[:16].replace('T', ' ')} reached"
+    if state != "running":
+        return str(state)
     return f"behind by {float(generator.get('behind_s') or 0):.1f} s"
 
 
@@ -188,7 +194,7 @@ def windows(rows: Sequence[dict[str, Any]]) -> str:
             f"<td>{difference_text(row['difference'])}</td>"
             f'<td><b class="rp-verdict rp-{escape(word)}">{escape(row["verdict"])}</b>{note}</td></tr>'
         )
-    return _section(title, _table(("from", "expected", "actual", "difference", "verdict"), "".join(cells)))
+    return _section(title, _table(("from, UTC", "expected", "actual", "difference", "verdict"), "".join(cells)))
 
 
 def ratings_tail(values: Iterable[tuple[int, int, bytes | None]], titles: dict[int, str]) -> str:
@@ -208,7 +214,7 @@ def ratings_tail(values: Iterable[tuple[int, int, bytes | None]], titles: dict[i
             text = (value or b"").decode(errors="replace")[:80]
             cells = f'<td colspan="4" class="rp-bad">no valid rating: {escape(text)}</td>'
         rows.append(f'<tr data-rp-place="{partition}/{offset}">{cells}<td>{partition}</td></tr>')
-    head = ("event time", "user", "movie", "rating", "p.")
+    head = ("event time, UTC", "user", "movie", "rating", "p.")
     return _section("Newest ratings", _table(head, "".join(rows)) if rows else _NOTHING)
 
 
@@ -303,6 +309,17 @@ def _clock(iso: str) -> str:
 def _verdicts(checked: dict[str, Any]) -> str:
     late = f", {checked['late_by_design']:,} with late ratings" if checked["late_by_design"] else ""
     return f"{checked['pending']:,} pending{late}"
+
+
+def _first_wrong(checked: dict[str, Any]) -> str:
+    if not checked["wrong_windows"]:
+        return "expected against actual"
+    first = checked["wrong_windows"][0]
+    return f"first: {_clock(first['window_start'])} {first['window_type']}"
+
+
+def _batch(job: dict[str, Any]) -> str:
+    return f"number {job['batch']:,}" if job.get("batch", -1) >= 0 else "none yet"
 
 
 def _percentiles(window: dict[str, Any]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -96,23 +98,53 @@ def test_rate_pause_and_resume_act_on_the_generator(board: Page, urls: dict[str,
     def generator() -> Any:
         return get(urls, "/metrics/summary")["generator"]
 
-    wait_until_it_has_refreshed(board)
-    field = board.locator("#rp-rate input[type=number]")
-    assert field.input_value() == f"{generator()['target_rate']:g}"
-    slider = board.locator("#rp-rate input[type=range]")
-    slider.focus()
-    slider.fill("420")
-    slider.dispatch_event("pointerup")
-    wait_for("the target", lambda: generator()["target_rate"] == 420, 15)
-    expect(board.locator("#rp-said")).to_contain_text("rate 420/s: done", timeout=10_000)
+    field, slider = board.locator("#rp-rate input"), board.locator("#rp-slider input[type=range]")
+    expect(field).to_have_value(f"{generator()['target_rate']:g}", timeout=10_000)
+    slider.press("ArrowRight")
+    expect(field).to_have_value("220", timeout=10_000)
+    wait_for("the target", lambda: generator()["target_rate"] == 220, 15)
+    expect(board.locator("#rp-said")).to_contain_text("rate 220/s: done", timeout=10_000)
     board.click("#rp-pause")
     wait_for("paused", lambda: generator()["state"] == "paused", 15)
     wait_for("nothing delivered", lambda: number(tile(board, "Delivered")) == 0, 15)
+    expect(board.locator(".rp-head")).to_contain_text("paused")
+    # rates between and beyond the positions of the slider; nothing is sent in a pause
+    for rate in ("0.25", "2500000", "200"):
+        field.fill(rate)
+        field.press("Enter")
+        wait_for("the target", lambda rate=rate: generator()["target_rate"] == float(rate), 15)
+        expect(field).to_have_value(rate)
     board.click("#rp-resume")
     wait_for("running", lambda: generator()["state"] == "running", 15)
-    field.fill("200")
+    field.fill("0")
     field.press("Enter")
-    wait_for("the target", lambda: generator()["target_rate"] == 200, 15)
+    expect(board.locator("#rp-said")).to_contain_text("not a number above 0", timeout=10_000)
+    expect(field).to_have_value("200")
+
+
+def test_the_rate_follows_whoever_changes_it_but_not_under_the_fingers_of_who_types(
+    board: Page, urls: dict[str, str]
+) -> None:
+    field, slider = board.locator("#rp-rate input"), board.locator("#rp-slider input[type=range]")
+
+    def told(rate: float) -> None:
+        httpx.post(urls["api"] + "/control/rate", json={"rate": rate}, timeout=20)
+
+    told(250)
+    expect(field).to_have_value("250", timeout=15_000)
+    at_250 = slider.input_value()
+    field.click()
+    field.press("End")
+    field.press_sequentially("0")
+    told(180)
+    wait_for("it was heard of", lambda: number(tile(board, "Target")) == 180, 15)
+    expect(field).to_have_value("2500")
+    field.press("Backspace")
+    board.locator("h1").click()  # left as it was found: nothing is sent
+    expect(field).to_have_value("180", timeout=10_000)
+    assert float(slider.input_value()) < float(at_250)
+    told(200)
+    expect(field).to_have_value("200", timeout=15_000)
 
 
 def test_a_burst_is_dragged_into_the_plan_and_the_stream_follows(board: Page, urls: dict[str, str]) -> None:
@@ -222,18 +254,56 @@ def test_another_stream_is_put_together_and_shown_beside_the_one_that_runs(board
     assert get(urls, "/metrics/summary")["generator"]["state"] == "running"  # nothing of it touched the stream
 
 
-def test_left_open_it_does_not_grow(board: Page) -> None:
+_WATCH = """() => {
+  const parts = [...document.querySelectorAll("svg.marks, .rp-tiles, .rp-table")].map((part) => part.closest("[id]"));
+  const plots = [...document.querySelectorAll("svg.marks")];
+  const seen = (window.seen = {parts: parts.length, plots: plots.length, frames: 0, refreshes: 0, shifted: 0, faults: {}});
+  const look = () => {
+    seen.frames += 1;
+    for (const plot of plots) if (!plot.isConnected) seen.faults["a plot was replaced"] = true;
+    for (const part of parts) {
+      const inside = part.querySelector("svg.marks, .rp-tiles, .rp-table");
+      if (!part.isConnected || !inside?.getClientRects()[0]?.height) seen.faults[`${part.id} was empty`] = true;
+    }
+    requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+  const tiles = document.querySelector(".rp-tiles").closest("[id]");
+  new MutationObserver(() => (seen.refreshes += 1)).observe(tiles, {childList: true, characterData: true, subtree: true});
+  const shifts = new PerformanceObserver((list) => list.getEntries().forEach((entry) => (seen.shifted += entry.value)));
+  shifts.observe({type: "layout-shift"});
+}"""
+
+
+def test_left_open_it_neither_flickers_nor_grows(board: Page, urls: dict[str, str]) -> None:
     board.locator("#rp-every label", has_text="1 s").click()
+    port = urlsplit(urls["ui"]).port
+    listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port)
+    server = psutil.Process(next(listening).pid)
+    browser = board.context.new_cdp_session(board)
+    browser.send("Performance.enable")
 
-    def nodes() -> int:
-        return int(board.evaluate("document.getElementsByTagName('*').length"))
+    def grown() -> dict[str, float]:
+        """Megabytes of the page's live objects and of the process that serves it; nodes, detached ones too."""
+        browser.send("HeapProfiler.collectGarbage")
+        found = {metric["name"]: metric["value"] for metric in browser.send("Performance.getMetrics")["metrics"]}
+        heap, nodes = found["JSHeapUsedSize"] / 1e6, found["Nodes"]
+        return {"heap": heap, "nodes": nodes, "served": server.memory_info().rss / 1e6}
 
-    counted = number(tile(board, "Counted"))
-    board.wait_for_timeout(5_000)
-    first = nodes()
-    board.wait_for_timeout(20_000)
-    assert number(tile(board, "Counted")) > counted
-    assert abs(nodes() - first) < 0.1 * first
+    def refreshed(times: int) -> Any:
+        board.evaluate(_WATCH)
+        wait_for("refreshes", lambda: board.evaluate("seen.refreshes") >= times, 60)
+        return board.evaluate("seen")
+
+    refreshed(5)
+    before = grown()
+    seen = refreshed(15)
+    after = grown()
+    assert seen["plots"] == 5 and seen["parts"] >= 9 and seen["frames"] > 100
+    assert seen["faults"] == {} and seen["shifted"] < 0.01
+    assert after["nodes"] - before["nodes"] < 0.1 * before["nodes"], (before, after)
+    assert after["heap"] - before["heap"] < 5, (before, after)
+    assert after["served"] - before["served"] < 30, (before, after)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
