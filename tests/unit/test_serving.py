@@ -607,6 +607,7 @@ def test_serve_alone_says_the_token_that_others_must_bring(monkeypatch: pytest.M
     monkeypatch.setattr(commands, "StopSignal", Stop)
     monkeypatch.setattr(commands, "check_broker", lambda _: None)
     monkeypatch.setattr(commands, "ensure_topics", lambda *_: None)
+    monkeypatch.setattr(commands, "partitions_of", lambda *_: {})
     monkeypatch.setattr("ray_pipeline.doctor.require", lambda *_: None)
     monkeypatch.setattr("ray_pipeline.serving.server.ServingStage", Stage)
     for flags, token in (([], None), (["--control-token", "chosen-by-me"], "chosen-by-me")):
