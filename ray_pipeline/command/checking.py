@@ -134,6 +134,8 @@ def _print_report(report: dict[str, Any]) -> None:
     for finding in report["findings"]:
         place = [f"{name} {finding[name]}" for name in ("partition", "offset") if finding[name] is not None]
         typer.echo(f"{finding['kind']}: {', '.join(place)}{': ' if place else ''}{finding['detail']}")
+    if report["reason"]:
+        typer.echo(f"not compared: {report['reason']}")
     typer.echo(f"{report['verdict']} ({report['records_per_s']:,.0f} records/s, {report['duration_s']:.1f} s in all)")
 
 
