@@ -57,7 +57,7 @@ class ChildRun:
         """
         process = self._launch()
         deadline = time.monotonic() + _UP_S
-        while (run := active_run(self._state_dir)) is None:
+        while (run := active_run(self._state_dir, "generate")) is None:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise StageFailedError(problem=f"the pipeline did not start: {self._last_lines()}", fix="")
             time.sleep(0.2)

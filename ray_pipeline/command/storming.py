@@ -149,7 +149,7 @@ def _storm_of_own(settings: Settings, wanted: _Wanted, rate: float, stop: thread
 
 
 def _storm_outside(settings: Settings, wanted: _Wanted, stop: threading.Event) -> StormReport:
-    run = active_run(settings.state_dir)
+    run = active_run(settings.state_dir, "generate")
     if run is None or "generate" not in run.stages:
         raise ConfigurationError(
             problem=f"no pipeline runs in the state directory {settings.state_dir}",

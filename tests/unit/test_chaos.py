@@ -565,7 +565,7 @@ def chaos(
 
     monkeypatch.setattr(storming, "_on_signals", threading.Event)
     monkeypatch.setattr(storming, "_storm", passed)
-    monkeypatch.setattr(storming, "active_run", lambda _: RunInfo(1, 0.0, "127.0.0.1:1", ("generate",)))
+    monkeypatch.setattr(storming, "active_run", lambda *_: RunInfo(1, 0.0, "127.0.0.1:1", ("generate",)))
     monkeypatch.setattr(storming, "audit", lambda *_: Found())
     report = tmp_path / "report.json"
     done = CliRunner().invoke(app, ["chaos", "--state-dir", str(tmp_path), "--report", str(report)])
