@@ -39,7 +39,7 @@ from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.control import send_command
 from ray_pipeline.kafka.read import count_records, newest_of_key, newest_since, read_topic, tail
 from ray_pipeline.kafka.topics import delete_topics, partitions_of
-from ray_pipeline.metrics.records import UnreadableRecord, read_expected, read_oracle, read_window
+from ray_pipeline.metrics.records import UnreadableRecord, read_expected, read_window
 from ray_pipeline.metrics.verdicts import Verdicts, difference_text
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.rates.language import parse_plan
@@ -296,9 +296,7 @@ def _verdicts(settings: Settings, bootstrap: str) -> dict[str, Any]:
     verdicts, now_ms = Verdicts(), time.time_ns() // 1_000_000
     windows: dict[str, dict[str, Any]] = {}
     expected = _newest_values(bootstrap, settings.expected_topic)
-    with contextlib.suppress(KeyError, UnreadableRecord):  # then it is not known how far the oracle is
-        oracle = read_oracle(expected.pop("oracle"))
-        verdicts.oracle_at(oracle["batch"], oracle["updated_ms"])
+    expected.pop("oracle", None)
     for key, value in expected.items():
         try:
             windows[key] = read_expected(key, value)

@@ -115,6 +115,7 @@ class Verdicts:
         self._job_batch = -1
         self._closed_ms = _Before(_OVERDUE_MS)
         self._oracle_batch = _Before(_UNCLAIMED_MS)
+        self._oracle_ms = 0
         self._looked_ms = 0
 
     def expect(self, record: dict[str, Any]) -> None:
@@ -189,6 +190,7 @@ class Verdicts:
     def oracle_at(self, batch: int, now_ms: int) -> None:
         """How far the oracle is: up to which micro-batch; ``now_ms`` as in :meth:`job_at`."""
         self._oracle_batch.say(batch, now_ms)
+        self._oracle_ms = now_ms
 
     def of(self, window_type: str, start_ms: int, now_ms: int) -> dict[str, Any]:
         """``verdict``, ``reason``, ``difference`` and ``expected`` of one window."""
@@ -322,7 +324,7 @@ class Verdicts:
         if pair.unreadable or pair.altered:
             return Judgement(Verdict.WRONG, _what_is_wrong(pair), None)
         if pair.expected is None:
-            return self._unclaimed(pair, now_ms)
+            return self._unclaimed(pair)
         found = judge(pair.expected, pair.actual, now_ms)
         if found.verdict is Verdict.WRONG:
             cause = diagnose(pair.expected, pair.actual, self._expected_at, self._types[key[0]], key[1], self._types)
@@ -333,9 +335,11 @@ class Verdicts:
                 self._slim(*key)
         return found
 
-    def _unclaimed(self, pair: _Pair, now_ms: int) -> Judgement:
+    def _unclaimed(self, pair: _Pair) -> Judgement:
         """Of a window that only the job has: the oracle may not be there yet, or no rating belongs to it."""
-        reached = self._oracle_batch.at(now_ms)
+        reached = self._oracle_batch.at(
+            self._oracle_ms
+        )  # and it has gone on since: one that died may not have said all
         batch = max(int(record.get("batch", -1)) for record in pair.actual.values())
         # windows are published before the job says so: one micro-batch ahead it may be, and no more
         claimed = self._job_batch if 0 <= self._job_batch < batch - 1 else batch

@@ -224,6 +224,15 @@ def test_a_window_to_which_no_rating_belongs_is_wrong_once_the_oracle_has_passed
     assert pipeline.health() == ("healthy", "")
 
 
+def test_an_oracle_that_died_may_not_have_said_all_that_it_had_reached() -> None:
+    pipeline = live()
+    pipeline.pass_time(2, batch=8, oracle=8)
+    for record in window(50, batch=8)[1]:
+        pipeline.take("metrics", key_of(record), record)
+    pipeline.clock.advance(30)
+    assert pipeline.tally()["wrong"] == 0
+
+
 def test_a_closed_window_without_a_verdict_degrades_health_after_ten_seconds() -> None:
     pipeline = live()
     _, records = window(3, batch=8)
