@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ray.exceptions import RayActorError
 
-from ray_pipeline.cluster import directory
+from ray_pipeline.clock import FakeClock
+from ray_pipeline.cluster import directory, fleet, membership, supervised
+from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.cluster.membership import Member, Owner, held_by_process, held_together, place_of
+from ray_pipeline.cluster.supervised import SupervisedActor
+from ray_pipeline.config import load_settings
 from ray_pipeline.errors import ConfigurationError, StageFailedError
+from ray_pipeline.generator.placement import Placement
 from ray_pipeline.pipeline import Pipeline
 
 
@@ -154,6 +160,65 @@ def test_a_pipeline_of_any_stage_ends_when_its_actor_was_asked(stage: str) -> No
     assert pipeline.wait(end) is False
     actor.stop_asked = True
     assert pipeline.wait() is True
+
+
+class RayHere:
+    """Actors that are made in this process and answer at once."""
+
+    made: ClassVar[list[Any]] = []
+
+    @classmethod
+    def remote(cls, **_: Any) -> Any:
+        def make(kind: Any, *arguments: Any) -> Any:
+            cls.made.append(actor := kind(*arguments))
+            return SimpleNamespace(exchange=SimpleNamespace(remote=actor.exchange))
+
+        return lambda kind: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=functools.partial(make, kind)))
+
+    @staticmethod
+    def wait(references: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return references, []
+
+    @staticmethod
+    def get(reference: Any, **_: Any) -> Any:
+        return reference
+
+    @staticmethod
+    def get_runtime_context() -> Any:
+        return SimpleNamespace(get_node_id=lambda: "here", get_assigned_resources=lambda: {"CPU": 0.25})
+
+
+def test_a_generator_actor_that_was_asked_passes_it_on_and_says_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "ray", RayHere)
+    monkeypatch.setattr(membership, "ray", RayHere)
+    settings, mine = load_settings(users=100, movies=50), owner("a-1", "generate")
+    placement = Placement(partitions=0, actors=1)
+    actors = fleet.Fleet(settings, mine, None, SharedFiles(), placement, FakeClock(), lambda _: None)
+    actors.grow(2)
+    actors.exchange({}, stop=False, state="running")
+    assert not actors.stop_asked
+    assert [held["cpus"] for held in actors.held()] == [0.25, 0.25] and actors.held()[0]["memory_bytes"] > 0
+    last = RayHere.made[-1]
+    assert last.describe()["generator"] == {"state": "running"} and last.describe()["name"] == "a-1"
+    last.ask_to_stop()
+    actors.exchange({}, stop=False)
+    assert actors.stop_asked
+
+
+def test_a_stages_actor_that_was_asked_and_dies_then_has_passed_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised, "ray", RayHere)
+    said = iter([{"state": "running"}, {"state": "running", "stop_asked": True}])
+    handle = SimpleNamespace(
+        start=SimpleNamespace(remote=lambda: None),
+        status=SimpleNamespace(remote=lambda: next(said, {"state": "running", "stop_asked": False})),
+    )
+    actor = SupervisedActor("the stage", lambda: handle, lambda _: None, FakeClock())
+    actor._handle, actor._starting = handle, "its start"
+    actor._finish_start()
+    assert not actor.stop_asked
+    for _ in range(2):
+        actor._poll()
+    assert actor.stop_asked and actor.status["stop_asked"] is False
 
 
 def test_what_is_held_is_measured_and_adds_up() -> None:
