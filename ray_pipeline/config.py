@@ -363,7 +363,7 @@ class Settings(BaseSettings):
     ui: bool = Field(True, description="show the dashboard")
     refresh_s: float = Field(2.0, ge=0.5, le=5.0, description="refresh interval of the dashboard, seconds")
     control_token: str | None = Field(
-        None, min_length=8, description="token for control requests from other machines; default: made by run"
+        None, min_length=8, description="token for control requests from other machines; default: made by run or serve"
     )
 
     # -- state

@@ -198,6 +198,7 @@ def _print_explanation(found: dict[str, Any]) -> None:
     for window in found["windows"]:
         typer.echo(f"in {window['window_type']} from {window['window_start']}")
     if kafka is not None:
-        typer.echo(f"in Kafka at offset {kafka['offset']}: " + ("the same" if kafka["agrees"] else f"{kafka['value']}"))
+        there = "the same" if kafka["agrees"] else f"{kafka['value']} ({kafka['differs']})"
+        typer.echo(f"in Kafka at offset {kafka['offset']}: {there}")
     else:
         typer.echo("not in Kafka" + ("" if found["sent"] else ": the shard has not sent it yet"))
