@@ -36,7 +36,9 @@ _REFRESH_CHOICES_S = (1.0, 2.0, 5.0)
 _CURVE_COLOURS = {"plan": "#64748b", "delivered": "#14b8a6", "as typed": "#d97706"}
 _RATE_STEPS = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
 _SLIDER_RATES = (*(float(f"{digits}e{power}") for power in range(-1, 6) for digits in _RATE_STEPS), 1e6)
-_FROM_ZERO = [0, None]
+_FROM_ZERO: list[float | None] = [0, None]
+# with room at both ends: labels that would touch each other are left out
+_UTC: dict[str, Any] = {"x_title": "UTC", "x_axis_format": "\u2003%H:%M:%S\u2003"}
 _PLOT: dict[str, Any] = {"height": 260, "min_width": 340}
 
 
@@ -276,7 +278,7 @@ def _build(
         )
     with gr.Row(elem_classes="rp-controls"):
         plan = gr.Textbox(first[12], label="Rate plan", lines=2, elem_id="rp-plan", min_width=320, scale=4)
-        follow = gr.Button("Follow this plan", elem_id="rp-follow", min_width=190, scale=0)
+        follow = gr.Button("Follow this plan", elem_id="rp-follow", min_width=196, scale=0)
     with gr.Row(elem_classes="rp-controls"):
         gr.HTML(views.pieces(), min_width=340)
         with gr.Column(min_width=340):
@@ -290,7 +292,7 @@ def _build(
         color="rate",
         color_map=_CURVE_COLOURS,
         title="Planned and delivered rate",
-        x_title="UTC",
+        **_UTC,
         y_lim=_FROM_ZERO,
         elem_id="rp-curve",
         **_PLOT,
@@ -313,7 +315,7 @@ def _build(
             x="window",
             y="ratings",
             title="Ratings by window",
-            x_title="UTC",
+            **_UTC,
             y_lim=_FROM_ZERO,
             elem_id="rp-count",
             **_PLOT,
@@ -323,7 +325,7 @@ def _build(
             x="window",
             y="mean rating",
             title="Mean rating by window",
-            x_title="UTC",
+            **_UTC,
             y_lim=[0.5, 5.0],
             **_PLOT,
         )

@@ -302,7 +302,7 @@ def test_left_open_it_neither_flickers_nor_grows(board: Page, urls: dict[str, st
     assert seen["plots"] == 5 and seen["parts"] >= 9 and seen["frames"] > 100
     assert seen["faults"] == {} and seen["shifted"] < 0.01
     assert after["nodes"] - before["nodes"] < 0.1 * before["nodes"], (before, after)
-    assert after["heap"] - before["heap"] < 5, (before, after)
+    assert after["heap"] - before["heap"] < 20, (before, after)
     assert after["served"] - before["served"] < 30, (before, after)
 
 
