@@ -63,9 +63,11 @@ class RunInfo:
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs."""
+        """Whether the process still runs; one that has ended and was not waited for does not."""
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1.0
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.process_started) < 1.0
+            return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
