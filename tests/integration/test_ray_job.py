@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ray_pipeline.errors import BrokerUnavailableError
 from ray_pipeline.kafka.read import count_records, read_compacted
 from tests.conftest import clean_environment, command, wait_for
 
@@ -29,6 +30,7 @@ _ROOT = Path(__file__).parents[2]
 class Cluster:
     """Two raylets on this machine."""
 
+    address: str
     dashboard: str
     environment: dict[str, str]
 
@@ -81,7 +83,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         # Spark's executor wants two CPUs, which only the second node has free: API and oracle run on the head
         nodes.append(starting(folder / "worker.txt", environment, "--address", f"127.0.0.1:{port}", "--num-cpus", "4"))
         wait_for("the second node", lambda: "Ray runtime started" in (folder / "worker.txt").read_text(), 60)
-        cluster = Cluster(f"http://127.0.0.1:{dashboard}", environment)
+        cluster = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
         # the agents that take jobs come up after the nodes
         wait_for("a job to be taken", lambda: submit(cluster, "true").returncode == 0, 90)
         yield cluster
@@ -90,6 +92,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             node.send_signal(signal.SIGTERM)  # each may take half a minute to drain
         for node in nodes:
             node.wait(60)
+
+
+def count_of(broker: str, topic: str) -> int:
+    """Ratings in a topic; 0 also where it does not exist yet."""
+    try:
+        return count_records(broker, topic).total
+    except BrokerUnavailableError:
+        return 0
 
 
 def submit(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -151,6 +161,55 @@ def test_the_pipeline_runs_as_a_ray_job_on_two_nodes(cluster: Cluster, broker: s
     assert len(nodes) == 2, "the actors share one node"
     executors = nodes_of(cluster, "org.apache.spark.executor.RayDPExecutor")
     assert len(executors) == 1 and executors < nodes, "the executor has a node, and there is an actor on another one"
+
+
+def test_of_several_pipelines_on_one_cluster_the_one_that_is_named_is_stopped(
+    cluster: Cluster, broker: str, tmp_path: Path
+) -> None:
+    """Two generators and a Spark job, all with one control topic."""
+    token = {name: value for name, value in cluster.environment.items() if name.startswith("RAY_AUTH")}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    at = ("--ray-address", cluster.address)
+
+    def start(name: str, what: str, topics: str, *more: str) -> None:
+        named = ("--ratings-topic", f"{topics}.ratings", "--progress-topic", f"{topics}.progress")
+        where = ("--bootstrap-servers", broker, *at, "--state-dir", tmp_path / name)
+        arguments = (_BIN / "ray-pipeline", what, *named, *more, *where)
+        running[name] = subprocess.Popen(arguments, env=cluster.environment)
+
+    def stop(name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        rows = json.loads(command("jobs", "list", "--json", *at, **token).stdout)
+        row = next(row for row in rows if row["pid"] == running[name].pid)
+        return command("jobs", "stop", row["name"], *more, *at, **token)
+
+    try:
+        for name in ("first", "second"):
+            start(name, "generate", name, "--rate", "20")
+            wait_for(f"the {name} one", lambda name=name: count_of(broker, f"{name}.ratings") > 0, 90)
+        start("windows", "process", "second", "--job-topic", "windows.job", "--metrics-topic", "windows.metrics")
+        wait_for("windows", lambda: count_of(broker, "windows.metrics") > 0, 120)
+        rows = json.loads(command("jobs", "list", "--json", *at, **token).stdout)
+        found = {row["pid"]: (row["stages"], row["generator"], row["job"].get("state")) for row in rows}
+        assert found == {
+            running["first"].pid: (["generate"], {"state": "running", "actors": 2}, None),
+            running["second"].pid: (["generate"], {"state": "running", "actors": 2}, None),
+            running["windows"].pid: (["process"], {}, "running"),
+        }
+        for name in ("windows", "first"):
+            done = stop(name)
+            assert done.returncode == 0 and "has stopped" in done.stdout, done.stderr
+            assert (
+                running[name].wait(30) == 0
+            )  # it may be on the other raylet than the command: then its actors' end counts
+        before = count_of(broker, "second.ratings")
+        wait_for("the second one goes on", lambda: count_of(broker, "second.ratings") > before + 20)
+        late = stop("second", "--wait", "0")
+        assert late.returncode == 7 and "has not ended within 0 s" in late.stderr, late.stderr
+        assert running["second"].wait(60) == 0
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
 
 
 def test_a_run_that_names_no_cluster_joins_none_that_happens_to_be_there(
