@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException
@@ -14,6 +15,7 @@ from ray_pipeline.kafka.client import make_admin
 __all__ = ["TopicSpec", "delete_topics", "ensure_topics", "partitions_of", "topic_specs"]
 
 _TIMEOUT_S = 15.0
+_LOOK_AGAIN_S = 0.05
 _COMPACT = {
     "cleanup.policy": "compact",
     # small segments are compacted soon: a reader from the start then reads little
@@ -100,6 +102,19 @@ def ensure_topics(settings: Settings, bootstrap: str) -> None:
                     problem=f"topic {name} could not be made: {error.args[0].str()}",
                     fix="Check --replication-factor and the broker's log",
                 ) from error
+    _wait_until_seen(bootstrap, [topic.topic for topic in missing])
+
+
+def _wait_until_seen(bootstrap: str, topics: list[str]) -> None:
+    """A broker answers for a topic a moment after it was made, also when another stage made it."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while unseen := set(topics).difference(partitions_of(bootstrap, topics)):
+        if time.monotonic() > deadline:
+            raise BrokerUnavailableError(
+                problem=f"topic {min(unseen)} was made, and the broker does not know it after {_TIMEOUT_S:.0f} s",
+                fix="Check the broker's log",
+            )
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def delete_topics(settings: Settings, bootstrap: str) -> list[str]:

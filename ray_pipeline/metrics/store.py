@@ -50,7 +50,6 @@ class MetricsStore:
         self._lock = threading.RLock()
         self._windows: dict[str, _Windows] = {name: _Windows() for name in window_types}
         self._generator: dict[str, Any] = {}
-        self._pipeline: dict[str, Any] = {}
         self._job: dict[str, Any] = {}
         self._sent: dict[int, int] = {}
         self._progress: dict[int, dict[str, Any]] = {}
@@ -168,8 +167,6 @@ class MetricsStore:
             elif key == "windows":
                 self._guard_ms = round(record.get("max_ahead_s", 0.0) * 1000)
                 self._checks.clear()
-            elif key == "pipeline":
-                self._pipeline = record
             self._compare(now_ms)
             self.version += 1
 
@@ -321,10 +318,6 @@ class MetricsStore:
         """The record ``run``: identity and event settings of the run; empty before there is one."""
         with self._lock:
             return self._run
-
-    def pipeline(self) -> dict[str, Any]:
-        """The record ``pipeline``: cluster and who holds what of it; empty when the stages run on their own."""
-        return self._pipeline
 
     def job_status(self, now_ms: int) -> dict[str, Any]:
         """The job's record without its ledger; with the age of its watermark."""
