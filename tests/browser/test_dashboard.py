@@ -298,12 +298,11 @@ def test_left_open_it_neither_flickers_nor_grows(board: Page, urls: dict[str, st
     refreshed(5)
     before = grown()
     seen = refreshed(15)
-    after = grown()
     assert seen["plots"] == 5 and seen["parts"] >= 9 and seen["frames"] > 100
     assert seen["faults"] == {} and seen["shifted"] < 0.01
-    assert after["nodes"] - before["nodes"] < 0.1 * before["nodes"], (before, after)
-    assert after["heap"] - before["heap"] < 20, (before, after)
-    assert after["served"] - before["served"] < 30, (before, after)
+    most = {"heap": before["heap"] + 10, "nodes": 1.1 * before["nodes"], "served": before["served"] + 30}
+    # it goes up and down by some megabytes; what leaks does not come down
+    wait_for(f"it to be no more than {most}", lambda: all(n <= most[name] for name, n in grown().items()), 60)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -324,6 +323,8 @@ def test_it_fits_wide_and_narrow_light_and_dark(
     difference = brightness(ink) - brightness(background)
     assert difference > 100 if scheme == "dark" else difference < -100
     page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+    page.set_viewport_size({"width": 390, "height": 900})  # and when the window is made smaller
+    page.wait_for_function("document.documentElement.scrollWidth <= 391", timeout=30_000)
     page.close()
 
 

@@ -81,7 +81,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         )
         wait_for("the head", lambda: "Ray runtime started" in (folder / "head.txt").read_text(), 60)
         # Spark's executor wants two CPUs, which only the second node has free: API and oracle run on the head
-        nodes.append(starting(folder / "worker.txt", environment, "--address", f"127.0.0.1:{port}", "--num-cpus", "4"))
+        # and a folder of its own, as on a machine of its own: each node begins the job's files anew in its folder
+        own = ("--num-cpus", "4", "--temp-dir", f"{_RAY_TMPDIR}/ray-2")
+        nodes.append(starting(folder / "worker.txt", environment, "--address", f"127.0.0.1:{port}", *own))
         wait_for("the second node", lambda: "Ray runtime started" in (folder / "worker.txt").read_text(), 60)
         cluster = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
         # the agents that take jobs come up after the nodes

@@ -59,7 +59,9 @@ class Pipeline:
         self.store.job({**said, **changes}, self.clock.now_ms())
 
     def oracle(self, **changes: Any) -> None:
-        self.store.expected("oracle", {"state": "running", "batch": 500, "updated_ms": NOW, **changes})
+        self.store.expected(
+            "oracle", {"state": "running", "batch": 500, "updated_ms": NOW, **changes}, self.clock.now_ms()
+        )
 
     def header(self) -> str:
         return self._text(self.page.refresh(WINDOW, "", "")[0])
@@ -122,7 +124,7 @@ def test_the_first_wrong_window_is_named_at_the_top_and_on_its_tile(pipeline: Pi
     window = {"window_type": WINDOW, "window_start": iso_ms(NOW - 20_000), "window_end": iso_ms(NOW - 10_000)}
     said = {**window, "avg_rating": 3.0, "p50": 3.0, "p95": 3.0, "histogram": [0] * 10, "batch": 499}
     parts = {"movies": [], "genres": [], "late": 0, "unread": 0, "partitions": {}}
-    pipeline.store.expected("w", {**said, **parts, "count": 5, "final": True, "final_ms": NOW, "updated_ms": NOW})
+    pipeline.store.expected("w", {**said, **parts, "count": 5, "final": True, "final_ms": NOW, "updated_ms": NOW}, NOW)
     pipeline.store.window({**said, "kind": "total", "count": 4, "updated_ms": NOW})
     pipeline.store.window({**said, "kind": "topn", "count": 4, "movies": [], "updated_ms": NOW})
     pipeline.store.window({**said, "kind": "genres", "count": 4, "genres": [], "updated_ms": NOW})
