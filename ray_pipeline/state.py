@@ -27,6 +27,7 @@ __all__ = [
     "forget_run",
     "remember_run",
     "require_writable",
+    "still_runs",
 ]
 
 _FOLDER = "runs"
@@ -63,13 +64,22 @@ class RunInfo:
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs; one that has ended and was not waited for does not."""
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.process_started) < 1.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        """Whether the process still runs."""
+        return still_runs(self.pid, self.process_started)
+
+
+def still_runs(pid: int, process_started: float) -> bool:
+    """Whether a process of this machine still runs; one that has ended and was not waited for does not.
+
+    Args:
+        pid: its process id.
+        process_started: when it started, seconds since the epoch: tells it from another of the same id.
+    """
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - process_started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def require_writable(state_dir: Path) -> None:

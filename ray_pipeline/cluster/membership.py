@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import ray as _untyped_ray
 
+from ray_pipeline.state import still_runs
+
 ray: Any = _untyped_ray  # much of it has no types
 
 __all__ = ["Member", "Owner", "held_by_process", "held_together", "place_of"]
@@ -49,12 +51,7 @@ class Owner:
     @property
     def alive(self) -> bool:
         """Whether the process still runs; asked on its node."""
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.process_started) < 1.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return still_runs(self.pid, self.process_started)
 
     def actor_name(self, stage: str, *which: str) -> str:
         """What an actor of a stage is called on the cluster."""
