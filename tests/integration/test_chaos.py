@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -79,8 +80,10 @@ def test_an_audit_right_after_the_run_or_its_ray_was_killed_agrees(starter: Call
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["records"]["found"] > 5_000 and found["windows"]["checked"] > 0
-    wait_for("what it started to end", lambda: all(has_ended(process) for process in children), 120)
     assert part == "run" or "raylet" in running.text
+    for process in children:  # they end by themselves, which the storm looks at: after a minute
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 START_BROKER = """
