@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException
 
 from ray_pipeline.chaos.recovery import Sample, ShardSeen
 from ray_pipeline.clock import Clock
+from ray_pipeline.codec import parse_json
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import BrokerUnavailableError
 from ray_pipeline.kafka.read import Record, follow, newest_of_key
@@ -212,20 +213,20 @@ class Observer:
     def _take(self, record: Record) -> None:
         if record.key is None:
             return
+        settings = self._settings
         try:
-            if record.topic == self._settings.metrics_topic:
+            if record.topic == settings.metrics_topic:
                 self._store.take_window(record.key, record.value)
-            elif record.topic == self._settings.expected_topic:
+                return
+            if record.topic == settings.expected_topic:
                 self._store.take_expected(record.key, record.value, self._clock.now_ms())
             if record.value is not None:
-                self._keep(record.topic, record.key, json.loads(record.value))
+                self._keep(record.topic, record.key, parse_json(record.value))
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # somebody else's: the audit names it
             _log.warning("%s, offset %d, is not understood and passed over: %r", record.topic, record.offset, error)
 
     def _keep(self, topic: str, key: str, value: dict[str, Any]) -> None:
         settings = self._settings
-        if topic == settings.metrics_topic:
-            return
         with self._lock:
             if topic == settings.outside_topic:
                 self._outside.add(value)

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from ray_pipeline.errors import EnvironmentProblem
+from ray_pipeline.state import still_runs
 
 __all__ = ["ProcessRow", "ProcessTree", "Role", "roles"]
 
@@ -169,7 +170,7 @@ class ProcessTree:
     @staticmethod
     def still_there(rows: Iterable[ProcessRow]) -> list[ProcessRow]:
         """Those that have not ended."""
-        return [row for row in rows if _is_there(row)]
+        return [row for row in rows if still_runs(row.pid, row.created)]
 
     @staticmethod
     def let_go_on(row: ProcessRow) -> None:
@@ -178,14 +179,6 @@ class ProcessTree:
             process = psutil.Process(row.pid)
             if process.create_time() == row.created:
                 process.send_signal(signal.SIGCONT)
-
-
-def _is_there(row: ProcessRow) -> bool:
-    try:
-        process = psutil.Process(row.pid)
-        return process.create_time() == row.created and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _row(process: psutil.Process) -> ProcessRow | None:

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from ray_pipeline.errors import BrokerUnavailableError
 
-__all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "watermark_offsets"]
+__all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "no_answer", "watermark_offsets"]
 
 _log = logging.getLogger("ray_pipeline.kafka.librdkafka")
 
@@ -124,15 +124,16 @@ def check_broker(bootstrap: str, timeout_s: float = 15.0, *, starting: bool = Fa
     deadline = time.monotonic() + _REFUSED_S
     while not starting and _refused_here(bootstrap):
         if time.monotonic() > deadline:
-            raise _no_answer(bootstrap, "connection refused")
+            raise no_answer(bootstrap, "connection refused")
         time.sleep(0.1)
     try:
         make_admin(bootstrap).list_topics(timeout=timeout_s)
     except KafkaException as error:
-        raise _no_answer(bootstrap, error.args[0].str()) from None
+        raise no_answer(bootstrap, error.args[0].str()) from None
 
 
-def _no_answer(bootstrap: str, reason: str) -> BrokerUnavailableError:
+def no_answer(bootstrap: str, reason: str) -> BrokerUnavailableError:
+    """The error that no broker answers, for the reason given."""
     return BrokerUnavailableError(
         problem=f"no Kafka broker answers at {bootstrap} ({reason})",
         fix="Check --bootstrap-servers, or leave it out for an embedded broker",

@@ -10,7 +10,7 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import BrokerUnavailableError, StateMismatchError
-from ray_pipeline.kafka.client import make_admin
+from ray_pipeline.kafka.client import make_admin, no_answer
 
 __all__ = ["TopicSpec", "delete_topics", "ensure_topics", "partitions_of", "topic_specs"]
 
@@ -63,10 +63,7 @@ def partitions_of(bootstrap: str, topics: list[str]) -> dict[str, int]:
     try:
         metadata = make_admin(bootstrap).list_topics(timeout=_TIMEOUT_S).topics
     except KafkaException as error:
-        raise BrokerUnavailableError(
-            problem=f"no Kafka broker answers at {bootstrap} ({error.args[0].str()})",
-            fix="Check --bootstrap-servers, or leave it out for an embedded broker",
-        ) from None
+        raise no_answer(bootstrap, error.args[0].str()) from None
     return {name: len(metadata[name].partitions) for name in topics if name in metadata}
 
 
