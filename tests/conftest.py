@@ -172,7 +172,7 @@ PIPELINE_FLAGS: Sequence[str] = (
 )
 
 
-_WHOLE_PIPELINES = {"test_pipeline", "test_dashboard", "test_bounded", "test_chaos", "test_ray_job", "test_rate_plans"}
+_WHOLE_PIPELINES = {"test_pipeline", "test_dashboard", "test_bounded", "test_chaos"}
 """Files whose tests have whole pipelines to themselves."""
 
 
