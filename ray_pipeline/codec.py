@@ -29,7 +29,7 @@ __all__ = [
     "whole_in",
 ]
 
-_RATING_TEXT = pa.array([f"{half / 2:.1f}" for half in range(11)])
+_RATING_TEXT = pa.array([f',"rating":{half / 2:.1f},"timestamp":' for half in range(11)])
 _HALF_STARS = {half / 2 for half in range(1, 11)}
 _FIELDS = ("userId", "movieId", "rating", "timestamp")
 
@@ -84,9 +84,7 @@ def _values(batch: EventBatch) -> pa.BinaryArray:
         _decimal(batch.user_ids),
         ',"movieId":',
         _decimal(batch.movie_ids),
-        ',"rating":',
-        _RATING_TEXT.take(pa.array(batch.half_stars.astype(np.int32))),
-        ',"timestamp":',
+        _RATING_TEXT.take(pa.array(batch.half_stars)),
         _decimal(batch.timestamps_ms),
         "}",
         "",
