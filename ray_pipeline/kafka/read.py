@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -13,7 +12,8 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from ray_pipeline.errors import BrokerUnavailableError
+from ray_pipeline.codec import parse_object
+from ray_pipeline.errors import BrokerUnavailableError, RecordError
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "follow",
     "held_up",
     "newest_of_key",
+    "newest_records",
     "newest_since",
     "newest_values",
     "oldest_values",
@@ -101,9 +102,9 @@ def tail(bootstrap: str, topic: str, count: int, timeout_s: float = 30.0) -> lis
     return sorted((r for records in found.values() for r in records), key=lambda r: r.timestamp_ms)[-count:]
 
 
-def read_compacted(bootstrap: str, topic: str, timeout_s: float = 60.0) -> dict[str, dict[str, Any]]:
-    """The newest committed JSON value of each key."""
-    newest: dict[str, dict[str, Any]] = {}
+def newest_records(bootstrap: str, topic: str, timeout_s: float = 60.0) -> dict[str, Record]:
+    """The newest committed record of each key, whatever it holds; none of those keys that were deleted."""
+    newest: dict[str, Record] = {}
     for message in _read_to_end(bootstrap, topic, {p: 0 for p in _partitions(bootstrap, topic)}, timeout_s):
         record = record_of(message)
         if record.key is None:
@@ -111,8 +112,17 @@ def read_compacted(bootstrap: str, topic: str, timeout_s: float = 60.0) -> dict[
         if record.value is None:
             newest.pop(record.key, None)
         else:
-            newest[record.key] = json.loads(record.value)
+            newest[record.key] = record
     return newest
+
+
+def read_compacted(bootstrap: str, topic: str, timeout_s: float = 60.0) -> dict[str, dict[str, Any]]:
+    """The newest committed value of each key, all of them JSON objects.
+
+    Raises:
+        RecordError: one of them is none.
+    """
+    return {key: _object_of(record) for key, record in newest_records(bootstrap, topic, timeout_s).items()}
 
 
 def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float, *, committed: bool = True) -> bytes | None:
@@ -136,9 +146,9 @@ def newest_of_key(bootstrap: str, topic: str, key: str, timeout_s: float, *, com
 
 
 def newest_since(bootstrap: str, topic: str, prefix: str, at_ms: int, timeout_s: float) -> dict[str, dict[str, Any]]:
-    """The newest JSON value of each key that begins with a prefix, of a one-partition topic, written at or after a time.
+    """The newest value of each key that begins with a prefix, of a one-partition topic, written at or after a time.
 
-    Open transactions are not waited for: for keys that are never written in one.
+    Values that are no JSON objects are passed over. Open transactions are not waited for: for keys that are never written in one.
 
     Args:
         bootstrap: brokers, HOST:PORT[,…].
@@ -163,8 +173,10 @@ def newest_since(bootstrap: str, topic: str, prefix: str, at_ms: int, timeout_s:
             continue
         if value is None:
             newest.pop(key, None)
+        elif (found := parse_object(value)) is not None:
+            newest[key] = found
         else:
-            newest[key] = json.loads(value)
+            _log.warning("topic %s, offset %s: record %s is no JSON object", topic, message.offset(), key)
     return newest
 
 
@@ -438,3 +450,14 @@ def _read_to_end(
                 )
     finally:
         consumer.close()
+
+
+def _object_of(record: Record) -> dict[str, Any]:
+    found = parse_object(record.value)
+    if found is None:
+        where = f"partition {record.partition}, offset {record.offset}"
+        raise RecordError(
+            problem=f"topic {record.topic}, {where}: record {record.key} is no JSON object",
+            fix="Write the last true one under its key again, or delete it (a record of that key without a value)",
+        )
+    return found

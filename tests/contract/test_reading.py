@@ -1,0 +1,37 @@
+"""Topics whose newest record of a key counts, read back: what somebody else wrote there has a name."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+
+from ray_pipeline.errors import RecordError
+from ray_pipeline.kafka.client import make_admin, make_producer
+from ray_pipeline.kafka.read import newest_records, newest_since, read_compacted
+
+
+def test_of_each_key_the_newest_counts_and_one_that_is_no_object_is_named(broker: str) -> None:
+    topic, began_ms = "reading.newest", time.time_ns() // 1_000_000
+    admin = make_admin(broker)  # its futures live as long as it does
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+    producer = make_producer(broker)
+
+    def write(key: str | None, value: bytes | None) -> None:
+        producer.produce(topic, value, None if key is None else key.encode(), 0)
+        assert not producer.flush(30)
+
+    for key, value in (("a/1", {"n": 1}), ("a/2", {"n": 2}), ("a/1", {"n": 3}), ("b", {"n": 4}), ("c", {"n": 5})):
+        write(key, json.dumps(value).encode())
+    write("c", None)
+    write(None, b"rubbish")
+    assert read_compacted(broker, topic) == {"a/1": {"n": 3}, "a/2": {"n": 2}, "b": {"n": 4}}
+    assert newest_since(broker, topic, "a/", began_ms, 30) == {"a/1": {"n": 3}, "a/2": {"n": 2}}
+
+    write("a/2", b"[" * 100_000)
+    with pytest.raises(RecordError, match="offset 7: record a/2 is no JSON object"):
+        read_compacted(broker, topic)
+    assert newest_since(broker, topic, "a/", began_ms, 30) == {"a/1": {"n": 3}, "a/2": {"n": 2}}
+    assert {key: record.offset for key, record in newest_records(broker, topic).items()} == {"a/1": 2, "a/2": 7, "b": 3}
