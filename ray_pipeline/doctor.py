@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import psutil
 
+from ray_pipeline.cluster.head import require_head
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StateMismatchError
@@ -28,7 +29,6 @@ __all__ = ["Finding", "examine", "require"]
 _LEAST_DISK_BYTES = 1 << 30
 _NO_DISK_BYTES = 128 << 20
 _LEAST_MEMORY_BYTES = 3 << 30
-_CONNECT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,8 @@ def require(settings: Settings, stages: tuple[str, ...]) -> None:
         load_catalogue(settings)
     if "serve" in stages:
         _or_fail(_ports(settings), EnvironmentProblem)
+    if (address := _named_cluster(settings)) and stages != ("serve",):  # which runs in this process
+        require_head(address)
     if settings.bootstrap_servers:
         check_broker(settings.bootstrap_servers)
 
@@ -173,9 +175,14 @@ def _memory(_: Settings) -> Iterable[Finding]:
     )
 
 
-def _cpus(settings: Settings) -> Iterable[Finding]:
+def _named_cluster(settings: Settings) -> str | None:
+    """Address of the Ray cluster that a start would join; None where it would make one."""
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
-    address = None if address == "local" else address  # a Ray that a start would make
+    return None if address == "local" else address
+
+
+def _cpus(settings: Settings) -> Iterable[Finding]:
+    address = _named_cluster(settings)
     if address:
         present_token()
     from ray_pipeline.cluster.runtime import RayRuntime, cpu_budget
@@ -184,7 +191,6 @@ def _cpus(settings: Settings) -> Iterable[Finding]:
     if address:
         from ray_pipeline.cluster.directory import joined_cluster
 
-        _require_listener(address)
         with joined_cluster(address):
             RayRuntime(settings).check_capacity()
         yield Finding("cpus", "ok", f"the Ray cluster at {address} has free what is needed: {budget}")
@@ -197,20 +203,6 @@ def _cpus(settings: Settings) -> Iterable[Finding]:
         )
     else:
         yield Finding("cpus", "ok", f"needed: {budget}; this machine has {cores} cores")
-
-
-def _require_listener(address: str) -> None:
-    """Ray itself tries for two minutes to join a cluster that is not there."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():  # such as auto
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
-    except OSError as error:
-        raise EnvironmentProblem(
-            problem=f"the Ray cluster at {address} cannot be joined: nobody answers ({error.strerror or error})",
-            fix="Check that it runs, and --ray-address or RAY_ADDRESS",
-        ) from None
 
 
 def _ports(settings: Settings) -> Iterable[Finding]:

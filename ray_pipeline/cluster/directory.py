@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util import list_named_actors
 
+from ray_pipeline.cluster.head import unanswered
 from ray_pipeline.cluster.membership import Owner, place_of
-from ray_pipeline.cluster.runtime import NAMESPACE
+from ray_pipeline.cluster.runtime import join
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StageFailedError
 
 __all__ = ["ask_job", "joined_cluster", "pipelines", "stop_pipeline"]
@@ -36,7 +36,7 @@ def joined_cluster(address: str | None) -> Iterator[None]:
         address: of the cluster; None = RAY_ADDRESS.
 
     Raises:
-        EnvironmentProblem: there is none.
+        EnvironmentProblem: there is none, or it cannot be joined.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
@@ -44,13 +44,7 @@ def joined_cluster(address: str | None) -> Iterator[None]:
             problem="no Ray cluster is known: no pipeline runs in the state directory",
             fix="Name its --state-dir, or --ray-address",
         )
-    try:
-        ray.init(address=address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise EnvironmentProblem(
-            problem=f"the Ray cluster at {address} cannot be joined: {str(error).splitlines()[0]}",
-            fix="Check that it runs; with token authentication set RAY_AUTH_MODE=token",
-        ) from error
+    join(address, logging.ERROR)
     try:
         yield
     finally:
@@ -119,7 +113,7 @@ def stop_pipeline(name: str, deadline_s: float) -> None:
     if owner.has_ray:
         ray.shutdown()
     deadline = time.monotonic() + deadline_s
-    while _listens(address) if owner.has_ray else name in _actors():
+    while not unanswered(address, _LOOK_S) if owner.has_ray else name in _actors():
         if time.monotonic() > deadline:
             raise StageFailedError(
                 problem=f"the pipeline {name} was told to stop, and has not ended within {deadline_s:.0f} s",
@@ -130,16 +124,6 @@ def stop_pipeline(name: str, deadline_s: float) -> None:
     until = min(deadline, time.monotonic() + _LAST_S)
     while here and owner.alive and time.monotonic() < until:
         time.sleep(_LOOK_S)
-
-
-def _listens(address: str) -> bool:
-    """Whether a Ray cluster's head is there."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), _LOOK_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def _ask(actors: list[tuple[str, Any]], method: str) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import ray as _untyped_ray
 
 from ray_pipeline.cluster.fleet import ACTOR_CPUS
+from ray_pipeline.cluster.head import require_head
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import EnvironmentProblem
 
@@ -25,6 +26,7 @@ __all__ = [
     "RayRuntime",
     "cluster_usage",
     "cpu_budget",
+    "join",
 ]
 
 NAMESPACE = "ray-pipeline"
@@ -66,6 +68,22 @@ def cpu_budget(settings: Settings, stages: tuple[str, ...] = ("generate", "proce
         serving=SERVING_CPUS if "serve" in stages else 0.0,
         verify=VERIFY_CPUS if "verify" in stages else 0.0,
     )
+
+
+def join(address: str, logging_level: int) -> None:
+    """Join a Ray cluster.
+
+    Raises:
+        EnvironmentProblem: it cannot be joined.
+    """
+    require_head(address)
+    try:
+        ray.init(address=address, namespace=NAMESPACE, logging_level=logging_level, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise EnvironmentProblem(
+            problem=f"the Ray cluster at {address} cannot be joined: {str(error).splitlines()[0]}",
+            fix="Check that it runs; with token authentication set RAY_AUTH_MODE=token",
+        ) from error
 
 
 def cluster_usage() -> dict[str, Any]:
@@ -119,15 +137,7 @@ class RayRuntime:
                 log_to_driver=False,
             )
         else:
-            address = self._settings.ray_address or os.environ["RAY_ADDRESS"]
-            try:
-                ray.init(address=address, namespace=NAMESPACE, logging_level=logging.WARNING, log_to_driver=False)
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-                raise EnvironmentProblem(
-                    problem=f"the Ray cluster at {address} cannot be joined: {str(error).splitlines()[0]}",
-                    fix="Start it with ray start --head, or leave --ray-address out for a local Ray; "
-                    "with token authentication set RAY_AUTH_MODE=token",
-                ) from error
+            join(self._settings.ray_address or os.environ["RAY_ADDRESS"], logging.WARNING)
         self.check_capacity()
 
     def _room_to_scale(self) -> float:

@@ -24,6 +24,7 @@ from tests.conftest import clean_environment, command
         (["--duration", "5", "--ratings", "5"], 2, "duration_s and ratings exclude"),
         (["--partitions", "2", "--actors", "3"], 2, "partitions=2"),
         (["--bootstrap-servers", "127.0.0.1:1"], 4, "127.0.0.1:1"),
+        (["--ray-address", "127.0.0.1:1"], 3, "127.0.0.1:1 cannot be joined"),
         (["--catalog", "{tmp}/movies.csv"], 2, "line 3"),
         (["--config", "{tmp}/settings.toml"], 2, "'rte'"),
         (["--config", "{tmp}/none.toml"], 2, "does not exist"),

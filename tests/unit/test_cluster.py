@@ -137,7 +137,7 @@ def test_a_cluster_that_ends_with_its_pipeline_is_left_before(
     own = owner("d-4", "process", has_ray=True)
     cluster.add(SparkHolder(own), own, "process")
     listens = iter((True, False))
-    monkeypatch.setattr(directory, "_listens", lambda address: not cluster.joined and next(listens))
+    monkeypatch.setattr(directory, "unanswered", lambda *_: "" if not cluster.joined and next(listens) else "refused")
     monkeypatch.setattr(directory.time, "sleep", lambda _: None)
     directory.stop_pipeline("d-4", 60.0)
     assert asked(cluster) == {"d-4"} and not cluster.joined and next(listens, None) is None

@@ -6,12 +6,13 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ray_pipeline import doctor
-from ray_pipeline.cluster import directory, runtime
+from ray_pipeline.cluster import directory, head, runtime
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.doctor import Finding, examine
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
@@ -76,7 +77,6 @@ def test_the_cpus_of_a_named_cluster_are_asked_for(
             return {"CPU": free}
 
     monkeypatch.setattr(directory, "joined_cluster", join)
-    monkeypatch.setattr(doctor, "_require_listener", lambda _: None)
     monkeypatch.setattr(runtime, "ray", Ray)
     (finding,) = found(load_settings(ray_address="10.0.0.1:6379", state_dir=tmp_path), "cpus")
     assert finding.level == level and joined == ["10.0.0.1:6379"]
@@ -85,13 +85,27 @@ def test_the_cpus_of_a_named_cluster_are_asked_for(
     assert "this machine" in finding.detail and len(joined) == 1  # a start makes that one: there is none to ask
 
 
-def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+@pytest.mark.parametrize(
+    ("address", "host"), [("10.0.0.1:6379", "10.0.0.1"), ("[::1]:6379", "::1"), ("ray://head:6379", "head")]
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, host: str
+) -> None:
+    """By doctor and by run: Ray itself tries for two minutes."""
+
+    def refuse(place: tuple[str, int], timeout_s: float) -> None:
+        assert place == (host, 6379) and timeout_s < 5
         raise ConnectionRefusedError(111, "Connection refused")
 
-    monkeypatch.setattr(doctor.socket, "create_connection", refuse)
-    (finding,) = found(load_settings(ray_address="10.0.0.1:6379", state_dir=tmp_path), "cpus")
-    assert finding.level == "problem" and "10.0.0.1:6379" in finding.detail and "--ray-address" in finding.fix
+    monkeypatch.setattr(head.socket, "create_connection", refuse)
+    monkeypatch.setattr(runtime, "ray", SimpleNamespace(is_initialized=lambda: False))  # which cannot be asked to join
+    settings = load_settings(ray_address=address, state_dir=tmp_path)
+    (finding,) = found(settings, "cpus")
+    with pytest.raises(EnvironmentProblem) as told:
+        runtime.RayRuntime(settings).start()
+    assert finding.level == "problem" and (finding.detail, finding.fix) == (told.value.problem, told.value.fix)
+    assert f"{settings.ray_address} cannot be joined: nobody answers (Connection refused)" in finding.detail
+    assert "--ray-address" in finding.fix
 
 
 @pytest.mark.parametrize(
