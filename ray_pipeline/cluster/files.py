@@ -7,11 +7,10 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import ray
 
+from ray_pipeline.cluster.kept import Kept
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import EnvironmentProblem
 
@@ -25,11 +24,10 @@ class SharedFiles:
     """What the driver has read, once, for all actors.
 
     Attributes:
-        held: by setting, the digest of the file's content and a reference to it in the object store. The driver must keep them as
-            long as an actor may be started anew.
+        held: by setting, the digest of the file's content, and the content.
     """
 
-    held: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    held: dict[str, tuple[str, Kept]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings) -> SharedFiles:
@@ -39,7 +37,7 @@ class SharedFiles:
             path: Path | None = getattr(settings, name)
             if path is not None:
                 content = path.read_bytes()
-                held[name] = (hashlib.sha256(content).hexdigest(), ray.put(np.frombuffer(content, np.uint8)))
+                held[name] = (hashlib.sha256(content).hexdigest(), Kept.put(np.frombuffer(content, np.uint8)))
         return cls(held)
 
     def at_hand(self, settings: Settings) -> Settings:
@@ -49,10 +47,10 @@ class SharedFiles:
             EnvironmentProblem: the copy cannot be written.
         """
         copies = {}
-        for name, (digest, reference) in self.held.items():
+        for name, (digest, content) in self.held.items():
             path: Path = getattr(settings, name)
             if not _has(path, digest):
-                copies[name] = _copy(f"ray-pipeline-{digest[:32]}{path.suffix}", digest, reference)
+                copies[name] = _copy(f"ray-pipeline-{digest[:32]}{path.suffix}", digest, content)
         return settings.model_copy(update=copies)
 
 
@@ -63,13 +61,13 @@ def _has(path: Path, digest: str) -> bool:
         return False
 
 
-def _copy(name: str, digest: str, reference: Any) -> Path:
+def _copy(name: str, digest: str, content: Kept) -> Path:
     path = Path(tempfile.gettempdir()) / name
     if _has(path, digest):
         return path
     unfinished = path.with_name(f"{name}.{os.getpid()}.part")
     try:
-        unfinished.write_bytes(ray.get(reference).tobytes())
+        unfinished.write_bytes(content.get().tobytes())
         unfinished.replace(path)
     except OSError as error:
         raise EnvironmentProblem(

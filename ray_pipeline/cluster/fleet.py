@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 
 from ray_pipeline.clock import Clock
 from ray_pipeline.cluster.files import SharedFiles
+from ray_pipeline.cluster.kept import Kept
 from ray_pipeline.cluster.membership import Member, Owner
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.factory import fallback, open_delivery
@@ -19,7 +20,6 @@ from ray_pipeline.errors import StageFailedError
 from ray_pipeline.generator.placement import Placement
 from ray_pipeline.generator.runner import Assignment, ShardReport
 from ray_pipeline.generator.worker import GeneratorWorker, Orders, WorkerReport
-from ray_pipeline.model.population import Movies
 
 __all__ = ["ACTOR_CPUS", "Fleet"]
 
@@ -36,12 +36,11 @@ _LOST_MS = 120_000
 class _WorkerActor(Member):
     """The remote end: a plain worker, built in the actor's own process."""
 
-    def __init__(self, settings: Settings, owner: Owner, held: list[Any], files: SharedFiles) -> None:
+    def __init__(self, settings: Settings, owner: Owner, movies: Kept, files: SharedFiles) -> None:
         super().__init__(owner)
-        movies: Movies = ray.get(held[0])  # one copy a node, read in place
         settings = files.at_hand(settings)
         self._worker = GeneratorWorker(
-            settings, movies, lambda p: open_delivery(settings, owner.bootstrap, p), note=fallback(settings) or ""
+            settings, movies.get(), lambda p: open_delivery(settings, owner.bootstrap, p), note=fallback(settings) or ""
         )
         self._node = str(ray.get_runtime_context().get_node_id())
         self._state = "starting"
@@ -79,7 +78,7 @@ class Fleet:
     Args:
         settings: all settings.
         owner: the pipeline that the actors belong to, with its brokers.
-        movies: reference to all movies in Ray's object store.
+        movies: all movies.
         files: what the settings name, for the actors.
         placement: which actor has which partition.
         clock: tells the time.
@@ -90,7 +89,7 @@ class Fleet:
         self,
         settings: Settings,
         owner: Owner,
-        movies: Any,
+        movies: Kept,
         files: SharedFiles,
         placement: Placement,
         clock: Clock,
@@ -130,14 +129,8 @@ class Fleet:
             number = len(self._actors)
             name = self._owner.actor_name("generate", f"{number}-{self._clock.now_ms()}-{self._started}")
             self._started += 1
-            handle = remote.options(name=name, scheduling_strategy="SPREAD").remote(
-                # in a list: a bare reference among the arguments makes Ray warn that a restart may not find it, but the
-                # driver holds it as long as the actor may be started anew
-                self._settings,
-                self._owner,
-                [self._movies],
-                self._files,
-            )
+            place = remote.options(name=name, scheduling_strategy="SPREAD")
+            handle = place.remote(self._settings, self._owner, self._movies, self._files)
             self._actors.append(_Actor(number, handle, self._clock.now_ms()))
 
     def shrink(self, actors: int) -> None:

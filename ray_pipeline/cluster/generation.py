@@ -18,6 +18,7 @@ import ray
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.cluster.fleet import ACTOR_CPUS, Fleet
+from ray_pipeline.cluster.kept import Kept
 from ray_pipeline.cluster.lending import Lending
 from ray_pipeline.cluster.membership import Owner
 from ray_pipeline.config import Settings
@@ -57,19 +58,19 @@ class _Scaling:
     passing: bool = False
 
 
-def build_shared_movies(settings: Settings, catalogue: Catalogue) -> Any:
+def build_shared_movies(settings: Settings, catalogue: Catalogue) -> Kept:
     """Build all movies, in parts side by side when they are many, and put them in the object store.
 
     Returns:
-        Reference to a :class:`Movies`: one copy a node, read by every actor there without copying.
+        A :class:`Movies`.
     """
     parts = math.ceil(len(catalogue) / _MOVIES_PER_TASK)
     if parts == 1 or settings.model is not None:
-        return ray.put(build_movies(settings, catalogue))
+        return Kept.put(build_movies(settings, catalogue))
     build_part = ray.remote(num_cpus=ACTOR_CPUS)(movie_factors)
     build_all = ray.remote(num_cpus=ACTOR_CPUS)(lambda s, c, *made: build_movies(s, c, list(made)))
     refs = [build_part.remote(settings, ids) for ids in np.array_split(catalogue.movie_ids, parts)]
-    return build_all.remote(settings, catalogue, *refs)
+    return Kept(build_all.remote(settings, catalogue, *refs))
 
 
 class GeneratorStage:

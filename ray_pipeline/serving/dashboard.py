@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,11 @@ def make_dashboard(
     return mounted
 
 
+def _position(rate: float) -> int:
+    """The slider's position that is nearest to a rate, as the page's script has it."""
+    return min(range(len(_SLIDER_RATES)), key=lambda at: abs(math.log(_SLIDER_RATES[at] / max(rate, _SLIDER_RATES[0]))))
+
+
 def _build(
     page: Page, workload: Workload, store: MetricsStore, settings: Settings, api_url: str, blocks: gr.Blocks
 ) -> None:
@@ -256,6 +262,7 @@ def _build(
         slider = gr.Slider(
             0,
             len(_SLIDER_RATES) - 1,
+            _position(settings.rate),
             step=1,
             label="Target rate",
             show_label=False,

@@ -144,8 +144,9 @@ def test_the_generator_tells_once_that_its_actors_cannot_do_it(monkeypatch: pyte
     settings = load_settings(users=100, movies=50, fast=True)
     events: list[str] = []
     owner = membership.Owner("fast", ("generate",), "", "here", 1, 0.0, has_ray=False)
+    no_movies: Any = SimpleNamespace(get=lambda: None)  # an actor without partitions needs none
     actors = fleet.Fleet(
-        settings, owner, None, SharedFiles(), Placement(partitions=0, actors=1), FakeClock(), events.append
+        settings, owner, no_movies, SharedFiles(), Placement(partitions=0, actors=1), FakeClock(), events.append
     )
     actors.grow(2)
     for _ in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.read import held_up, read_compacted
 from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.state import RunInfo, remember_run
-from tests.conftest import PIPELINE_FLAGS, Running, clean_environment, command, wait_for
+from tests.conftest import Running, clean_environment, command, wait_for
 
 _LEFT_OUT = {Kind.STOP_BROKER, Kind.KILL_DRIVER, Kind.KILL_RAY}
 """Those that other tests have, to stay below five minutes."""
@@ -62,7 +63,9 @@ def has_ended(process: psutil.Process) -> bool:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("part", ["run", "raylet"])
 def test_an_audit_right_after_the_run_or_its_ray_was_killed_agrees(starter: Callable[..., Running], part: str) -> None:
-    running = starter("run", *PIPELINE_FLAGS)
+    running = starter(
+        "run", *shlex.split("--rate 500 --no-ui --api-port 0 --tumbling 5 --sliding 10 --slide 5 --watermark 5")
+    )
     bootstrap = running.info()["bootstrap"]
 
     def windows_are_over() -> bool:

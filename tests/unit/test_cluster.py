@@ -193,7 +193,8 @@ def test_a_generator_actor_that_was_asked_passes_it_on_and_says_what_it_holds(mo
     monkeypatch.setattr(membership, "ray", RayHere)
     settings, mine = load_settings(users=100, movies=50), owner("a-1", "generate")
     placement = Placement(partitions=0, actors=1)
-    actors = fleet.Fleet(settings, mine, None, SharedFiles(), placement, FakeClock(), lambda _: None)
+    no_movies: Any = SimpleNamespace(get=lambda: None)  # an actor without partitions needs none
+    actors = fleet.Fleet(settings, mine, no_movies, SharedFiles(), placement, FakeClock(), lambda _: None)
     actors.grow(2)
     actors.exchange({}, stop=False, state="running")
     assert not actors.stop_asked

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from ray_pipeline.cluster import files
+from ray_pipeline.cluster import kept
 from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.config import load_settings
 from ray_pipeline.errors import EnvironmentProblem
@@ -17,7 +18,9 @@ from ray_pipeline.model.catalogue import load_catalogue
 
 @pytest.fixture(autouse=True)
 def object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(files, "ray", SimpleNamespace(put=lambda value: value, get=lambda value: value))
+    monkeypatch.setattr(
+        kept, "ray", SimpleNamespace(put=lambda value: value, get=lambda value: value, cloudpickle=pickle)
+    )
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
