@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ __all__ = [
     "whole_in",
 ]
 
-_RATING_TEXT = pa.array([f',"rating":{half / 2:.1f},"timestamp":' for half in range(11)])
 _HALF_STARS = {half / 2 for half in range(1, 11)}
 _FIELDS = ("userId", "movieId", "rating", "timestamp")
 
@@ -84,7 +84,7 @@ def _values(batch: EventBatch) -> pa.BinaryArray:
         _decimal(batch.user_ids),
         ',"movieId":',
         _decimal(batch.movie_ids),
-        _RATING_TEXT.take(pa.array(batch.half_stars)),
+        _rating_texts().take(pa.array(batch.half_stars)),
         _decimal(batch.timestamps_ms),
         "}",
         "",
@@ -139,6 +139,12 @@ _REWRITE: dict[int, Callable[[bytes, int], bytes | None]] = {
     Fault.OUT_OF_RANGE: _out_of_range,
     Fault.TOMBSTONE: lambda _text, _detail: None,
 }
+
+
+@cache
+def _rating_texts() -> pa.StringArray:
+    """Made when it is needed: Arrow loads pandas for its first array, a fifth of a second that most commands can do without."""
+    return pa.array([f',"rating":{half / 2:.1f},"timestamp":' for half in range(11)])
 
 
 def _decimal(numbers: npt.NDArray[np.int64]) -> pa.StringArray:

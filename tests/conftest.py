@@ -38,9 +38,9 @@ def wait_for(what: str, reached: Callable[[], Any], deadline_s: float = 60.0) ->
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without settings of this package or of Ray; but a job does not take a core to be fast that nobody looks at."""
+    """The environment without settings of this package or of Ray, but two: to be as fresh as by default would take a core more."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAY_PIPELINE_"))}
-    return {**kept, "RAY_PIPELINE_TRIGGER_INTERVAL_MS": "1000"}
+    return {**kept, "RAY_PIPELINE_TRIGGER_INTERVAL_MS": "1000", "RAY_PIPELINE_COMMIT_INTERVAL_MS": "500"}
 
 
 def command(*arguments: str | Path, timeout_s: float = 120.0, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -190,13 +190,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-class _TwoLanes(LoadScopeScheduling):  # type: ignore[no-any-unimported]
-    """Tests with whole pipelines go to one process, all others to another: two pipelines at once are more than two cores carry."""
+class _Lanes(LoadScopeScheduling):  # type: ignore[no-any-unimported]
+    """Whole pipelines go to one process, one after another: two at once are more than two cores carry. What needs little goes to the
+    other; then whoever is free takes the next file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "whole pipelines" if Path(nodeid.split("::")[0]).stem in _WHOLE_PIPELINES else "parts"
+        file = Path(nodeid.split("::")[0])
+        if file.stem in _WHOLE_PIPELINES:
+            return "whole pipelines"
+        return file.stem if "integration" in file.parts else "little"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:  # type: ignore[no-any-unimported]
     """How tests are shared out among the two processes of ``make test``."""
-    return _TwoLanes(config, log)
+    return _Lanes(config, log)
