@@ -9,7 +9,7 @@ import psutil
 
 from bench.common import counted_to_the_last, get, pipeline, post, wait_for
 
-RATES = (10_000, 40_000, 80_000, 100_000, 130_000, 160_000, 200_000, 250_000)
+RATES = (10_000, 50_000, 100_000, 160_000, 200_000, 225_000, 250_000)
 HOLD_S = 60
 
 
@@ -39,6 +39,7 @@ def run() -> dict[str, Any]:
                 "behind_s": summary["generator"]["behind_s"],
                 "lag_first_third": sum(lags[:third]) // third,
                 "lag_last_third": sum(lags[-third:]) // third,
+                "batch_ms": summary["job"]["batch_duration_ms"],
                 "cores_used": used,
             }
             step["held"] = not growing and step["behind_s"] < 1 and step["delivered_rate"] > 0.98 * rate

@@ -58,7 +58,7 @@ class TextColumn:
 
 def encode_keys(batch: EventBatch) -> list[bytes]:
     """The key of each rating: the user id as a decimal string."""
-    return _keys(batch).to_pylist()  # type: ignore[no-any-return]
+    return _binary(_decimal(batch.user_ids)).to_pylist()  # type: ignore[no-any-return]
 
 
 def encode_values(batch: EventBatch) -> list[bytes | None]:
@@ -66,22 +66,19 @@ def encode_values(batch: EventBatch) -> list[bytes | None]:
 
     Broken where the batch says so; None = no value.
     """
-    return _values(batch).to_pylist()  # type: ignore[no-any-return]
+    return _values(batch, _decimal(batch.user_ids)).to_pylist()  # type: ignore[no-any-return]
 
 
 def encode_columns(batch: EventBatch) -> tuple[TextColumn, TextColumn]:
     """Keys and values as :func:`encode_keys` and :func:`encode_values` have them, without an object for each."""
-    return _column(_keys(batch)), _column(_values(batch))
+    users = _decimal(batch.user_ids)
+    return _column(_binary(users)), _column(_values(batch, users))
 
 
-def _keys(batch: EventBatch) -> pa.BinaryArray:
-    return _binary(_decimal(batch.user_ids))
-
-
-def _values(batch: EventBatch) -> pa.BinaryArray:
+def _values(batch: EventBatch, users: pa.StringArray) -> pa.BinaryArray:
     joined = pc.binary_join_element_wise(
         '{"userId":',
-        _decimal(batch.user_ids),
+        users,
         ',"movieId":',
         _decimal(batch.movie_ids),
         _rating_texts().take(pa.array(batch.half_stars)),

@@ -24,7 +24,6 @@ class BatchProgress:
         durations_ms: by phase.
         state_bytes: memory of the state.
         dropped_groups: groups (not rows) dropped as late.
-        lag: records that were in Kafka and not in this batch.
         end_offsets: where the batch ended, by partition.
     """
 
@@ -37,7 +36,6 @@ class BatchProgress:
     durations_ms: dict[str, int] = field(default_factory=dict)
     state_bytes: int = 0
     dropped_groups: int = 0
-    lag: int = 0
     end_offsets: dict[int, int] = field(default_factory=dict)
 
 
@@ -48,7 +46,6 @@ def read_progress(query: Any) -> BatchProgress:
         return BatchProgress()
     said: dict[str, Any] = json.loads(last.json())
     source = said["sources"][0]
-    ends, latest = _offsets(source.get("endOffset")), _offsets(source.get("latestOffset"))
     states = said.get("stateOperators", [])
     watermark = said.get("eventTime", {}).get("watermark")
     watermark_ms = round(datetime.fromisoformat(watermark).timestamp() * 1000) if watermark else 0
@@ -62,8 +59,7 @@ def read_progress(query: Any) -> BatchProgress:
         durations_ms={name: int(ms) for name, ms in said.get("durationMs", {}).items()},
         state_bytes=sum(int(s["memoryUsedBytes"]) for s in states),
         dropped_groups=sum(int(s["numRowsDroppedByWatermark"]) for s in states),
-        lag=sum(max(0, latest[p] - ends.get(p, 0)) for p in latest),
-        end_offsets=ends,
+        end_offsets=_offsets(source.get("endOffset")),
     )
 
 

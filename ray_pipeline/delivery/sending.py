@@ -28,7 +28,7 @@ _FENCED = (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRO
 _WITHOUT_CAUSE = (KafkaError._FATAL, KafkaError._STATE)
 _turn = threading.Lock()
 """Whose turn it is among the shards of a process. ``produce()`` lets go of the interpreter for each rating, and has to wait for it
-where another shard takes it meanwhile: that costs a tenth of the rate."""
+where another shard takes it meanwhile, which costs CPU time."""
 
 
 class Sender(Protocol):

@@ -17,6 +17,7 @@ from ray_pipeline.errors import BrokerUnavailableError, RecordError
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
 
 __all__ = [
+    "Backlog",
     "LatestRecords",
     "Record",
     "TopicCount",
@@ -249,6 +250,41 @@ def follow(
             yield batch
     finally:
         consumer.close()
+
+
+class Backlog:
+    """How far a reader is behind the end of a topic, asked for again and again.
+
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        topic: the topic.
+        partitions: how many it has.
+    """
+
+    def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
+        self._topic = topic
+        self._partitions = partitions
+        self._consumer = make_consumer(bootstrap)
+
+    def behind(self, read: Mapping[int, int], timeout_s: float = 1.0) -> int:
+        """Offsets that readers of committed records have not read: records, and a marker for each transaction of a partition.
+
+        Args:
+            read: by partition, the offset behind the last one read; none where nothing was read.
+            timeout_s: how long a partition's leader may take, seconds.
+
+        Raises:
+            KafkaException: the broker does not answer.
+        """
+        behind = 0
+        for partition in range(self._partitions):
+            low, high = watermark_offsets(self._consumer, self._topic, partition, timeout_s)
+            behind += max(0, high - max(low, read.get(partition, low)))
+        return behind
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        self._consumer.close()
 
 
 class LatestRecords:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import KafkaException
+
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import (
@@ -28,7 +30,7 @@ from ray_pipeline.history.making import ModelSource
 from ray_pipeline.history.parquet import ParquetOrder
 from ray_pipeline.history.parquet import write as write_parquet
 from ray_pipeline.history.sending import send
-from ray_pipeline.kafka.read import newest_of_key
+from ray_pipeline.kafka.read import Backlog, newest_of_key
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.restart import Decision, RestartPolicy
 from ray_pipeline.windows.archiving import ArchiveQuery
@@ -100,6 +102,7 @@ class WindowStage:
         self._restored: dict[str, Any] = {}
         self._spark_rebuilds = 0
         self._progress_seen = BatchProgress()
+        self._lag = 0
         self._policy = RestartPolicy(most=10)
         self._watchdog = ExecutorWatchdog(settings.executors if master is None else 0)
         self._publishing = threading.Lock()
@@ -357,7 +360,7 @@ class WindowStage:
             "durations_ms": last.durations_ms,
             "state_bytes": last.state_bytes,
             "dropped_groups": last.dropped_groups,
-            "lag": last.lag,
+            "lag": self._lag,
             "query_restarts": self._query_restarts,
             "spark_rebuilds": self._spark_rebuilds,
             "executors": self._executors,
@@ -377,15 +380,27 @@ class WindowStage:
         return self._sink.watermark_ms if self._sink is not None else 0
 
     def _beat(self) -> None:
-        while not self._end.wait(_HEARTBEAT_S):
-            try:
-                with self._looking:
-                    self._look_at_spark()
-                if self._sink is not None:
-                    with self._publishing:
-                        self._sink.publish_job()
-            except Exception as error:  # noqa: BLE001 - a heartbeat that fails is late, and lateness is what is shown
-                _log.warning("heartbeat of the windowing job: %s", error)
+        with contextlib.closing(
+            Backlog(self._bootstrap, self._settings.ratings_topic, self._settings.partitions)
+        ) as backlog:
+            while not self._end.wait(_HEARTBEAT_S):
+                try:
+                    with self._looking:
+                        self._look_at_spark()
+                        read = self._progress().end_offsets
+                    self._measure_lag(backlog, read)
+                    if self._sink is not None:
+                        with self._publishing:
+                            self._sink.publish_job()
+                except Exception as error:  # noqa: BLE001 - a heartbeat that fails is late, and lateness is what is shown
+                    _log.warning("heartbeat of the windowing job: %s", error)
+
+    def _measure_lag(self, backlog: Backlog, read: Mapping[int, int]) -> None:
+        """What Spark itself says of it is how it stood when a micro-batch was planned: 0, however long the micro-batches are."""
+        try:
+            self._lag = backlog.behind(read)
+        except KafkaException as error:  # the broker is away, and others say so
+            _log.info("lag of the windowing job: %s", error)
 
     def _look_at_spark(self) -> None:
         assert self._owner is not None

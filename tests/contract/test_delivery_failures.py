@@ -159,6 +159,7 @@ def test_a_commit_is_confirmed_when_readers_see_it_and_not_before(shard: Shard) 
     delivery.close()
 
 
+@pytest.mark.parametrize("shard", ["plain"], indirect=True)  # posted ratings know one way
 def test_what_a_killed_writer_of_posted_ratings_left_open_is_ended_by_the_next_one(shard: Shard) -> None:
     topic = shard.settings.ratings_topic
     killed = make_producer(shard.bootstrap, transactional_id=f"{topic}-outside", transaction_timeout_ms=300_000)
@@ -327,6 +328,7 @@ def test_sigkill_of_the_broker_loses_and_repeats_nothing(shard: Shard, tmp_path:
         broker.stop()
 
 
+@pytest.mark.parametrize("shard", ["plain"], indirect=True)  # posted ratings know one way
 def test_sigkill_of_the_broker_when_it_answered_the_commit_of_posted_ratings_holds_no_reader_up(
     shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

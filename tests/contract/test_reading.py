@@ -6,11 +6,13 @@ import json
 import time
 
 import pytest
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from ray_pipeline.errors import RecordError
 from ray_pipeline.kafka.client import make_admin, make_producer
-from ray_pipeline.kafka.read import newest_records, newest_since, read_compacted
+from ray_pipeline.kafka.read import Backlog, newest_records, newest_since, read_compacted
+from tests.conftest import wait_for
 
 
 def test_of_each_key_the_newest_counts_and_one_that_is_no_object_is_named(broker: str) -> None:
@@ -35,3 +37,26 @@ def test_of_each_key_the_newest_counts_and_one_that_is_no_object_is_named(broker
         read_compacted(broker, topic)
     assert newest_since(broker, topic, "a/", began_ms, 30) == {"a/1": {"n": 3}, "a/2": {"n": 2}}
     assert {key: record.offset for key, record in newest_records(broker, topic).items()} == {"a/1": 2, "a/2": 7, "b": 3}
+
+
+def test_a_reader_is_as_far_behind_as_there_is_that_it_may_read(broker: str) -> None:
+    topic = "reading.backlog"
+    admin = make_admin(broker)  # its futures live as long as it does
+    admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(30)
+    backlog = Backlog(broker, topic, 2)
+    assert backlog.behind({}) == 0
+    producer = make_producer(broker, transactional_id=topic)
+    producer.init_transactions(30)
+    for n, commit in enumerate((producer.commit_transaction, producer.abort_transaction)):
+        producer.begin_transaction()
+        for partition in (0, 0, 1):
+            producer.produce(topic, b"{}", partition=partition)
+        assert not producer.flush(30)
+        assert backlog.behind({0: 3 * n, 1: 2 * n}) == 0  # it is not to be seen yet
+        commit(30)
+    wait_for("the end of both", lambda: backlog.behind({}) == 3 * 2 + 2 * 2, 20)
+    assert backlog.behind({0: 3, 1: 1}) == 3 + 3
+    assert backlog.behind({0: 6, 1: 4}) == 0
+    with pytest.raises(KafkaException):
+        Backlog("127.0.0.1:1", topic, 1).behind({}, 0.2)
+    backlog.close()
