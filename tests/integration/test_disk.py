@@ -153,12 +153,14 @@ def test_a_full_disk_of_the_checkpoint_is_named_and_nothing_is_skipped(
 # -- the broker
 
 GENERATE = """
-import sys
+import sys, time
 from ray_pipeline import Pipeline
 from ray_pipeline.errors import RayPipelineError
 
 try:
     with Pipeline(stages=("generate",), state_dir=sys.argv[1], rate=2000, on_event=print, **eval(sys.argv[2])) as pipeline:
+        while not pipeline.status().delivered:
+            time.sleep(0.05)
         print("up", flush=True)
         pipeline.wait()
 except RayPipelineError as error:
