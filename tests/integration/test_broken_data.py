@@ -47,8 +47,8 @@ def test_all_is_well_with_data_that_is_broken_as_told(broker: str, starter: Call
 
     def enough() -> bool:
         """What comes before the job's first batch cannot be late, however long the job takes to start."""
-        found = httpx.get(f"{api}/metrics/summary", timeout=10).json()
-        seen.add(httpx.get(f"{api}/metrics/health", timeout=10).json()["status"])
+        found = httpx.get(f"{api}/metrics/summary", timeout=30).json()
+        seen.add(httpx.get(f"{api}/metrics/health", timeout=30).json()["status"])
         return found["generator"]["delivered_total"] > 10_000 and found["job"].get("late_dropped", 0) > 100
 
     wait_for("ratings that come too late", enough, 150)
