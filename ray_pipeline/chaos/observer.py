@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import urllib.error
@@ -14,7 +13,7 @@ from confluent_kafka import KafkaException
 
 from ray_pipeline.chaos.recovery import Sample, ShardSeen
 from ray_pipeline.clock import Clock
-from ray_pipeline.codec import parse_json
+from ray_pipeline.codec import parse_json, parse_object
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import BrokerUnavailableError
 from ray_pipeline.kafka.read import Record, follow, newest_of_key
@@ -68,8 +67,8 @@ class Observer:
             BrokerUnavailableError: it was not within a minute.
         """
         progress = self._settings.progress_topic
-        newest = newest_of_key(self._bootstrap, progress, "generator", _READ_UP_S, committed=False) or b"{}"
-        there_ms = json.loads(newest).get("updated_ms", 0)
+        newest = newest_of_key(self._bootstrap, progress, "generator", _READ_UP_S, committed=False)
+        there_ms = (parse_object(newest) or {}).get("updated_ms", 0)
         self._thread.start()
         deadline_ms = self._clock.now_ms() + int(_READ_UP_S * 1000)
         while self.record("generator").get("updated_ms", 0) < there_ms:

@@ -37,7 +37,7 @@ from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.control import send_command
-from ray_pipeline.kafka.read import count_records, newest_of_key, newest_since, read_topic, tail
+from ray_pipeline.kafka.read import count_records, newest_of_key, newest_records, newest_since, tail
 from ray_pipeline.kafka.topics import delete_topics, partitions_of
 from ray_pipeline.metrics.records import UnreadableRecord, read_expected, read_window
 from ray_pipeline.metrics.verdicts import Verdicts, difference_text
@@ -67,6 +67,7 @@ _SCALE_S = 120.0
 _STOP_S = 120.0
 _LIVE_MS = 15_000
 _BATCH_S = 600.0
+_READ_S = 600.0
 _WINDOWS_SHOWN = 8
 _SILENT_S = 10.0
 _LISTEN_EVERY_S = 0.5
@@ -295,17 +296,17 @@ def _verdicts(settings: Settings, bootstrap: str) -> dict[str, Any]:
     """Every window beside what it must hold."""
     verdicts, now_ms = Verdicts(), time.time_ns() // 1_000_000
     windows: dict[str, dict[str, Any]] = {}
-    expected = _newest_values(bootstrap, settings.expected_topic)
+    expected = newest_records(bootstrap, settings.expected_topic, _READ_S)
     expected.pop("oracle", None)
-    for key, value in expected.items():
+    for key, found in expected.items():
         try:
-            windows[key] = read_expected(key, value)
+            windows[key] = read_expected(key, found.value or b"")
             verdicts.expect(windows[key])
         except UnreadableRecord as error:
             verdicts.no_expected(key, str(error))
-    for key, value in _newest_values(bootstrap, settings.metrics_topic).items():
+    for key, found in newest_records(bootstrap, settings.metrics_topic, _READ_S).items():
         try:
-            verdicts.actual(read_window(key, value))
+            verdicts.actual(read_window(key, found.value or b""))
         except UnreadableRecord as error:
             verdicts.no_actual(key, str(error))
     newest = sorted(windows.values(), key=lambda r: (r["window_start"], r["window_type"]))[-_WINDOWS_SHOWN:]
@@ -318,12 +319,6 @@ def _verdicts(settings: Settings, bootstrap: str) -> dict[str, Any]:
             for record in newest
         ],
     }
-
-
-def _newest_values(bootstrap: str, topic: str) -> dict[str, bytes]:
-    """The newest value of each key of a topic, as it is; without those that were deleted."""
-    newest = {record.key: record.value for record in read_topic(bootstrap, topic)}
-    return {key: value for key, value in newest.items() if key is not None and value is not None}
 
 
 def _print_verdicts(windows: dict[str, Any]) -> None:

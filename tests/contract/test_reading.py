@@ -1,4 +1,4 @@
-"""Topics whose newest record of a key counts, read back: what somebody else wrote there has a name."""
+"""Topics read back: of each key the newest record counts, what somebody else wrote has a name, and how far a reader is behind."""
 
 from __future__ import annotations
 

@@ -278,14 +278,15 @@ def test_status_says_the_same_of_what_it_reads(monkeypatch: pytest.MonkeyPatch) 
     settings = load_settings()
 
     def told() -> dict[str, Any]:
-        def read(_: str, topic: str) -> list[Record]:
+        def newest(_: str, topic: str, __: float) -> dict[str, Record]:
             named = next(found for name, found in rows.items() if topic == getattr(settings, f"{name}_topic"))
-            return [
-                Record(topic, 0, at, key, None if value is None else json.dumps(value).encode(), NOW)
-                for at, (key, value) in enumerate(named)
-            ]
+            return {
+                key: Record(topic, 0, 0, key, json.dumps(value).encode(), NOW)
+                for key, value in dict(named).items()
+                if value is not None
+            }
 
-        monkeypatch.setattr(asking, "read_topic", read)
+        monkeypatch.setattr(asking, "newest_records", newest)
         return asking._verdicts(settings, "nowhere:1")
 
     found = told()
