@@ -76,16 +76,8 @@ def encode_columns(batch: EventBatch) -> tuple[TextColumn, TextColumn]:
 
 
 def _values(batch: EventBatch, users: pa.StringArray) -> pa.BinaryArray:
-    joined = pc.binary_join_element_wise(
-        '{"userId":',
-        users,
-        ',"movieId":',
-        _decimal(batch.movie_ids),
-        _rating_texts().take(pa.array(batch.half_stars)),
-        _decimal(batch.timestamps_ms),
-        "}",
-        "",
-    )
+    ends = _ends(batch.half_stars, batch.timestamps_ms)
+    joined = pc.binary_join_element_wise('{"userId":', users, ',"movieId":', _decimal(batch.movie_ids), *ends, "")
     return _binary(joined) if batch.faults is None else _broken(_binary(joined), batch)
 
 
@@ -142,6 +134,23 @@ _REWRITE: dict[int, Callable[[bytes, int], bytes | None]] = {
 def _rating_texts() -> pa.StringArray:
     """Made when it is needed: Arrow loads pandas for its first array, a fifth of a second that most commands can do without."""
     return pa.array([f',"rating":{half / 2:.1f},"timestamp":' for half in range(11)])
+
+
+def _ends(half_stars: npt.NDArray[np.uint8], times_ms: npt.NDArray[np.int64]) -> tuple[pa.StringArray | str, ...]:
+    """What follows the movie, in one or several parts. Where many ratings share a millisecond each end is written once and picked."""
+    ratings = _rating_texts()
+    firsts = np.flatnonzero(np.diff(times_ms, prepend=-1))
+    if len(firsts) * len(ratings) > len(times_ms):
+        return ratings.take(pa.array(half_stars)), _decimal(times_ms), "}"
+    per_time = np.repeat(np.arange(len(firsts)), len(ratings))
+    ends = pc.binary_join_element_wise(
+        ratings.take(pa.array(np.tile(np.arange(len(ratings)), len(firsts)))),
+        _decimal(times_ms[firsts]).take(pa.array(per_time)),
+        "}",
+        "",
+    )
+    runs = np.repeat(np.arange(0, len(ends), len(ratings)), np.diff(firsts, append=len(times_ms)))
+    return (ends.take(pa.array(runs + half_stars)),)
 
 
 def _decimal(numbers: npt.NDArray[np.int64]) -> pa.StringArray:

@@ -30,12 +30,13 @@ class ColumnSender:
         self._library = Librdkafka()
         self._producer = producer  # the handle lives as long as it does
         self._topic: int | None = self._library.new_topic(self._library.handle_of(producer), topic)
+        self._messages = np.zeros(0, MESSAGE)  # kept: fresh memory for each batch costs as much as filling it
 
     def send(self, batch: EventBatch) -> None:
         """Queue every rating of a batch."""
         keys, values = encode_columns(batch)  # they hold the memory that the messages point to
         try:
-            self._queue(batch.partition, _messages(keys, values))
+            self._queue(batch.partition, self._filled(keys, values))
             self._producer.poll(0)
         except KafkaException as error:
             raise delivery_error(self._producer, batch.partition, "produce", error.args[0]) from error
@@ -60,13 +61,15 @@ class ColumnSender:
             messages = messages[queued:]
             wait.for_room()
 
-
-def _messages(keys: TextColumn, values: TextColumn) -> npt.NDArray[np.void]:
-    messages = np.zeros(len(values), MESSAGE)
-    messages["payload"] = values.data.ctypes.data + values.offsets[:-1].astype(np.uint64)
-    messages["len"] = np.diff(values.offsets)
-    if values.missing is not None:
-        messages["payload"][values.missing] = 0  # no value at all, which is not an empty one
-    messages["key"] = keys.data.ctypes.data + keys.offsets[:-1].astype(np.uint64)
-    messages["key_len"] = np.diff(keys.offsets)
-    return messages
+    def _filled(self, keys: TextColumn, values: TextColumn) -> npt.NDArray[np.void]:
+        if len(self._messages) < len(values):
+            self._messages = np.zeros(len(values), MESSAGE)
+        messages = self._messages[: len(values)]
+        messages["err"] = 0
+        messages["payload"] = values.data.ctypes.data + values.offsets[:-1].astype(np.uint64)
+        messages["len"] = np.diff(values.offsets)
+        if values.missing is not None:
+            messages["payload"][values.missing] = 0  # no value at all, which is not an empty one
+        messages["key"] = keys.data.ctypes.data + keys.offsets[:-1].astype(np.uint64)
+        messages["key_len"] = np.diff(keys.offsets)
+        return messages

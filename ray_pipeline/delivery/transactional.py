@@ -29,6 +29,8 @@ __all__ = ["TRANSACTION_TIMEOUT_MS", "TransactionalDelivery", "abort_left_over"]
 TRANSACTION_TIMEOUT_MS = 10_000
 """A shard that died in a transaction holds readers up for so long at most."""
 _COMMIT_DEADLINE_S = 30.0
+_LINGER_MS = 20
+"""Fewer and larger requests. Nothing is seen later for it: a commit, before which nobody sees anything, does not wait for it."""
 
 
 class TransactionalDelivery:
@@ -72,6 +74,7 @@ class TransactionalDelivery:
             self._bootstrap,
             transactional_id=f"{self._ratings_topic}-{self._partition}",
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            linger_ms=_LINGER_MS,
         )
         self._do("init_transactions", lambda p: p.init_transactions(deadline_s))
         self._check.now(self._producer, _left(end))

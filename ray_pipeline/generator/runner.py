@@ -23,7 +23,7 @@ __all__ = ["Assignment", "RunnerState", "ShardReport", "ShardRunner"]
 
 _log = logging.getLogger(__name__)
 
-MOST_RATINGS_AT_ONCE = 8192
+MOST_RATINGS_AT_ONCE = 1 << 15
 _TICK_S = 0.01  # ratings due within a tick go out together: a produce call each would cost more than it gains
 _WORTH_SENDING = 1000
 _LONGEST_WAIT_S = 0.25

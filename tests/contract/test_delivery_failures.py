@@ -131,8 +131,9 @@ def test_order_holds_while_the_queue_is_full_again_and_again(shard: Shard, monke
 
 
 def test_a_queue_that_stays_full_is_an_error_in_time(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    never_sent = partial(make_producer, queue_buffering_max_messages=100, linger_ms=5000)
-    monkeypatch.setattr(transactional, "make_producer", never_sent)
+    small = partial(make_producer, queue_buffering_max_messages=100)
+    monkeypatch.setattr(transactional, "make_producer", small)
+    monkeypatch.setattr(transactional, "_LINGER_MS", 5000)
     monkeypatch.setattr(sending, "_SEND_DEADLINE_S", 0.3)
     delivery = shard.opened()
     with pytest.raises(DeliveryError, match="queue stayed full"):

@@ -56,6 +56,15 @@ def test_what_is_encoded_decodes_to_itself(rows: list[tuple[int, int, int, int]]
     assert decoded == [(user, movie, half / 2, ms) for user, movie, half, ms in rows]
 
 
+@given(ROWS, st.integers(1, 4), st.integers(40, 60))
+def test_ratings_of_one_millisecond_are_written_as_any_others(
+    rows: list[tuple[int, int, int, int]], times: int, least: int
+) -> None:
+    many = [(*row[:3], row[3] + n % times) for n, row in enumerate(rows * least)]
+    alone = [value for row in many for value in encode_values(of_rows([row]))]
+    assert encode_values(of_rows(many)) == alone
+
+
 @pytest.mark.parametrize("value", [None, b"", b"rubbish", b"[]", b"\xff", b"[" * 100_000, b'{"a":' * 100_000])
 def test_what_others_wrote_is_no_rating_and_no_accident(value: bytes | None) -> None:
     assert parse_object(value) is None
