@@ -11,27 +11,30 @@ _WINDOW_MS = 2_000
 _LEAST_EVENTS = 10
 _MISSED = 5
 _MINUTE_MS = 60_000
+_LATE_MS = 10_000
 
 
 class RateMeter:
     """Measures from (time, total) samples, which it keeps for a minute.
 
     The rate is that of the last two seconds, so that a change shows at once; where fewer than ten came in that time it
-    looks back further, up to a minute, so that slow streams have a rate too. When five that were to be expected have not come
-    for two seconds or longer, it is 0.
+    looks back further, up to a minute, so that slow streams have a rate too. When five that were to be expected have not been
+    heard of for two seconds or longer, it is 0. News that come late, up to ten seconds, are no silence.
     """
 
     def __init__(self) -> None:
         self._samples: deque[tuple[int, int]] = deque()
         self._grown_ms = 0
+        self._heard_ms = 0
 
-    def add(self, now_ms: int, total: int) -> None:
-        """Note the total at a time; times must not decrease."""
+    def add(self, now_ms: int, total: int, heard_ms: int | None = None) -> None:
+        """Note the total at a time, and when that was heard of (None = at once); times must not decrease."""
+        heard_ms = now_ms if heard_ms is None or heard_ms - now_ms > _LATE_MS else max(heard_ms, now_ms)
         samples = self._samples
         if samples and total < samples[-1][1]:  # another run
             samples.clear()
         if not samples or total > samples[-1][1]:
-            self._grown_ms = now_ms
+            self._grown_ms, self._heard_ms = now_ms, heard_ms
         if len(samples) > 1 and now_ms - samples[-2][0] < _APART_MS:
             samples[-1] = (now_ms, total)
         else:
@@ -44,7 +47,7 @@ class RateMeter:
         if not self._samples:
             return 0.0
         last_total = self._samples[-1][1]
-        silent_ms = now_ms - self._grown_ms
+        silent_ms = now_ms - self._heard_ms
         if silent_ms >= _WINDOW_MS and self._before_silence() * silent_ms > _MISSED * 1000:
             return 0.0
         # up to the last growth: what came after it has not been heard of yet, rather than not come

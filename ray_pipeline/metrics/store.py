@@ -156,7 +156,7 @@ class MetricsStore:
                 self._progress[partition] = record
                 self._first.setdefault(partition, sent)  # what was there before is no rate
                 grown = sum(self._sent.values()) - sum(self._first.values())
-                self._rate.add(self._rated_ms, grown)
+                self._rate.add(self._rated_ms, grown, now_ms)
                 self._delivered.add(self._rated_ms, grown)
             elif key == "generator":
                 self._generator = record

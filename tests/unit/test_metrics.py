@@ -43,6 +43,16 @@ def test_a_change_shows_within_two_seconds_and_a_pause_too() -> None:
     assert meter.rate(NOW + 12_000 + 2_000) == 0.0  # nothing came since
 
 
+def test_late_news_are_no_silence_and_old_ones_no_rate() -> None:
+    busy, begins = RateMeter(), RateMeter()
+    for step in range(100):
+        busy.add(NOW + step * 1000, step * 500, NOW + step * 1000 + 4_000)
+        begins.add(NOW + step * 1000, step * 500, NOW + 200_000)  # a feed that begins reads what was long ago
+    assert busy.rate(NOW + 99_000 + 4_500) == pytest.approx(500)
+    assert busy.rate(NOW + 99_000 + 6_000) == 0.0
+    assert begins.rate(NOW + 200_000) == 0.0
+
+
 def said(records: int, newest_ms: int) -> dict[str, dict[str, int]]:
     return {"0": {"records": records, "max_event_ms": newest_ms}}
 
