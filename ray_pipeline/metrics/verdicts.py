@@ -184,6 +184,8 @@ class Verdicts:
             watermark_ms: windows that end here or before are closed, event time in epoch milliseconds; None before there is one.
             now_ms: when that became known, wall clock, epoch milliseconds.
         """
+        if batch < self._job_batch:  # its query began anew, and so will the oracle
+            self._oracle_batch = _Before(_UNCLAIMED_MS)
         self._job_batch = batch
         self._closed_ms.say(-1 if watermark_ms is None else watermark_ms, now_ms)
 

@@ -95,6 +95,7 @@ class Oracle:
         self._replays: dict[int, ShardReplay] = {}
         self._engine: ExpectedWindows | None = None
         self._cuts: deque[Cut] = deque()
+        self._last: Cut | None = None
         self._outside = outside or OutsideRatings()
         self._waiting_since_ms: int | None = None
         self._published_ms = 0
@@ -189,13 +190,14 @@ class Oracle:
         return known.next_index if known else 0
 
     def _advance(self, cut: Cut, now_ms: int) -> list[dict[str, Any]]:
-        engine, cut = self._engine, cut.in_records(self._replays)
-        if engine is not None and cut.batch <= engine.batch:
-            if cut.reaches(engine.read):
-                return []  # the same micro-batch, run again after a failure
+        engine, last = self._engine, self._last
+        if last is not None and cut.batch <= last.batch:
+            if cut.again(last):
+                return []
             engine = None  # another query, from the beginning
         if engine is None:
             engine = self._begin()
+        self._last, cut = cut, cut.in_records(self._replays)
         # more than was sent is not ours: it shows as a difference, and where from is another question
         reached = replace(cut, read={p: min(n, self._sent(p)) for p, n in cut.read.items()})
         self._replay([p for p, n in reached.read.items() if n])

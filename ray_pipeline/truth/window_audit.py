@@ -93,7 +93,7 @@ class WindowAudit:
         try:
             self._log.add(parse_object(value))
             last = self._log.last_batch
-            wrong = f"micro-batches {before + 1:,} to {last - 1:,} are not there" if 0 <= before < last - 1 else ""
+            wrong = f"micro-batches {before + 1:,} to {last - 1:,} are not there" if before < last - 1 else ""
         except RecordError as error:
             wrong = error.problem
         if wrong:

@@ -48,9 +48,9 @@ class Cut:
     read: Mapping[int, int]
     offsets: Mapping[int, int] = field(default_factory=dict)
 
-    def reaches(self, read: Mapping[int, int]) -> bool:
-        """Whether at least so many ratings of each partition had been read; a query that began anew has read fewer."""
-        return all(n >= read.get(p, 0) for p, n in self.read.items())
+    def again(self, other: Cut) -> bool:
+        """Whether it is of another cut's micro-batch, run again after a failure: with the same end, which another query's has not."""
+        return self.batch == other.batch and self.offsets == other.offsets
 
     @classmethod
     def from_record(cls, record: Any, outside: OutsideRatings) -> Cut:
@@ -124,8 +124,8 @@ class CutLog:
         if cut.read and max(cut.read) >= len(self._columns):
             raise RecordError(problem=f"it names partition {max(cut.read)}, there are {len(self._columns)}")
         if self._last is not None and cut.batch <= self._last.batch:
-            if cut.reaches(self._last.read):
-                return  # the same micro-batch, run again after a failure
+            if cut.again(self._last):
+                return
             for column in (self._batches, *(column for pair in self._columns for column in pair)):
                 del column[:]
         self._batches.append(cut.batch)

@@ -214,10 +214,13 @@ def audit(
         _add_records(report, verdicts)
         with _brokers():
             windows, reason = _audit_windows(run, bootstrap, catalogue, from_ms, to_ms)
+            left = _left_by_a_job(run.settings, bootstrap) if reason and not windows.wrong else ""
         report.windows = {**{name: getattr(windows, name) for name in _WINDOW_COUNTS}, "reason": reason}
         report.findings += windows.findings
+        if left:
+            report.reason = "; ".join(filter(None, (report.reason, f"{reason}, but topic {left} holds what one wrote")))
         wrong = any(report.records[kind] for kind in KINDS) or windows.wrong or run.findings
-        report.verdict = "disagreed" if wrong else "agreed"
+        report.verdict = "disagreed" if wrong else "unchecked" if report.reason else "agreed"
     except RayPipelineError as error:
         report.verdict, report.reason = "unchecked", str(error)
     report.duration_s = round(time.monotonic() - began, 3)
@@ -457,3 +460,15 @@ def _audit_windows(
     replays = {p: ShardReplay(models[p], progress, settings.guard_ms) for p, progress in run.progress.items()}
     found = windows.compare(catalogue, replays, outside, from_ms, to_ms)
     return found, "no job has read anything yet" if last < 0 else ""
+
+
+def _left_by_a_job(settings: Settings, bootstrap: str) -> str:
+    """A topic that holds what only a job writes that has read something; empty where none has."""
+    topics = [settings.metrics_topic, settings.batches_topic, settings.job_topic]
+    there = partitions_of(bootstrap, topics)
+    for topic in (name for name in topics if name in there):
+        for record in read_topic(bootstrap, topic):
+            batch = (parse_object(record.value) or {}).get("batch")
+            if topic != settings.job_topic or (isinstance(batch, int) and batch >= 0):
+                return topic
+    return ""

@@ -160,7 +160,9 @@ def audited(topics: Topics, **span: int) -> AuditReport:
             "newest_of_key",
             lambda _, topic, key, __: [r.value for r in topics.of(topic) if r.key == key][-1],
         )
-        patch.setattr(audit_module, "partitions_of", lambda *_: {SETTINGS.ratings_topic: 2})
+        patch.setattr(
+            audit_module, "partitions_of", lambda _, names: {n: 2 if n == SETTINGS.ratings_topic else 1 for n in names}
+        )
         patch.setattr(audit_module, "_blocks", blocks)
         patch.setattr(audit_module, "OutsideLedger", NobodyOutside)
         report = audit(ANYBODY, "nowhere", processes=1, **span)
@@ -170,6 +172,45 @@ def audited(topics: Topics, **span: int) -> AuditReport:
 
 def tampered() -> Topics:
     return Topics({topic: list(rows) for topic, rows in WORLD.records.items()})
+
+
+def test_windows_that_could_not_be_compared_are_unchecked_unless_no_job_ran() -> None:
+    def without(*topics: str, windows: bool = True, batch: int | None = None) -> AuditReport:
+        found = tampered()
+        for topic in topics:
+            found.records[topic] = []
+        if not windows:
+            found.records[SETTINGS.progress_topic] = [
+                r for r in found.of(SETTINGS.progress_topic) if r.key != "windows"
+            ]
+        if batch is not None:
+            found.put(SETTINGS.job_topic, "job", {"state": "running", "batch": batch})
+        return audited(found)
+
+    written = (SETTINGS.metrics_topic, SETTINGS.batches_topic)
+    lost = without(windows=False)
+    assert lost.verdict == "unchecked" and "no job has published" in lost.reason and "topic metrics " in lost.reason
+    emptied = without(*written, batch=11)
+    assert emptied.verdict == "unchecked" and "topic metrics.progress " in emptied.reason
+    assert without(*written, batch=-1).verdict == "agreed"  # it has read nothing so far
+    assert without(*written, windows=False).verdict == "agreed"  # a generator alone
+
+
+def test_a_query_with_a_fresh_checkpoint_is_another_one_however_much_its_first_micro_batch_reads() -> None:
+    topics = tampered()
+    replays = {p: ShardReplay(MODELS[p], progress_of(p, 10_000)) for p in range(2)}
+    engine = ExpectedWindows(CATALOGUE, window_specs(SETTINGS), 5_000, SETTINGS.top_n)
+    last = topics.newest(SETTINGS.batches_topic, str(BATCHES - 1))
+    engine.advance(Cut(0, {int(p): of["valid"] for p, of in last["partitions"].items()}), replays)
+    for window in engine.changed():
+        for key, record in metrics_of(engine.record(window)):
+            topics.put(SETTINGS.metrics_topic, key, record)
+    topics.put(SETTINGS.batches_topic, "0", {**last, "batch": 0})
+    assert engine.late_total[0] == 0 != audited(tampered()).windows["late_dropped"]
+    report = audited(topics)
+    assert (report.verdict, report.windows["late_dropped"]) == ("agreed", 0)
+    stage, _ = followed(topics)
+    assert stage.status()["batch"] == 0
 
 
 def test_topics_that_nobody_touched_agree() -> None:

@@ -280,6 +280,9 @@ def test_a_micro_batch_that_ran_twice_counts_once_and_a_query_from_the_beginning
     oracle.cut(batch_record(first))
     again = newest(oracle.step(START_MS + 4_000))
     assert sum(r["count"] for k, r in again.items() if k.startswith("tumbling")) == 600
+    oracle.cut(batch_record(Cut(0, {0: 900, 1: 540, 2: 360})))  # with a fresh checkpoint, all that is there at once
+    fresh = newest(oracle.step(START_MS + 6_000))
+    assert sum(r["count"] for k, r in fresh.items() if k.startswith("tumbling")) == 1800
 
 
 def test_what_was_sent_and_not_read_of_a_final_window_is_named() -> None:

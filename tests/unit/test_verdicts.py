@@ -207,6 +207,18 @@ def test_windows_made_anew_are_compared_anew_though_their_details_are_forgotten(
     assert pipeline.health() == ("healthy", "")
 
 
+def test_a_window_of_a_query_that_began_anew_waits_for_the_oracle_to_begin_anew_too() -> None:
+    pipeline = live()
+    expected, records = window(50, batch=0)
+    pipeline.pass_time(1, batch=0, oracle=7)  # it has not heard of the new query yet
+    for record in records:
+        pipeline.take("metrics", key_of(record), record)
+    assert pipeline.health() == ("healthy", "")
+    pipeline.pass_time(2, batch=0, oracle=0)
+    pipeline.take("expected", expected_key(expected), expected)
+    assert pipeline.health() == ("healthy", "")
+
+
 @pytest.mark.parametrize("batch", [3, 8, 10**9])
 def test_a_window_to_which_no_rating_belongs_is_wrong_once_the_oracle_has_passed_it(batch: int) -> None:
     pipeline = live()
