@@ -581,6 +581,16 @@ def test_a_restart_policy_allows_bursts_and_ends_loops() -> None:
     assert policy.failed(5000) is Decision.RESTART
 
 
+@given(st.lists(st.integers(0, 700), max_size=60), st.integers(1, 6))
+def test_a_restart_policy_gives_up_when_there_were_too_many_failures_in_its_span(waits: list[int], most: int) -> None:
+    policy, failures = RestartPolicy(most=most, span_ms=1000, first_backoff_s=0.1, longest_backoff_s=2.0), [0]
+    for wait in waits:
+        failures.append(failures[-1] + wait)
+        recent = sum(at >= failures[-1] - 1000 for at in failures[1:])
+        assert (policy.failed(failures[-1]) is Decision.GIVE_UP) == (recent > most)
+        assert 0.1 <= policy.backoff_s <= 2.0
+
+
 # -- coordinator
 
 

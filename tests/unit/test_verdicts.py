@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from ray_pipeline.clock import FakeClock
 from ray_pipeline.command import asking
@@ -309,6 +312,51 @@ def test_status_says_the_same_of_what_it_reads(monkeypatch: pytest.MonkeyPatch) 
     assert (told()["verified"], told()["wrong"]) == (0, 1) and "Field required" in told()["first_wrong"]
     rows["metrics"].append((rows["metrics"][0][0], None))
     assert "there is no total record" in told()["first_wrong"]
+
+
+# -- whatever comes in which order
+
+
+@hypothesis_settings(max_examples=50)
+@given(st.data())
+def test_in_whatever_order_records_come_a_right_window_ends_verified_and_another_one_wrong(data: st.DataObject) -> None:
+    """Each key's records in their order, as Kafka keeps it; between keys none. Job and oracle may begin anew at any time."""
+    verdicts, now_ms = Verdicts(), NOW
+    wrong = data.draw(st.sets(st.integers(0, 3)))
+    rows: dict[str, list[tuple[str, Any]]] = {"job": [("job", n) for n in (5, 6, 7)]}
+    rows["oracle"] = [("oracle", n) for n in data.draw(st.sampled_from([(7,), (5, 7), (7, 2, 7), (-1, 7)]))]
+    for n in range(4):
+        expected, records = window(n)
+        still_open = {**expected, "final": False, "final_ms": None, "batch": 6}
+        rows[expected_key(expected)] = [("expected", still_open), ("expected", expected)]
+        for record in records:
+            last = {**record, "count": record["count"] + 1} if n in wrong else record
+            rows[key_of(record)] = [("actual", {**record, "batch": 6}), ("actual", last)]
+    written: list[tuple[str, Any]] = []
+    for name in data.draw(st.permutations([name for name, found in rows.items() for _ in found])):
+        written.append(rows[name].pop(0))
+    if data.draw(st.booleans()):  # the feed begins anew: what came comes once more
+        written = written[: data.draw(st.integers(0, len(written)))] + written
+    for kind, value in written:
+        now_ms += data.draw(st.sampled_from([0, 100, 3_000]))
+        if kind == "job":
+            verdicts.job_at(value, NOW, now_ms)
+        elif kind == "oracle":
+            verdicts.oracle_at(value, now_ms)
+        elif kind == "expected":
+            verdicts.expect(dict(value))
+        else:
+            verdicts.actual(dict(value))
+        verdicts.tally(now_ms)
+    now_ms += 20_000
+    for _ in range(2):
+        verdicts.job_at(7, NOW, now_ms)
+        verdicts.oracle_at(7, now_ms)
+        tally = verdicts.tally(now_ms)
+        now_ms += 20_000
+    assert (tally.verified, tally.pending, tally.wrong, tally.overdue) == (4 - len(wrong), 0, len(wrong), 0)
+    starts = {window(n)[0]["window_start"] for n in wrong}
+    assert {row["window_start"] for row in verdicts.wrong(now_ms)} == starts
 
 
 # -- whatever somebody writes
