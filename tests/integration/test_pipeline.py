@@ -238,6 +238,25 @@ def test_a_port_in_use_is_named(pipeline: Running, api: Api, tmp_path: Any) -> N
 # -- rubbish in the topic
 
 
+def test_a_window_that_somebody_alters_turns_health_red_within_ten_seconds_until_it_is_right_again(
+    pipeline: Running, api: Api
+) -> None:
+    healthy(api)
+    bootstrap, path = pipeline.info()["bootstrap"], "/metrics/history?window_type=tumbling_10s"
+    verified = wait_for("it", lambda: [w for w in api.get(path)["windows"] if w["verdict"] == "verified"])
+    key = f"tumbling_10s|{verified[0]['window_start']}|total"
+    true, producer = read_compacted(bootstrap, "metrics")[key], make_producer(bootstrap)
+    producer.produce("metrics", json.dumps({**true, "count": true["count"] + 1}), key)
+    assert producer.flush(20) == 0
+    wait_for("red", lambda: api.health()["status"] == "unhealthy", 10)
+    assert verified[0]["window_start"] in " ".join(api.health()["reasons"])
+    told = json.loads(command("status", "--json", "--state-dir", pipeline.state_dir).stdout)["windows"]
+    assert told["wrong"] == 1 and verified[0]["window_start"] in told["first_wrong"]
+    producer.produce("metrics", json.dumps(true), key)
+    assert producer.flush(20) == 0
+    healthy(api)
+
+
 def test_rubbish_is_counted_kept_and_does_not_stop_the_job(pipeline: Running, api: Api) -> None:
     before = api.job()["rejected"]
     producer = make_producer(pipeline.info()["bootstrap"])
