@@ -253,7 +253,14 @@ def explanation(found: dict[str, Any] | None) -> str:
         ("in Kafka", _in_kafka(kafka)),
     ]
     body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
-    return _section("Where it comes from", f'<table class="rp-table"><tbody>{body}</tbody></table>')
+    table = f'<table class="rp-table"><tbody>{body}</tbody></table>'
+    return _section("Where it comes from", table + _vectors(found["factors"]))
+
+
+def _vectors(factors: dict[str, list[float]]) -> str:
+    """Both factor vectors, folded."""
+    said = "".join(f"<p>{escape(of)}: {' '.join(f'{x:+.3f}' for x in vector)}</p>" for of, vector in factors.items())
+    return f"<details><summary>both factor vectors</summary>{said}</details>"
 
 
 def _in_kafka(kafka: dict[str, Any] | None) -> str:
