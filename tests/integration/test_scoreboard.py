@@ -148,6 +148,7 @@ def test_a_restarted_feed_and_the_command_come_to_the_same_scores(run: Settings,
     recomputed = score_all(run, broker)
     before = {key: value for key, value in read_compacted(broker, run.scores_topic).items() if key}
     assert scores(recomputed) == scores({"models": list(before.values())})
+    assert (recomputed["state"], recomputed["reason"]) == ("running", "")
     topics = ["--progress-topic", run.progress_topic, "--predictions-topic", run.predictions_topic]
     arguments = ["scoreboard", "--bootstrap-servers", broker, *topics]
     done = CliRunner().invoke(app, [*arguments, "--json"])
@@ -195,4 +196,4 @@ def test_a_feed_without_a_run_waits_and_says_so(broker: str) -> None:
     waiting.stop()
     assert waiting.status()["state"] == "stopped"
     done = command("scoreboard", "--bootstrap-servers", broker, "--progress-topic", settings.progress_topic)
-    assert done.returncode == 2 and "does not say which run" in done.stderr
+    assert done.returncode == 2 and "has no record of a run" in done.stderr

@@ -34,6 +34,7 @@ from ray_pipeline.errors import (
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.health import Health
+from ray_pipeline.metrics.records import read_score
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.rates.language import parse_plan
@@ -398,9 +399,21 @@ def test_scores_best_first_with_what_was_rejected() -> None:
     found = make(scored())[0].get("/predictions/scores").json()
     assert found["status"] == "ok" and found["rejected"] == {"not JSON": 3} and found["records"] == 20
     assert [(m["model"], m["truth"]["rmse"]) for m in found["models"]] == [("better", 0.6), ("worse", 0.9)]
+    assert (found["state"], found["reason"]) == (None, None)  # written before a feed said how it stands
     text = make(scored())[0].get("/metrics").text
     assert 'ray_pipeline_prediction_rmse{against="truth",model="better",predictor="floor"} 0.58' in text
     assert 'ray_pipeline_prediction_rmse{against="observed",model="worse",predictor="model"} 0.9' in text
+
+
+def test_a_scoreboard_that_has_failed_says_so_with_its_reason() -> None:
+    store = scored()
+    record = {"records": 20, "rejected": {}, "state": "failed", "reason": "<another> catalogue", "updated_ms": NOW}
+    store.score("", read_score("", json.dumps(record).encode()))
+    found = make(store)[0].get("/predictions/scores").json()
+    assert (found["state"], found["reason"]) == ("failed", "<another> catalogue") and len(found["models"]) == 2
+    html = views.scoreboard(found["models"], found["reason"])
+    assert "no scores any more: &lt;another&gt; catalogue" in html and "0.6000" in html
+    assert "no scores any more" in views.scoreboard([], "why") and "no scores any more" not in views.scoreboard([])
 
 
 def test_predictions_are_accepted_one_or_many() -> None:

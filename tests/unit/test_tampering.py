@@ -30,9 +30,11 @@ from ray_pipeline.truth.windows import Cut, CutLog, ExpectedWindows
 from ray_pipeline.verification import answers as answers_module
 from ray_pipeline.verification import audit as audit_module
 from ray_pipeline.verification import oracle as oracle_module
+from ray_pipeline.verification import scoring as scoring_module
 from ray_pipeline.verification.answers import AnswerFeed
 from ray_pipeline.verification.audit import AuditReport, audit
 from ray_pipeline.verification.oracle import OracleStage
+from ray_pipeline.verification.scoring import ScoreFeed
 from ray_pipeline.windows.spec import window_specs
 
 START_MS = 1_700_000_040_000
@@ -491,6 +493,89 @@ def test_rubbish_in_the_topics_does_not_end_the_answer_key() -> None:
         assert read.wait(30)
         feed.stop()
     assert (feed.status()["state"], feed.status()["reason"]) == ("stopped", "")
+
+
+# -- the scoreboard
+
+
+class Scores:
+    """What a scoreboard publishes, the newest of each key."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Any] = {}
+
+    def put(self, _: str, key: str, value: dict[str, Any]) -> None:
+        self.records[key] = value
+
+    def close(self) -> None:
+        pass
+
+
+def scored(topics: Topics, crash: Exception | None = None) -> tuple[ScoreFeed, dict[str, Any]]:
+    """A scoreboard that has followed topics to their end, or to a crash, and what it has published."""
+    published, read = Scores(), threading.Event()
+
+    def follow(_: str, names: list[str], __: bool, end: threading.Event) -> Iterator[list[Record]]:
+        yield [record for name in names for record in topics.of(name)]
+        read.set()
+        if crash is not None:
+            raise crash
+        end.wait(30)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_module, "read_topic", lambda _, topic: iter(topics.of(topic)))
+        patch.setattr(scoring_module, "follow", follow)
+        patch.setattr(scoring_module, "Publisher", lambda _: published)
+        feed = ScoreFeed(ANYBODY, "nowhere", SystemClock())
+        feed.start()
+        assert read.wait(30)
+        feed.stop()
+    return feed, published.records
+
+
+def predicted() -> Topics:
+    """The world, and a learner that has predicted every rating of partition 0."""
+    topics = tampered()
+    for row in WORLD.of(f"{SETTINGS.ratings_topic}/0"):
+        rating = json.loads(row.value or b"")
+        topics.put(ANYBODY.predictions_topic, "mine", {**rating, "prediction": 3.0, "model": "mine"})
+    return topics
+
+
+def without_time(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "updated_ms"}
+
+
+def test_rubbish_in_the_progress_topic_neither_ends_the_scoreboard_nor_changes_a_score() -> None:
+    true = scored(predicted())[1]
+    assert true["mine"]["scored"] > 100 and 0.3 < true["mine"]["coverage"] < 0.7
+    topics = predicted()
+    for key, value, _ in PROGRESS:
+        if isinstance(value, dict) and key != "shard/x":
+            value = {**WORLD.newest(SETTINGS.progress_topic, key), **value}
+        topics.put(SETTINGS.progress_topic, key, value)
+    newest = WORLD.newest(SETTINGS.progress_topic, "shard/0")
+    # right configuration and share: only its own plan gives it away
+    topics.put(SETTINGS.progress_topic, "shard/0", {**newest, "next_index": 1_000_000})
+    feed, found = scored(topics)
+    assert feed.status()["state"] == "stopped"
+    assert without_time(found["mine"]) == without_time(true["mine"])
+
+
+def test_progress_of_another_run_or_configuration_does_not_count() -> None:
+    topics = predicted()
+    true = scored(topics)[1]["mine"]
+    for changes in ({"run": "other"}, {"config": "0123456789abcdef"}, {"share": 0.9}):
+        newest = WORLD.newest(SETTINGS.progress_topic, "shard/1")
+        topics.put(SETTINGS.progress_topic, "shard/1", {**newest, "next_index": 1, **changes})
+    assert without_time(scored(topics)[1]["mine"]) == without_time(true)
+
+
+def test_how_the_scoreboard_stands_is_published() -> None:
+    assert scored(WORLD)[1][""]["state"] == "stopped"  # although nobody has predicted anything
+    feed, found = scored(predicted(), RuntimeError("a mistake"))
+    assert feed.status()["state"] == found[""]["state"] == "failed"
+    assert found[""]["reason"] == "RuntimeError: a mistake" and found[""]["records"] > 100
 
 
 # -- records
