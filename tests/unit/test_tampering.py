@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ray_pipeline.clock import SystemClock
 from ray_pipeline.codec import encode_keys, encode_values
-from ray_pipeline.config import load_settings
+from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import RayPipelineError, RecordError
 from ray_pipeline.generator.plan import ShardSchedule
@@ -145,11 +145,11 @@ class NobodyOutside:
         pass
 
 
-def audited(topics: Topics, **span: int) -> AuditReport:
+def audited(topics: Topics, settings: Settings = ANYBODY, **span: int) -> AuditReport:
     """The audit of topics in memory, as `ray-pipeline audit` prints it."""
 
-    def blocks(_: Any, __: str, partition: int, *___: Any) -> Iterator[Any]:
-        rows = topics.of(f"{SETTINGS.ratings_topic}/{partition}")
+    def blocks(found: Settings, _: str, partition: int, *__: Any) -> Iterator[Any]:
+        rows = topics.of(f"{found.ratings_topic}/{partition}")
         yield [r.key and r.key.encode() for r in rows], [r.value for r in rows], [r.offset for r in rows]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -162,10 +162,10 @@ def audited(topics: Topics, **span: int) -> AuditReport:
             "newest_of_key",
             lambda _, topic, key, __: [r.value for r in topics.of(topic) if r.key == key][-1],
         )
-        patch.setattr(audit_module, "partitions_of", lambda *_: {SETTINGS.ratings_topic: 2})
+        patch.setattr(audit_module, "partitions_of", lambda _, names: {n: 2 for n in names if topics.of(f"{n}/0")})
         patch.setattr(audit_module, "_blocks", blocks)
         patch.setattr(audit_module, "OutsideLedger", NobodyOutside)
-        report = audit(ANYBODY, "nowhere", processes=1, **span)
+        report = audit(settings, "nowhere", processes=1, **span)
     json.dumps(report.as_dict(), allow_nan=False)
     return report
 
@@ -178,6 +178,27 @@ def test_topics_that_nobody_touched_agree() -> None:
     report = audited(WORLD)
     assert (report.verdict, report.reason, report.findings) == ("agreed", "", [])
     assert report.windows["checked"] > 10 and report.windows["late_dropped"] > 50
+
+
+def test_it_is_read_where_the_run_says_that_its_topics_are_unless_they_are_named() -> None:
+    topics = tampered()
+    names = {name: f"its.{name}" for name in ("ratings/0", "ratings/1", "metrics", "metrics.batches")}
+    for old, new in names.items():
+        topics.records[new] = topics.records.pop(old)
+    for p in range(2):
+        topics.put(f"{ANYBODY.ratings_topic}/{p}", "7", b"of another run")
+    topics.put(ANYBODY.metrics_topic, "x", b"of another run")
+    assert audited(topics).verdict == "disagreed"  # a run from before has not said it: the settings count
+    said = {
+        "run": {"topic": "its.ratings", "outside_topic": "its.outside"},
+        "windows": {"metrics_topic": "its.metrics", "batches_topic": "its.metrics.batches"},
+    }
+    for key, more in said.items():
+        topics.put(ANYBODY.progress_topic, key, {**WORLD.newest(ANYBODY.progress_topic, key), **more})
+    found = audited(topics)
+    assert (found.verdict, found.findings) == ("agreed", []) and found.windows["checked"] > 10
+    assert audited(topics, load_settings(ratings_topic=ANYBODY.ratings_topic)).records["missing"] > 0
+    assert audited(topics, load_settings(metrics_topic=ANYBODY.metrics_topic)).windows["wrong"] > 0
 
 
 # -- progress
@@ -197,11 +218,14 @@ PROGRESS: list[tuple[str, Any, str]] = [
     ("shard/1", {"partition": 0}, "it is of partition 0"),
     ("run", {"run": None}, "run is missing"),
     ("run", {"settings": {}}, "of configuration"),
+    ("run", {"topic": 5}, "topic is 5"),
+    ("run", {"outside_topic": []}, "outside_topic is []"),
     ("run", b"rubbish", "it has no settings"),
     ("run", [], "it has no settings"),
     ("windows", [], "no JSON object"),
     ("windows", {"tumbling_s": None}, "tumbling_s is missing"),
     ("windows", {"slide_s": 0}, "slide_s is 0"),
+    ("windows", {"batches_topic": 1}, "batches_topic is 1"),
 ]
 
 
