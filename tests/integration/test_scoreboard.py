@@ -151,7 +151,7 @@ def test_a_restarted_feed_and_the_command_come_to_the_same_scores(run: Settings,
     assert (recomputed["state"], recomputed["reason"]) == ("running", "")
     topics = ["--progress-topic", run.progress_topic, "--predictions-topic", run.predictions_topic]
     arguments = ["scoreboard", "--bootstrap-servers", broker, *topics]
-    done = CliRunner().invoke(app, [*arguments, "--json"])
+    done = CliRunner().invoke(app, [*arguments, "--json"], env={"RAY_PIPELINE_SCORES_TOPIC": run.scores_topic})
     assert done.exit_code == 0 and json.loads(done.stdout) == recomputed, done.output
     table = CliRunner().invoke(app, arguments).stdout
     assert "truth" in table and "best possible" in table and "rejected: 1 × not JSON" in table
