@@ -361,6 +361,7 @@ class GeneratorStage:
             "settings": self._settings.event_settings(),
             "start_ms": coordinator.start_ms,
             "topic": self._settings.ratings_topic,
+            "outside_topic": self._settings.outside_topic,
         }
 
     def _exchange(self) -> None:

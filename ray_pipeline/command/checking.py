@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from ray_pipeline.state import broker_for_reading
 
 __all__ = ["audit", "explain", "grade"]
 
+_WIDTH = 100
 _EXIT_CODES = {"agreed": 0, "disagreed": 1, "unchecked": 2}
 
 TIME = "event time, ISO-8601 (UTC where no zone is given)"
@@ -179,6 +181,10 @@ def _print_explanation(found: dict[str, Any]) -> None:
         + " ".join(f"{score[name]:+.4f} ({name.replace('_', ' ')})" for name in terms)
         + f" = {score['raw']:.4f}"
     )
+    for of, factors in found["factors"].items():
+        numbers = " ".join(f"{factor:+.3f}" for factor in factors)
+        lines = textwrap.wrap(f"{of} factors: {numbers}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        typer.echo("\n".join(lines))
     clipped = f", clipped to {rounding['rating']}" if rounding["clipped"] else ""
     attack = found["attack"]
     if attack:

@@ -151,8 +151,9 @@ def verify(settings: Settings) -> None:
             oracle, scores = stage.status()["oracle"], stage.status()["scores"]
             if oracle["state"] == "failed":
                 raise StageFailedError(problem=f"the oracle failed: {oracle['reason']}", fix="")
+            why = f": {scores['reason']}" if scores["reason"] else ""
             say(
-                f"{oracle['state']} | micro-batch {oracle['batch']}, {oracle['behind']} behind | scores {scores['state']}"
+                f"{oracle['state']} | micro-batch {oracle['batch']}, {oracle['behind']} behind | scores {scores['state']}{why}"
             )
     finally:
         stage.stop()

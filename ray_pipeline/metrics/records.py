@@ -226,6 +226,8 @@ class _Score(_Errors):
 class _ScoreTotals(TypedDict):
     records: _Count
     rejected: dict[str, _Count]
+    state: NotRequired[str]
+    reason: NotRequired[str]
 
 
 _WINDOW: dict[str, TypeAdapter[Any]] = {

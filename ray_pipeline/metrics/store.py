@@ -198,7 +198,7 @@ class MetricsStore:
             self.version += 1
 
     def score(self, key: str, record: dict[str, Any]) -> None:
-        """A record of topic ``predictions.scores``: a model's score, or with an empty key the totals."""
+        """A record of topic ``predictions.scores``: a model's score, or with an empty key the totals and how the feed stands."""
         with self._lock:
             self._scores[key] = record
             while len(self._scores) > _SCORES_KEPT:
@@ -372,7 +372,10 @@ class MetricsStore:
             return list(reversed(self._rejects))
 
     def scores(self) -> dict[str, Any]:
-        """``models``: each model's score, the best first; ``records``, ``rejected``: what came in over all."""
+        """``models``: each model's score, the best first; ``records``, ``rejected``: what came in over all.
+
+        ``state``, ``reason``: how the feed stands that writes them, such as ``failed`` and why; None where it has not said so.
+        """
         with self._lock:
             totals = self._scores.get("", {})
             models = [record for key, record in self._scores.items() if key]
@@ -380,6 +383,8 @@ class MetricsStore:
             "models": sorted(models, key=_rank),
             "records": totals.get("records", 0),
             "rejected": totals.get("rejected", {}),
+            "state": totals.get("state"),
+            "reason": totals.get("reason"),
         }
 
     # -- inside

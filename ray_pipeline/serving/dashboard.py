@@ -77,7 +77,7 @@ class Page:
         plan = self.plan_text()
         now_ms = self._clock.now_ms()
         store = self._store
-        summary = store.summary(now_ms)
+        summary, scores = store.summary(now_ms), store.scores()
         count, mean = views.history(store.history(window_type, limit=_WINDOWS_SHOWN))
         top = store.topn(window_type)
         if top is not None:
@@ -101,7 +101,7 @@ class Page:
             views.actors(summary["generator"], summary["job"]),
             views.ratings_tail(newest, self._titles),
             views.windows(store.history(window_type, limit=_VERDICTS_SHOWN, now_ms=now_ms)),
-            views.scoreboard(store.scores()["models"][:_MODELS_SHOWN]),
+            views.scoreboard(scores["models"][:_MODELS_SHOWN], scores["reason"] if scores["state"] == "failed" else ""),
             self.curve(draft, behind_utc_min),
             gr.skip() if draft or plan == shown else plan,
             plan,

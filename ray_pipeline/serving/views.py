@@ -253,7 +253,14 @@ def explanation(found: dict[str, Any] | None) -> str:
         ("in Kafka", _in_kafka(kafka)),
     ]
     body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
-    return _section("Where it comes from", f'<table class="rp-table"><tbody>{body}</tbody></table>')
+    table = f'<table class="rp-table"><tbody>{body}</tbody></table>'
+    return _section("Where it comes from", table + _vectors(found["factors"]))
+
+
+def _vectors(factors: dict[str, list[float]]) -> str:
+    """Both factor vectors, folded."""
+    said = "".join(f"<p>{escape(of)}: {' '.join(f'{x:+.3f}' for x in vector)}</p>" for of, vector in factors.items())
+    return f"<details><summary>both factor vectors</summary>{said}</details>"
 
 
 def _in_kafka(kafka: dict[str, Any] | None) -> str:
@@ -264,11 +271,18 @@ def _in_kafka(kafka: dict[str, Any] | None) -> str:
     )
 
 
-def scoreboard(models: Sequence[dict[str, Any]]) -> str:
-    """Each model's errors, and beside them the best possible and the baselines on the same ratings."""
+def scoreboard(models: Sequence[dict[str, Any]], failed: str = "") -> str:
+    """Each model's errors, and beside them the best possible and the baselines on the same ratings.
+
+    Args:
+        models: their scores.
+        failed: why there are no newer ones; empty while they are kept up.
+    """
     title = "Scoreboard"
+    said = f'<p class="rp-bad">no scores any more: {escape(failed)}</p>' if failed else ""
     if not models:
-        return _section(title, '<p class="rp-none">no predictions yet: learners write to topic predictions</p>')
+        none = '<p class="rp-none">no predictions yet: learners write to topic predictions</p>'
+        return _section(title, said or none)
     rows = []
     for score in models:
         scored = f"{score['matched']:,}" + (f" + {score['unmatched']:,} unmatched" if score["unmatched"] else "")
@@ -281,7 +295,7 @@ def scoreboard(models: Sequence[dict[str, Any]]) -> str:
         for name, label in (("floor", "best possible"), ("bias_only", about), ("global_mean", "global mean")):
             rows.append(f'<tr class="rp-beside"><td>{label}</td><td></td><td></td>{_errors(score[name])}</tr>')
     head = ("model", "scored", "coverage", "RMSE observed", "MAE observed", "RMSE truth", "MAE truth")
-    return _section(title, _table(head, "".join(rows)))
+    return _section(title, said + _table(head, "".join(rows)))
 
 
 def _errors(score: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ray_pipeline.codec import number_in, whole_in
+from ray_pipeline.codec import number_in, text_in, whole_in
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import RecordError
@@ -51,6 +51,9 @@ def published_windows(settings: Settings, record: Any) -> Settings:
         said: dict[str, float] = {
             name: _length(record, name) for name in ("tumbling_s", "sliding_s", "slide_s", "top_n")
         }
+        for name in ("metrics_topic", "batches_topic"):
+            if name in record:
+                text_in(record, name)
         said["watermark_s"] = number_in(record, "watermark_s", _LONGEST_S)
         # a job from before there was a guard has none
         said["max_ahead_s"] = number_in(record, "max_ahead_s", _LONGEST_S) if "max_ahead_s" in record else 0.0

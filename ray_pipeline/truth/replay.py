@@ -43,7 +43,8 @@ def checked_run(settings: Settings, record: Any) -> dict[str, Any]:
         if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
             msg = "it has no settings"
             raise ValueError(msg)
-        text_in(record, "run")
+        for name in ("run", *(name for name in ("topic", "outside_topic") if name in record)):
+            text_in(record, name)
         digest = settings.with_events(record["settings"]).digest(text_in(record, "catalogue"))
         if digest != text_in(record, "config"):
             msg = f"its settings and catalogue are those of configuration {digest}, not of {record['config'][:80]}"

@@ -216,7 +216,6 @@ class Scoreboard:
         self._models = models
         self._partitions = settings.partitions
         self._user_ids = np.sort(np.concatenate([model.users.user_ids for model in models.values()]))
-        self._shares = shares
         self._run, self._config = run, config
         self._law = RatingLaw(models[0].noise_sd)
         self._bias_only = BiasOnly([models[p] for p in range(settings.partitions)], shares)
@@ -234,10 +233,8 @@ class Scoreboard:
     # -- in
 
     def progress(self, progress: ShardProgress) -> None:
-        """A shard has come further."""
+        """A shard of the run has come further: a record that it can have written (:class:`ProgressRecords`)."""
         p = progress.partition
-        if progress.config != self._config or not 0 <= p < self._partitions or progress.share != self._shares[p]:
-            return  # of another stream, or somebody else's
         if p in self._replays:
             self._replays[p].update(progress)
         else:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -64,6 +64,19 @@ class PublishedRun:
     progress: dict[int, ShardProgress]
     findings: list[Finding] = field(default_factory=list)
     unchecked: dict[int, str] = field(default_factory=dict)
+
+    def at_its_topics(self) -> PublishedRun:
+        """The same, to be read from the topics that run and job have named; what one's own settings were given stays."""
+        windows = self.windows or {}
+        told = {
+            "ratings_topic": self.run.get("topic"),
+            "outside_topic": self.run.get("outside_topic"),  # a run from before it was published names none
+            "metrics_topic": windows.get("metrics_topic"),
+            "batches_topic": windows.get("batches_topic"),
+        }
+        given = self.settings.model_fields_set
+        topics = {name: topic for name, topic in told.items() if topic is not None and name not in given}
+        return replace(self, settings=self.settings.model_copy(update=topics))
 
 
 @dataclass
@@ -195,7 +208,8 @@ def audit(
     """Compare everything that a run left in Kafka with what must be there.
 
     Args:
-        settings: names the topics and the catalogue; events and windows are the run's own.
+        settings: names the progress topic and the catalogue; events and windows are the run's own, and so are the other topics
+            but for those that were given by name.
         bootstrap: brokers, HOST:PORT[,…].
         from_ms: event time from which on to look, epoch milliseconds; None = the beginning.
         to_ms: event time up to which to look (exclusive); None = the end.
@@ -204,7 +218,7 @@ def audit(
     began = time.monotonic()
     report = AuditReport()
     try:
-        run = published_run(settings, bootstrap)
+        run = published_run(settings, bootstrap).at_its_topics()
         catalogue = load_catalogue(run.settings)
         report.run = str(run.run["run"])
         report.findings += run.findings

@@ -45,7 +45,7 @@ def read_sample(settings: Settings, bootstrap: str, most: int) -> Sample:
         UncheckedError: there is no run, it cannot be regenerated here, or there is no rating.
         BrokerUnavailableError: a topic cannot be read.
     """
-    run = published_run(settings, bootstrap)
+    run = published_run(settings, bootstrap).at_its_topics()
     every = read_topic(bootstrap, run.settings.ratings_topic)
     records = islice(own_records(run.settings, bootstrap, every), most)
     blocks, texts = _columns(records)

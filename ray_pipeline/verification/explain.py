@@ -55,7 +55,8 @@ class Explainer:
     """Explains ratings of a run.
 
     Args:
-        settings: names the topics and the catalogue; events and windows are the run's own.
+        settings: names the progress topic and the catalogue; events and windows are the run's own, and so are the other topics
+            but for those that were given by name.
         bootstrap: brokers, HOST:PORT[,…].
 
     Raises:
@@ -67,17 +68,17 @@ class Explainer:
         self._settings = settings
         self._bootstrap = bootstrap
         self._replays: dict[int, ShardReplay] = {}
-        self._outside = OutsideLedger(settings, bootstrap)
         with _asking(bootstrap):
-            self._run: PublishedRun = published_run(settings, bootstrap)
+            self._run: PublishedRun = published_run(settings, bootstrap).at_its_topics()
         self._know_run()
 
     def refresh(self) -> None:
         """Read again what the run publishes: it may have gone on, or changed its rate, or be another one."""
         before = self._run.run
         with _asking(self._bootstrap):
-            self._run = published_run(self._settings, self._bootstrap)
+            self._run = published_run(self._settings, self._bootstrap).at_its_topics()
         if (before["run"], before["config"]) != (self._run.run["run"], self._run.run["config"]):
+            self._outside.close()
             self._know_run()
             return
         for partition, replay in self._replays.items():
@@ -145,6 +146,7 @@ class Explainer:
     def _know_run(self) -> None:
         """Everything that follows from which run it is."""
         self._replays.clear()
+        self._outside = OutsideLedger(self._run.settings, self._bootstrap)
         self._wire = open_format(self._run.settings)
         self._catalogue: Catalogue = load_catalogue(self._run.settings)
 

@@ -5,60 +5,50 @@ Scores are recomputed from the topic's beginning at every start, so they need no
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import KafkaException
 
 from ray_pipeline.clock import Clock
+from ray_pipeline.codec import parse_object
 from ray_pipeline.config import Settings
-from ray_pipeline.delivery.interface import ShardProgress
-from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, UncheckedError
+from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, RecordError, UncheckedError
 from ray_pipeline.kafka.publish import Publisher
-from ray_pipeline.kafka.read import Record, follow, read_topic
+from ray_pipeline.kafka.read import Record, follow, newest_of_key, read_topic
+from ray_pipeline.kafka.topics import partitions_of
+from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_user_map
 from ray_pipeline.restart import Decision, RestartPolicy
-from ray_pipeline.truth.replay import build_models, published_catalogue, published_settings
+from ray_pipeline.truth.replay import ProgressRecords, build_models
 from ray_pipeline.truth.scoring import Scoreboard
+from ray_pipeline.verification.audit import PublishedRun, published_run
 
 __all__ = ["ScoreFeed", "open_scoreboard", "score_all"]
 
 _log = logging.getLogger(__name__)
 
 _NO_RUN_S = 1.0
+_ANSWER_S = 15.0
 _PUBLISH_MS = 1_000
 _AT_ONCE = 20_000
 
 
-def open_scoreboard(settings: Settings, published: Mapping[str, bytes]) -> Scoreboard:
-    """A scoreboard for the run that topic ``ratings.progress`` tells of.
+def open_scoreboard(run: PublishedRun) -> Scoreboard:
+    """A scoreboard for a run, with the progress of its shards.
 
     Args:
-        settings: one's own; the event settings are the run's.
-        published: the topic's newest value of each key.
-
-    Raises:
-        UncheckedError: no run has said what it is.
-        StateMismatchError: the run's catalogue is another one.
+        run: what it published.
     """
-    try:
-        run = json.loads(published.get("run", b""))
-    except ValueError:
-        raise UncheckedError(
-            problem=f"topic {settings.progress_topic} does not say which run the ratings are of",
-            fix="Start ray-pipeline run or generate first",
-        ) from None
-    catalogue = published_catalogue(settings, run)
-    found = published_settings(settings, run, catalogue)
-    models = build_models(found, catalogue, range(found.partitions))
-    user_map = build_user_map(found)
-    shares = [user_map.share(p) for p in range(found.partitions)]
-    board = Scoreboard(found, models, shares, str(run["run"]), str(run["config"]))
-    for key, value in published.items():
-        _progress(board, key, value)
+    settings = run.settings
+    models = build_models(settings, load_catalogue(settings), range(settings.partitions))
+    user_map = build_user_map(settings)
+    shares = [user_map.share(p) for p in range(settings.partitions)]
+    board = Scoreboard(settings, models, shares, str(run.run["run"]), str(run.run["config"]))
+    for progress in run.progress.values():
+        board.progress(progress)
     return board
 
 
@@ -66,14 +56,16 @@ def score_all(settings: Settings, bootstrap: str) -> dict[str, Any]:
     """Score everything that is in topic ``predictions`` now. Blocks; reads about 100,000 predictions a second.
 
     Returns:
-        ``models``: a record each, as in topic ``predictions.scores``; with the totals over all.
+        ``models``: a record each, as in topic ``predictions.scores``; with the totals over all; ``state`` and ``reason``: what
+        the run's feed last said of itself, None where it has said nothing.
 
     Raises:
         BrokerUnavailableError: the topics cannot be read.
         UncheckedError: there is no run.
         StateMismatchError: its catalogue is another one.
     """
-    board = open_scoreboard(settings, _newest(bootstrap, settings.progress_topic))
+    run = published_run(settings, bootstrap)
+    board = open_scoreboard(run)
     values: list[bytes | None] = []
     for record in read_topic(bootstrap, settings.predictions_topic):
         values.append(record.value)
@@ -83,10 +75,12 @@ def score_all(settings: Settings, bootstrap: str) -> dict[str, Any]:
             values.clear()
     board.take(values, 0)
     # what was predicted meanwhile was delivered before: this progress has reached it
-    for key, value in _newest(bootstrap, settings.progress_topic).items():
-        _progress(board, key, value)
+    records = ProgressRecords(run.settings, run.run)
+    for progress in published_run(settings, bootstrap).progress.values():
+        if not records.untrue(progress):  # another run may have begun
+            board.progress(progress)
     board.settle(None)
-    return {"models": board.scores(), **board.totals()}
+    return {"models": board.scores(), **board.totals(), **_said_by_feed(settings, bootstrap, str(run.run["run"]))}
 
 
 class ScoreFeed:
@@ -153,38 +147,51 @@ class ScoreFeed:
         self._clock.wait(self._end, seconds)
 
     def _fail(self, reason: str) -> None:
+        """Say so where those look who would rely on it."""
         _log.error("no scores any more: %s", reason)
         self._state, self._reason = "failed", reason
+        publisher = Publisher(self._bootstrap)
+        publisher.put(self._settings.scores_topic, "", {**self._totals_record(), "updated_ms": self._clock.now_ms()})
+        publisher.close()
 
     def _follow(self) -> None:
         settings = self._settings
-        published = _newest(self._bootstrap, settings.progress_topic)
-        if "run" not in published:
-            self._wait(f"no run has started: topic {settings.progress_topic} names none", _NO_RUN_S)
+        try:
+            run = published_run(settings, self._bootstrap)
+        except UncheckedError as error:
+            self._wait(f"no run has started: {error.problem}", _NO_RUN_S)
             return
-        board = open_scoreboard(settings, published)
+        board, progress = open_scoreboard(run), ProgressRecords(run.settings, run.run)
         self._state, self._reason = "running", ""
         self._published.clear()
         topics = [settings.progress_topic, settings.predictions_topic]
         publisher = Publisher(self._bootstrap)
         try:
             for records in follow(self._bootstrap, topics, True, self._end):
-                self._take(board, records)
+                self._take(board, progress, records)
                 self._publish(board, publisher, False)
+            self._state = "stopped"
             self._publish(board, publisher, True)
         finally:
             publisher.close()
 
-    def _take(self, board: Scoreboard, records: Iterable[Record]) -> None:
+    def _take(self, board: Scoreboard, progress: ProgressRecords, records: Iterable[Record]) -> None:
         predictions = []
         for record in records:
             if record.topic == self._settings.predictions_topic:
                 predictions.append(record.value)
-            elif record.key is not None and record.value is not None:
-                _progress(board, record.key, record.value)
+            elif record.key is not None and record.key.startswith("shard/"):
+                try:
+                    board.progress(progress.read(record.key, parse_object(record.value)))
+                except RecordError as error:  # somebody else's record must not end the scoreboard, nor count
+                    _log.warning("%s, offset %d, is passed over: %s", record.topic, record.offset, error.problem)
         now_ms = self._clock.now_ms()
         board.take(predictions, now_ms)
         board.settle(now_ms)
+
+    def _totals_record(self) -> dict[str, Any]:
+        """The topic as a whole, and how the feed stands."""
+        return {"records": 0, "rejected": {}, **self._totals, "state": self._state, "reason": self._reason}
 
     def _publish(self, board: Scoreboard, publisher: Publisher, at_once: bool) -> None:
         now_ms = self._clock.now_ms()
@@ -193,24 +200,18 @@ class ScoreFeed:
         self._published_ms = now_ms
         self._totals = board.totals()
         records = {record["model"]: record for record in board.scores()}
-        if self._totals["records"]:
-            records[""] = self._totals  # no model has an empty name: the topic as a whole
+        records[""] = self._totals_record()  # no model has an empty name
         for key, record in records.items():
             if self._published.get(key) != record:
                 self._published[key] = record
                 publisher.put(self._settings.scores_topic, key, {**record, "updated_ms": now_ms})
 
 
-def _newest(bootstrap: str, topic: str) -> dict[str, bytes]:
-    """The newest value of each key of a compacted topic."""
-    return {r.key: r.value for r in read_topic(bootstrap, topic) if r.key is not None and r.value is not None}
-
-
-def _progress(board: Scoreboard, key: str, value: bytes) -> None:
-    """Hand a record of topic ``ratings.progress`` on, if it is a shard's."""
-    if not key.startswith("shard/"):
-        return
-    try:
-        board.progress(ShardProgress.from_json(value))
-    except ValueError as error:  # somebody else's record must not end the scoreboard
-        _log.warning("record %s of the progress topic is not understood and passed over: %r", key, error)
+def _said_by_feed(settings: Settings, bootstrap: str, run: str) -> dict[str, Any]:
+    """``state`` and ``reason`` of a run's feed; None where it has not said anything, or the topic is another run's."""
+    topic = settings.scores_topic
+    there = partitions_of(bootstrap, [topic])
+    said = parse_object(newest_of_key(bootstrap, topic, "", _ANSWER_S, committed=False)) if there else None
+    if said is None or said.get("run") != run:
+        said = {}
+    return {name: said.get(name) for name in ("state", "reason")}

@@ -148,9 +148,10 @@ def test_a_restarted_feed_and_the_command_come_to_the_same_scores(run: Settings,
     recomputed = score_all(run, broker)
     before = {key: value for key, value in read_compacted(broker, run.scores_topic).items() if key}
     assert scores(recomputed) == scores({"models": list(before.values())})
+    assert (recomputed["state"], recomputed["reason"]) == ("running", "")
     topics = ["--progress-topic", run.progress_topic, "--predictions-topic", run.predictions_topic]
     arguments = ["scoreboard", "--bootstrap-servers", broker, *topics]
-    done = CliRunner().invoke(app, [*arguments, "--json"])
+    done = CliRunner().invoke(app, [*arguments, "--json"], env={"RAY_PIPELINE_SCORES_TOPIC": run.scores_topic})
     assert done.exit_code == 0 and json.loads(done.stdout) == recomputed, done.output
     table = CliRunner().invoke(app, arguments).stdout
     assert "truth" in table and "best possible" in table and "rejected: 1 × not JSON" in table
@@ -195,4 +196,4 @@ def test_a_feed_without_a_run_waits_and_says_so(broker: str) -> None:
     waiting.stop()
     assert waiting.status()["state"] == "stopped"
     done = command("scoreboard", "--bootstrap-servers", broker, "--progress-topic", settings.progress_topic)
-    assert done.returncode == 2 and "does not say which run" in done.stderr
+    assert done.returncode == 2 and "has no record of a run" in done.stderr

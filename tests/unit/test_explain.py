@@ -57,6 +57,9 @@ class Partition:
     def refresh(self) -> OutsideRatings:
         return self.outside
 
+    def close(self) -> None:
+        pass
+
     def fill(self, strangers: int = 0, posted: int = 0, markers: int = 40) -> list[int]:
         """The ratings, and behind every so many of them something else; the offset of each rating."""
         events = self.replay.events(0, COUNT)

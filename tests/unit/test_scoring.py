@@ -385,13 +385,6 @@ def test_only_so_many_wait(small: World, monkeypatch: pytest.MonkeyPatch) -> Non
     assert board.scores()[0]["waiting"] == 10
 
 
-def test_progress_of_another_configuration_is_passed_over(small: World) -> None:
-    board = Scoreboard(small.settings, small.models, small.shares, "run", "another")
-    for progress in small.progress:
-        board.progress(progress)
-    assert score(board, small.records(small.truth))["waiting"] > 0
-
-
 GOOD = {"userId": 1, "movieId": 2, "prediction": 3.5, "timestamp": START_MS}
 
 

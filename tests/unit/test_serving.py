@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import re
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 
 from ray_pipeline.__main__ import app
 from ray_pipeline.clock import FakeClock
+from ray_pipeline.command import checking
 from ray_pipeline.command import running as commands
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
@@ -30,6 +34,7 @@ from ray_pipeline.errors import (
 from ray_pipeline.events import EventBatch
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.health import Health
+from ray_pipeline.metrics.records import read_score
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.rates.language import parse_plan
@@ -41,6 +46,7 @@ from ray_pipeline.serving.predictions import QueueFull
 from ray_pipeline.truth.explain import explain
 from ray_pipeline.truth.replay import ShardReplay, build_models
 from ray_pipeline.truth.scoring import Prediction
+from ray_pipeline.verification import explain as explaining
 from ray_pipeline.windows.spec import iso_ms, window_specs
 
 NOW = 1_700_000_040_000
@@ -393,9 +399,21 @@ def test_scores_best_first_with_what_was_rejected() -> None:
     found = make(scored())[0].get("/predictions/scores").json()
     assert found["status"] == "ok" and found["rejected"] == {"not JSON": 3} and found["records"] == 20
     assert [(m["model"], m["truth"]["rmse"]) for m in found["models"]] == [("better", 0.6), ("worse", 0.9)]
+    assert (found["state"], found["reason"]) == (None, None)  # written before a feed said how it stands
     text = make(scored())[0].get("/metrics").text
     assert 'ray_pipeline_prediction_rmse{against="truth",model="better",predictor="floor"} 0.58' in text
     assert 'ray_pipeline_prediction_rmse{against="observed",model="worse",predictor="model"} 0.9' in text
+
+
+def test_a_scoreboard_that_has_failed_says_so_with_its_reason() -> None:
+    store = scored()
+    record = {"records": 20, "rejected": {}, "state": "failed", "reason": "<another> catalogue", "updated_ms": NOW}
+    store.score("", read_score("", json.dumps(record).encode()))
+    found = make(store)[0].get("/predictions/scores").json()
+    assert (found["state"], found["reason"]) == ("failed", "<another> catalogue") and len(found["models"]) == 2
+    html = views.scoreboard(found["models"], found["reason"])
+    assert "no scores any more: &lt;another&gt; catalogue" in html and "0.6000" in html
+    assert "no scores any more" in views.scoreboard([], "why") and "no scores any more" not in views.scoreboard([])
 
 
 def test_predictions_are_accepted_one_or_many() -> None:
@@ -496,6 +514,22 @@ def test_an_explanation_adds_up_and_can_be_read() -> None:
     assert score["drift"] == 0 and found["attack"] is None and "drift" not in html and "attack" not in html
     foreign = {"partition": 0, "index": None, "foreign": True, "kafka": {**kafka, "value": "<b>"}}
     assert "somebody else" in views.explanation(foreign)
+
+
+def test_both_factor_vectors_are_in_what_the_command_prints_and_folded_on_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = {**explained(), "kafka": None}
+    monkeypatch.setattr(checking, "broker_for_reading", lambda _: nullcontext("nowhere"))
+    monkeypatch.setattr(explaining, "Explainer", lambda *_: SimpleNamespace(by_index=lambda *_: found))
+    asked = ["explain", "--partition", "0", "--index", "3", "--state-dir", str(tmp_path)]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0 and max(map(len, done.stdout.splitlines())) < 160
+    said, html = " ".join(done.stdout.split()), views.explanation(found)
+    for of in ("user", "movie"):
+        numbers = " ".join(f"{factor:+.3f}" for factor in found["factors"][of])
+        assert len(numbers.split()) == 20 and f"{of} factors: {numbers}" in said
+        assert numbers in html[html.index("<details>") :]
 
 
 def test_windows_are_shown_with_verdicts() -> None:

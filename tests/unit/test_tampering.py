@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ray_pipeline.clock import SystemClock
 from ray_pipeline.codec import encode_keys, encode_values
-from ray_pipeline.config import load_settings
+from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import RayPipelineError, RecordError
 from ray_pipeline.generator.plan import ShardSchedule
@@ -30,9 +30,11 @@ from ray_pipeline.truth.windows import Cut, CutLog, ExpectedWindows
 from ray_pipeline.verification import answers as answers_module
 from ray_pipeline.verification import audit as audit_module
 from ray_pipeline.verification import oracle as oracle_module
+from ray_pipeline.verification import scoring as scoring_module
 from ray_pipeline.verification.answers import AnswerFeed
 from ray_pipeline.verification.audit import AuditReport, audit
 from ray_pipeline.verification.oracle import OracleStage
+from ray_pipeline.verification.scoring import ScoreFeed
 from ray_pipeline.windows.spec import window_specs
 
 START_MS = 1_700_000_040_000
@@ -143,11 +145,11 @@ class NobodyOutside:
         pass
 
 
-def audited(topics: Topics, **span: int) -> AuditReport:
+def audited(topics: Topics, settings: Settings = ANYBODY, **span: int) -> AuditReport:
     """The audit of topics in memory, as `ray-pipeline audit` prints it."""
 
-    def blocks(_: Any, __: str, partition: int, *___: Any) -> Iterator[Any]:
-        rows = topics.of(f"{SETTINGS.ratings_topic}/{partition}")
+    def blocks(found: Settings, _: str, partition: int, *__: Any) -> Iterator[Any]:
+        rows = topics.of(f"{found.ratings_topic}/{partition}")
         yield [r.key and r.key.encode() for r in rows], [r.value for r in rows], [r.offset for r in rows]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -160,12 +162,13 @@ def audited(topics: Topics, **span: int) -> AuditReport:
             "newest_of_key",
             lambda _, topic, key, __: [r.value for r in topics.of(topic) if r.key == key][-1],
         )
-        patch.setattr(
-            audit_module, "partitions_of", lambda _, names: {n: 2 if n == SETTINGS.ratings_topic else 1 for n in names}
-        )
+        there = {
+            topic.removesuffix("/0"): 2 if topic.endswith("/0") else 1 for topic, rows in topics.records.items() if rows
+        }
+        patch.setattr(audit_module, "partitions_of", lambda _, names: {n: there[n] for n in names if n in there})
         patch.setattr(audit_module, "_blocks", blocks)
         patch.setattr(audit_module, "OutsideLedger", NobodyOutside)
-        report = audit(ANYBODY, "nowhere", processes=1, **span)
+        report = audit(settings, "nowhere", processes=1, **span)
     json.dumps(report.as_dict(), allow_nan=False)
     return report
 
@@ -219,6 +222,27 @@ def test_topics_that_nobody_touched_agree() -> None:
     assert report.windows["checked"] > 10 and report.windows["late_dropped"] > 50
 
 
+def test_it_is_read_where_the_run_says_that_its_topics_are_unless_they_are_named() -> None:
+    topics = tampered()
+    names = {name: f"its.{name}" for name in ("ratings/0", "ratings/1", "metrics", "metrics.batches")}
+    for old, new in names.items():
+        topics.records[new] = topics.records.pop(old)
+    for p in range(2):
+        topics.put(f"{ANYBODY.ratings_topic}/{p}", "7", b"of another run")
+    topics.put(ANYBODY.metrics_topic, "x", b"of another run")
+    assert audited(topics).verdict == "disagreed"  # a run from before has not said it: the settings count
+    said = {
+        "run": {"topic": "its.ratings", "outside_topic": "its.outside"},
+        "windows": {"metrics_topic": "its.metrics", "batches_topic": "its.metrics.batches"},
+    }
+    for key, more in said.items():
+        topics.put(ANYBODY.progress_topic, key, {**WORLD.newest(ANYBODY.progress_topic, key), **more})
+    found = audited(topics)
+    assert (found.verdict, found.findings) == ("agreed", []) and found.windows["checked"] > 10
+    assert audited(topics, load_settings(ratings_topic=ANYBODY.ratings_topic)).records["missing"] > 0
+    assert audited(topics, load_settings(metrics_topic=ANYBODY.metrics_topic)).windows["wrong"] > 0
+
+
 # -- progress
 
 
@@ -236,11 +260,14 @@ PROGRESS: list[tuple[str, Any, str]] = [
     ("shard/1", {"partition": 0}, "it is of partition 0"),
     ("run", {"run": None}, "run is missing"),
     ("run", {"settings": {}}, "of configuration"),
+    ("run", {"topic": 5}, "topic is 5"),
+    ("run", {"outside_topic": []}, "outside_topic is []"),
     ("run", b"rubbish", "it has no settings"),
     ("run", [], "it has no settings"),
     ("windows", [], "no JSON object"),
     ("windows", {"tumbling_s": None}, "tumbling_s is missing"),
     ("windows", {"slide_s": 0}, "slide_s is 0"),
+    ("windows", {"batches_topic": 1}, "batches_topic is 1"),
 ]
 
 
@@ -532,6 +559,89 @@ def test_rubbish_in_the_topics_does_not_end_the_answer_key() -> None:
         assert read.wait(30)
         feed.stop()
     assert (feed.status()["state"], feed.status()["reason"]) == ("stopped", "")
+
+
+# -- the scoreboard
+
+
+class Scores:
+    """What a scoreboard publishes, the newest of each key."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Any] = {}
+
+    def put(self, _: str, key: str, value: dict[str, Any]) -> None:
+        self.records[key] = value
+
+    def close(self) -> None:
+        pass
+
+
+def scored(topics: Topics, crash: Exception | None = None) -> tuple[ScoreFeed, dict[str, Any]]:
+    """A scoreboard that has followed topics to their end, or to a crash, and what it has published."""
+    published, read = Scores(), threading.Event()
+
+    def follow(_: str, names: list[str], __: bool, end: threading.Event) -> Iterator[list[Record]]:
+        yield [record for name in names for record in topics.of(name)]
+        read.set()
+        if crash is not None:
+            raise crash
+        end.wait(30)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit_module, "read_topic", lambda _, topic: iter(topics.of(topic)))
+        patch.setattr(scoring_module, "follow", follow)
+        patch.setattr(scoring_module, "Publisher", lambda _: published)
+        feed = ScoreFeed(ANYBODY, "nowhere", SystemClock())
+        feed.start()
+        assert read.wait(30)
+        feed.stop()
+    return feed, published.records
+
+
+def predicted() -> Topics:
+    """The world, and a learner that has predicted every rating of partition 0."""
+    topics = tampered()
+    for row in WORLD.of(f"{SETTINGS.ratings_topic}/0"):
+        rating = json.loads(row.value or b"")
+        topics.put(ANYBODY.predictions_topic, "mine", {**rating, "prediction": 3.0, "model": "mine"})
+    return topics
+
+
+def without_time(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "updated_ms"}
+
+
+def test_rubbish_in_the_progress_topic_neither_ends_the_scoreboard_nor_changes_a_score() -> None:
+    true = scored(predicted())[1]
+    assert true["mine"]["scored"] > 100 and 0.3 < true["mine"]["coverage"] < 0.7
+    topics = predicted()
+    for key, value, _ in PROGRESS:
+        if isinstance(value, dict) and key != "shard/x":
+            value = {**WORLD.newest(SETTINGS.progress_topic, key), **value}
+        topics.put(SETTINGS.progress_topic, key, value)
+    newest = WORLD.newest(SETTINGS.progress_topic, "shard/0")
+    # right configuration and share: only its own plan gives it away
+    topics.put(SETTINGS.progress_topic, "shard/0", {**newest, "next_index": 1_000_000})
+    feed, found = scored(topics)
+    assert feed.status()["state"] == "stopped"
+    assert without_time(found["mine"]) == without_time(true["mine"])
+
+
+def test_progress_of_another_run_or_configuration_does_not_count() -> None:
+    topics = predicted()
+    true = scored(topics)[1]["mine"]
+    for changes in ({"run": "other"}, {"config": "0123456789abcdef"}, {"share": 0.9}):
+        newest = WORLD.newest(SETTINGS.progress_topic, "shard/1")
+        topics.put(SETTINGS.progress_topic, "shard/1", {**newest, "next_index": 1, **changes})
+    assert without_time(scored(topics)[1]["mine"]) == without_time(true)
+
+
+def test_how_the_scoreboard_stands_is_published() -> None:
+    assert scored(WORLD)[1][""]["state"] == "stopped"  # although nobody has predicted anything
+    feed, found = scored(predicted(), RuntimeError("a mistake"))
+    assert feed.status()["state"] == found[""]["state"] == "failed"
+    assert found[""]["reason"] == "RuntimeError: a mistake" and found[""]["records"] > 100
 
 
 # -- records
