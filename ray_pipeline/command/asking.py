@@ -344,7 +344,9 @@ def _print_verdicts(windows: dict[str, Any]) -> None:
         f"Windows: {windows['verified']:,} verified, {windows['pending']:,} pending, {windows['late']:,} late by design, "
         f"{windows['wrong']:,} wrong, {windows['overdue']:,} overdue"
     )
-    table = Table("window", "from", "expected", "actual", "difference", "verdict", "")
+    counts = [Column(name, no_wrap=True) for name in ("expected", "actual", "difference")]
+    names = [Column(name, overflow="fold") for name in ("window", "from")]  # whole in a narrow terminal, too
+    table = Table(*names, *counts, "verdict", "")
     for row in windows["newest"]:
         expected, actual = row["expected"], row["actual"]
         table.add_row(
