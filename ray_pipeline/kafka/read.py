@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -103,13 +103,24 @@ def tail(bootstrap: str, topic: str, count: int, timeout_s: float = 30.0) -> lis
     return sorted((r for records in found.values() for r in records), key=lambda r: r.timestamp_ms)[-count:]
 
 
-def newest_records(bootstrap: str, topic: str, timeout_s: float = 60.0) -> dict[str, Record]:
-    """The newest committed record of each key, whatever it holds; none of those keys that were deleted."""
+def newest_records(
+    bootstrap: str, topic: str, timeout_s: float = 60.0, each: Callable[[Record], None] | None = None
+) -> dict[str, Record]:
+    """The newest committed record of each key, whatever it holds; none of those keys that were deleted.
+
+    Args:
+        bootstrap: brokers, HOST:PORT[,…].
+        topic: the topic.
+        timeout_s: how long the reading may take, seconds.
+        each: is called with every record that has a key, older ones too, in order within a partition.
+    """
     newest: dict[str, Record] = {}
     for message in _read_to_end(bootstrap, topic, {p: 0 for p in _partitions(bootstrap, topic)}, timeout_s):
         record = record_of(message)
         if record.key is None:
             continue
+        if each is not None:
+            each(record)
         if record.value is None:
             newest.pop(record.key, None)
         else:

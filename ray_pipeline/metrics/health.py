@@ -92,6 +92,8 @@ def assess(evidence: Evidence) -> Health:
             degraded.append(f"the Spark job is {int(job['lag']):,} ratings behind")
         if job.get("state") == "waiting":
             degraded.append(f"the windows wait: {job.get('reason')}")
+        elif job.get("reason") and job.get("state") != "failed":
+            degraded.append(f"the Spark job has trouble: {job['reason']}")
         degraded.extend(_oracle(evidence, now_ms))
     if generator and generator.get("state") not in ("stopped", "failed"):
         age_ms = now_ms - int(generator["updated_ms"])

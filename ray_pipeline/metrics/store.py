@@ -258,8 +258,8 @@ class MetricsStore:
         with self._lock:
             return self._verdicts.tally(now_ms)
 
-    def verification(self, now_ms: int) -> dict[str, Any]:
-        """How many windows have which verdict, the wrong ones, and how far the oracle is."""
+    def windows(self, now_ms: int) -> dict[str, Any]:
+        """How many windows have which verdict, and the first wrong ones: expected, actual, difference, reason."""
         with self._lock:
             tally: Tally = self._verdicts.tally(now_ms)
             return {
@@ -267,9 +267,18 @@ class MetricsStore:
                 "pending": tally.pending,
                 "late_by_design": tally.late,
                 "wrong": tally.wrong,
+                "overdue": tally.overdue,
                 "first_wrong": tally.first_wrong,
-                "oracle": self._oracle,
+                "first_overdue": tally.first_overdue,
                 "wrong_windows": self._verdicts.wrong(now_ms),
+            }
+
+    def verification(self, now_ms: int) -> dict[str, Any]:
+        """What :meth:`windows` says, and how far the oracle is."""
+        with self._lock:
+            return {
+                **self.windows(now_ms),
+                "oracle": self._oracle,
                 "outside": sum(self._outside.counts().values()),
             }
 

@@ -195,20 +195,14 @@ class Verdicts:
         self._oracle_ms = now_ms
 
     def of(self, window_type: str, start_ms: int, now_ms: int) -> dict[str, Any]:
-        """``verdict``, ``reason``, ``difference`` and ``expected`` of one window."""
-        pair = self._pairs.get((window_type, start_ms))
-        found = (
-            Judgement(Verdict.PENDING, "not computed yet", 0)
-            if pair is None
-            else self._judge((window_type, start_ms), pair, now_ms)
-        )
-        expected = pair.expected if pair else None
-        return {
-            "verdict": found.verdict.value,
-            "reason": found.reason,
-            "difference": found.difference if expected else None,
-            "expected": {name: expected[name] for name in _SUMMARY_FIELDS} if expected else None,
-        }
+        """``verdict``, ``reason``, ``difference``, ``expected`` and ``actual`` of one window.
+
+        The last two have ``count`` and ``avg_rating``, and are None where that is not known or not there.
+        """
+        key = window_type, start_ms
+        pair = self._pairs.get(key)
+        found = Judgement(Verdict.PENDING, "not computed yet", None) if pair is None else self._judge(key, pair, now_ms)
+        return _row(pair, found)
 
     def tally(self, now_ms: int) -> Tally:
         """All windows together."""
@@ -234,14 +228,9 @@ class Verdicts:
         )
 
     def wrong(self, now_ms: int, most: int = 20) -> list[dict[str, Any]]:
-        """The first wrong windows: type, start, reason, difference."""
+        """The first wrong windows: type, start, and what :meth:`of` says of them."""
         return [
-            {
-                "window_type": name,
-                "window_start": iso_ms(start),
-                "reason": found.reason,
-                "difference": found.difference,
-            }
+            {"window_type": name, "window_start": iso_ms(start), **_row(self._pairs.get((name, start)), found)}
             for (name, start), found in self._in_order(self._open(now_ms))[:most]
         ]
 
@@ -387,6 +376,25 @@ def difference_text(difference: int | None) -> str:
 
 def _name(window: WindowId) -> str:
     return f"window {window[0][:100]} from {iso_ms(window[1])}"
+
+
+def _row(pair: _Pair | None, found: Judgement) -> dict[str, Any]:
+    expected = pair.expected if pair else None
+    actual = _total(pair) if pair else None
+    return {
+        "verdict": found.verdict.value,
+        "reason": found.reason,
+        "difference": found.difference,
+        "expected": {name: expected[name] for name in _SUMMARY_FIELDS} if expected else None,
+        "actual": {name: actual[name] for name in ("count", "avg_rating")} if actual else None,
+    }
+
+
+def _total(pair: _Pair) -> dict[str, Any] | None:
+    """What a window's ``total`` record says, as far as it is compared; None where there is none that can be read."""
+    if "total" in pair.unreadable:
+        return None
+    return pair.actual.get("total") or (pair.expected if pair.digests else None)
 
 
 def _what_is_wrong(pair: _Pair) -> str:

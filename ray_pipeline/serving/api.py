@@ -118,14 +118,20 @@ def make_api(
 
     @app.get("/metrics/health", tags=["metrics"])
     def health() -> dict[str, Any]:
-        """Whether the pipeline is well, and if not, why."""
-        found = store.health(clock.now_ms())
+        """Whether the pipeline is well, and if not, why.
+
+        ``windows``: how many have which verdict, and the first 20 wrong ones with what they must hold and what they hold.
+        ``/metrics/history`` has every window.
+        """
+        now_ms = clock.now_ms()
+        found = store.health(now_ms)
         return {
             "status": found.status,
             "kafka_connected": store.kafka_connected,
             "last_update": store.last_update(),
             "reasons": list(found.reasons),
             "stale_since": None if found.stale_since_ms is None else iso_ms(found.stale_since_ms),
+            "windows": store.windows(now_ms),
         }
 
     @app.get("/metrics/verification", tags=["metrics"])

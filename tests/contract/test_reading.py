@@ -11,7 +11,7 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from ray_pipeline.errors import RecordError
 from ray_pipeline.kafka.client import make_admin, make_producer
-from ray_pipeline.kafka.read import Backlog, newest_records, newest_since, read_compacted
+from ray_pipeline.kafka.read import Backlog, Record, newest_records, newest_since, read_compacted
 from tests.conftest import wait_for
 
 
@@ -36,7 +36,12 @@ def test_of_each_key_the_newest_counts_and_one_that_is_no_object_is_named(broker
     with pytest.raises(RecordError, match="offset 7: record a/2 is no JSON object"):
         read_compacted(broker, topic)
     assert newest_since(broker, topic, "a/", began_ms, 30) == {"a/1": {"n": 3}, "a/2": {"n": 2}}
-    assert {key: record.offset for key, record in newest_records(broker, topic).items()} == {"a/1": 2, "a/2": 7, "b": 3}
+    each: list[Record] = []
+    found = newest_records(broker, topic, each=each.append)
+    assert {key: record.offset for key, record in found.items()} == {"a/1": 2, "a/2": 7, "b": 3}
+    assert [(record.key, record.offset) for record in each] == [
+        *(("a/1", 0), ("a/2", 1), ("a/1", 2), ("b", 3), ("c", 4), ("c", 5), ("a/2", 7))
+    ]
 
 
 def test_a_reader_is_as_far_behind_as_there_is_that_it_may_read(broker: str) -> None:

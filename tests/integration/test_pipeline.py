@@ -88,6 +88,8 @@ def test_summary_history_top_movies_and_genres_have_data(api: Api) -> None:
     windows = wait_for("two windows", two_windows)
     wait_for("a verified window", lambda: api.get("/metrics/verification")["verified"] > 0, 90)
     assert api.get("/metrics/verification")["wrong"] == 0
+    checked = api.health()["windows"]
+    assert checked["verified"] > 0 and (checked["wrong"], checked["wrong_windows"]) == (0, [])
     assert api.get("/metrics/history")["windows"][0]["verdict"] in ("verified", "late by design")
     assert list(windows[0])[:5] == ["window_start", "window_end", "window_type", "count", "avg_rating"]
     summary = api.get("/metrics/summary")
@@ -206,6 +208,7 @@ def test_status_and_jobs(pipeline: Running) -> None:
     shown = command("status", *state)
     assert "1 of 1 executors alive" in shown.stdout, shown.stdout + shown.stderr
     assert "streaming (2, 1)" in shown.stdout
+    assert "0 wrong" in shown.stdout and all(word in shown.stdout for word in ("expected", "actual", "difference"))
     (row,) = json.loads(command("jobs", "list", "--json", *state).stdout)
     assert row["job"]["state"] == "running" and row["generator"] == {"state": "running", "actors": settings.actors}
     assert row["pid"] == pipeline.process.pid and set(row["stages"]) == {"generate", "process", "serve", "verify"}

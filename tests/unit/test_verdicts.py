@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ray_pipeline.clock import FakeClock
 from ray_pipeline.command import asking
@@ -52,14 +54,14 @@ class Live:
         self.store.kafka_connected = True
         self.feed = Feed(self.settings, "nowhere:1", self.store, self.clock)
         self.client: TestClient = test_serving.make(self.store, clock=self.clock)[0]
-        self._offset = 0
+        self.records: list[Record] = []
 
     def take(self, topic: str, key: str, value: Any) -> None:
         """A record of a topic: bytes, None for one that was deleted, else an object to be written as JSON."""
         data = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()
-        self._offset += 1
         name = getattr(self.settings, f"{topic}_topic")
-        self.feed._take(Record(name, 0, self._offset, key, data, self.clock.now_ms()))
+        self.records.append(Record(name, 0, len(self.records), key, data, self.clock.now_ms()))
+        self.feed._take(self.records[-1])
 
     def stages(self, batch: int = 7, oracle: int = 7, watermark_ms: int | None = None) -> None:
         """Generator, job and oracle say that they are well."""
@@ -91,6 +93,21 @@ class Live:
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
+
+    def status(self) -> dict[str, Any]:
+        """What the command ``status`` makes of the same records."""
+
+        def newest(_: str, topic: str, __: float, each: Callable[[Record], None] = lambda _: None) -> dict[str, Record]:
+            found: dict[str, Record] = {}
+            for record in (record for record in self.records if record.topic == topic):
+                each(record)
+                found[record.key or ""] = record
+            return {key: record for key, record in found.items() if record.value is not None}
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(asking, "newest_records", newest)
+            patched.setattr(asking.time, "time_ns", lambda: self.clock.now_ms() * 1_000_000)
+            return asking._verdicts(self.settings, "nowhere:1")
 
 
 def window(n: int, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -260,7 +277,9 @@ def test_a_closed_window_without_a_verdict_degrades_health_after_ten_seconds() -
     for _ in range(5):
         pipeline.pass_time(2, batch=9, oracle=7, watermark_ms=end_ms)
         assert pipeline.health() == ("healthy", "")
+    assert pipeline.status()["overdue"] == 0
     pipeline.pass_time(2, batch=9, oracle=7, watermark_ms=end_ms)
+    assert pipeline.status()["overdue"] == pipeline.tally()["overdue"] == 1
     status, reasons = pipeline.health()
     assert status == "degraded" and f"from {records[0]['window_start']} was closed more than 10 s ago" in reasons
     expected, _ = window(3, batch=8)
@@ -286,32 +305,87 @@ def test_a_wrong_window_that_is_forgotten_is_still_named(monkeypatch: pytest.Mon
     assert verdicts.tally(test_truth.LATER_MS) == found
 
 
-def test_status_says_the_same_of_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, records = window(0)
-    rows = {"expected": [(expected_key(expected), expected), ("oracle", {"batch": "x"}), ("rubbish", [])]}
-    rows["metrics"] = [(key_of(record), record) for record in records]
-    settings = load_settings()
-
-    def told() -> dict[str, Any]:
-        def newest(_: str, topic: str, __: float) -> dict[str, Record]:
-            named = next(found for name, found in rows.items() if topic == getattr(settings, f"{name}_topic"))
-            return {
-                key: Record(topic, 0, 0, key, json.dumps(value).encode(), NOW)
-                for key, value in dict(named).items()
-                if value is not None
-            }
-
-        monkeypatch.setattr(asking, "newest_records", newest)
-        return asking._verdicts(settings, "nowhere:1")
-
-    found = told()
+def test_status_says_the_same_of_what_it_reads() -> None:
+    pipeline, (expected, records) = Live(), window(0)
+    pipeline.take("expected", expected_key(expected), expected)
+    pipeline.take("expected", "oracle", {"batch": "x"})
+    pipeline.take("expected", "rubbish", [])
+    for record in records:
+        pipeline.take("metrics", key_of(record), record)
+    found = pipeline.status()
     assert (found["verified"], found["wrong"]) == (1, 1) and "must hold" in found["wrong_windows"][0]["reason"]
-    rows["expected"].append(("rubbish", None))  # deleted
-    assert (told()["verified"], told()["wrong"]) == (1, 0)
-    rows["metrics"].append((rows["metrics"][0][0], {"count": 5}))
-    assert (told()["verified"], told()["wrong"]) == (0, 1) and "Field required" in told()["first_wrong"]
-    rows["metrics"].append((rows["metrics"][0][0], None))
-    assert "there is no total record" in told()["first_wrong"]
+    pipeline.take("expected", "rubbish", None)
+    assert (pipeline.status()["verified"], pipeline.status()["wrong"]) == (1, 0)
+    pipeline.take("metrics", key_of(records[0]), {"count": 5})
+    found = pipeline.status()
+    assert (found["verified"], found["wrong"]) == (0, 1) and "Field required" in found["first_wrong"]
+    assert found["newest"][0]["actual"] is None
+    pipeline.take("metrics", key_of(records[0]), None)
+    assert "there is no total record" in pipeline.status()["first_wrong"]
+
+
+def test_status_shows_what_a_window_must_hold_and_what_it_holds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(asking, "_console", Console(width=200))
+    pipeline = live()
+    total = window(2)[1][0]
+    pipeline.take("metrics", key_of(total), {**total, "count": 4})
+    found = pipeline.status()
+    shown = [(w["expected"]["count"], w["actual"]["count"], w["difference"], w["verdict"]) for w in found["newest"]]
+    assert shown == [(5, 5, 0, "verified"), (5, 5, 0, "verified"), (5, 4, -1, "WRONG")]
+    asking._print_verdicts(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 verified, 0 pending, 0 late by design, 1 wrong, 0 overdue" in lines[0]
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
+    assert ["window", "from", "expected", "actual", "difference", "verdict", ""] in rows
+    assert [WINDOW, total["window_start"], "5", "4", "-1", "WRONG"] in [row[:6] for row in rows]
+
+
+def test_status_shows_why_a_job_that_runs_has_trouble(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = dict.fromkeys(("input_rate", "batch_duration_ms", "late_dropped", "rejected"), 0)
+    job = test_metrics.job(application="a", query="windows", pool=None, pools=[], **numbers)
+    asking._print_job(job)
+    assert "disk" not in capsys.readouterr().out
+    asking._print_job({**job, "reason": "a disk is full: /data"})
+    assert "Query windows is running: a disk is full: /data" in capsys.readouterr().out.splitlines()
+
+
+def test_health_shows_the_windows_by_verdict_and_the_wrong_ones_with_their_counts() -> None:
+    pipeline = live(verdicts_module._DETAILS_KEPT + 5)
+    total = window(1)[1][0]  # its details are forgotten
+    row = pipeline.client.get("/metrics/history", params={"window_type": WINDOW}).json()["windows"][1]
+    assert row["window_start"] == total["window_start"] and row["expected"]["count"] == row["actual"]["count"] == 5
+    pipeline.take("metrics", key_of(total), {**total, "count": 4})
+    for record in window(900)[1]:
+        pipeline.take("metrics", key_of(record), record)
+    found = pipeline.client.get("/metrics/health").json()["windows"]
+    counts = [found[name] for name in ("verified", "pending", "late_by_design", "wrong", "overdue")]
+    assert counts == [verdicts_module._DETAILS_KEPT + 4, 0, 0, 2, 0]
+    altered, unclaimed = found["wrong_windows"]
+    assert altered["window_start"] == total["window_start"] and altered["window_type"] == WINDOW
+    assert (altered["expected"]["count"], altered["actual"]["count"]) == (5, 4) and "altered" in altered["reason"]
+    assert unclaimed["expected"] is None and unclaimed["actual"]["count"] == 5 and unclaimed["difference"] is None
+    for n in range(800, 830):
+        for record in window(n)[1]:
+            pipeline.take("metrics", key_of(record), record)
+    found = pipeline.client.get("/metrics/health").json()["windows"]
+    assert found["wrong"] == 32 and len(found["wrong_windows"]) == 20
+
+
+@pytest.mark.parametrize("batch", [3, 8, 9, 10**9])
+def test_status_says_of_a_window_to_which_no_rating_belongs_what_health_says(batch: int) -> None:
+    pipeline = live()
+    pipeline.pass_time(2, batch=8, oracle=8)
+    for record in window(50)[1]:
+        pipeline.take("metrics", key_of(record), {**record, "batch": batch})
+    for _ in range(4):
+        found, health = pipeline.status(), pipeline.tally()
+        assert [found[name] for name in ("verified", "pending", "wrong", "first_wrong")] == [
+            health[name] for name in ("verified", "pending", "wrong", "first_wrong")
+        ]
+        pipeline.pass_time(2, batch=8, oracle=8)
+    assert (found["pending"], found["wrong"]) == ((1, 0) if batch == 9 else (0, 1))
 
 
 # -- whatever comes in which order
