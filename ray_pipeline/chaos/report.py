@@ -169,7 +169,7 @@ class StormReport:
         memory: memory by role, see :meth:`MemorySeries.slopes`.
         restarts: how often each part was started again.
         audit: what the audit at the end says; None when there was none.
-        aborted: why the storm ended early; empty when it did not.
+        aborted: why the storm ended early, or what was not in order at its end; empty when all was.
         windows: the verdicts on windows at its end, before the audit; None when nobody looked.
     """
 

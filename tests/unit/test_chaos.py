@@ -372,15 +372,16 @@ class Watching:
         return {}
 
     def phase(self, fault: Fault, done: Injected) -> str:
+        self.left = ""
         return ""
 
 
 def stormed(
-    surpluses: dict[int, int | None], windows: Tally = OPEN, done: Injected | None = None
+    surpluses: dict[int, int | None], windows: Tally = OPEN, done: Injected | None = None, left: str = ""
 ) -> tuple[StormReport, list[str]]:
     clock, said = FakeClock(NOW_MS), list[str]()
     watching: Any = Watching(clock, surpluses, windows)
-    watching.done = done or watching.done
+    watching.done, watching.left = done or watching.done, left
     storm = Storm(watching, watching, clock, said.append, threading.Event())
     storm.run(plan(1, 2, (Kind.KILL_BROKER,)), 600.0)
     report = storm_report(AGREED, *storm.outcomes, aborted=storm.aborted)
@@ -394,6 +395,9 @@ def test_after_each_fault_what_was_read_and_all_windows_are_compared() -> None:
     report, _ = stormed({0: 0, 1: -2})
     assert report.verdict == "failed" and "-2 of partition 1" in report.reason
     report, _ = stormed({0: 0, 1: 0}, dataclasses.replace(OPEN, wrong=1, first_wrong="window tumbling_10s holds 3"))
+    def wait_until_gone(self) -> str:
+        return self.left
+
     assert report.verdict == "failed" and "window tumbling_10s holds 3" in report.reason
 
 
@@ -430,6 +434,60 @@ class Deaf:
 
 
 @pytest.mark.parametrize(("answers", "failed"), [({"all": "no room"}, "no room"), ({}, "did not answer to scale")])
+def test_what_outlives_a_run_that_the_last_fault_killed_fails_the_storm() -> None:
+    report, _ = stormed({0: 0}, left="raylet 7 outlived the run by 120 s")
+    assert report.verdict == "failed" and "raylet 7 outlived" in report.reason
+    assert not any(outcome.failed for outcome in report.outcomes), "it was not to be gone by then"
+
+
+class Ending:
+    """The processes of a run that was killed: each ends so many seconds after it."""
+
+    def __init__(self, clock: FakeClock, ends_s: dict[int, float]) -> None:
+        self._clock, self._ends_s, self.pid = clock, ends_s, 1
+
+    def rows(self) -> list[ProcessRow]:
+        return [ProcessRow(pid, 1, 1.0, "raylet", ("raylet",)) for pid in self._ends_s]
+
+    def still_there(self, rows: list[ProcessRow]) -> list[ProcessRow]:
+        return [row for row in rows if self._clock.now_ms() < NOW_MS + self._ends_s[row.pid] * 1000]
+
+    def move_to(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ends_s", "most_s", "left"),
+    [
+        ({7: 0.0, 8: 61.0}, 61.1, ""),
+        ({7: 0.0, 8: 999.0}, 120.1, "raylet 8 outlived the run by 120 s"),
+    ],
+)
+def test_at_the_end_those_of_a_killed_run_are_waited_for_as_long_as_they_may_take(
+    ends_s: dict[int, float], most_s: float, left: str
+) -> None:
+    clock, end = FakeClock(NOW_MS), threading.Event()
+    tree: Any = Ending(clock, ends_s)
+    seen: Any = Observer(load_settings(), "", clock)
+
+    class Child:
+        def kill(self) -> None:
+            pass
+
+        def start_again(self) -> tuple[int, float]:
+            return 2, 2.0
+
+    child: Any = Child()
+    injector = Injector(load_settings(), "", tree, seen, clock, 200.0, end, child)
+    assert injector.wait_until_gone() == "" and clock.now_ms() == NOW_MS, "no run was killed"
+    assert not injector.inject(Fault(0, Kind.KILL_RUN, 0.0, False)).skipped
+    assert injector.outlived() == "", "they may take their time"
+    assert injector.wait_until_gone() == left
+    assert clock.now_ms() - NOW_MS <= most_s * 1000
+    end.set()
+    assert injector.wait_until_gone() == left, "it is told at once when nobody waits"
+
+
 def test_a_command_that_is_refused_or_never_answered_is_no_skipped_fault(
     answers: dict[str, str], failed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
