@@ -196,6 +196,9 @@ class StormReport:
             return "unchecked", str((self.audit or {}).get("reason") or "there was no audit")
         if all(outcome.skipped for outcome in self.outcomes):
             return "unchecked", "nothing was done to the pipeline"
+        windows = self.audit["windows"]
+        if windows.get("reason") or not windows["checked"]:
+            return "unchecked", windows.get("reason") or "the audit found no window to check"
         return "survived", ""
 
     @property

@@ -278,6 +278,18 @@ def test_a_storm_that_did_nothing_proves_nothing() -> None:
     for nothing in (storm_report(AGREED), storm_report(AGREED, skipped, skipped)):
         assert nothing.verdict == "unchecked" and "nothing was done" in nothing.reason
         assert "Because: nothing was done" in as_table(nothing.as_dict())
+@pytest.mark.parametrize(
+    ("windows", "reason"),
+    [
+        ({"checked": 0, "wrong": 0, "reason": ""}, "no window to check"),
+        ({"checked": 2, "wrong": 0, "reason": "no job has read anything yet"}, "no job has read anything yet"),
+    ],
+)
+def test_a_storm_whose_windows_were_not_checked_is_not_survived(windows: dict[str, Any], reason: str) -> None:
+    made = storm_report({**AGREED, "windows": windows}, outcome(0))
+    assert made.verdict == "unchecked" and reason in made.reason
+
+
 
 
 def test_goals_are_judged_and_a_missed_one_is_shown() -> None:
