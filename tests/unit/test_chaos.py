@@ -6,18 +6,21 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ray_pipeline.__main__ import app
 from ray_pipeline.chaos import inject, observer
+from ray_pipeline.chaos.child import ChildRun
 from ray_pipeline.chaos.inject import Injected, Injector, phase_of
 from ray_pipeline.chaos.observer import Observer
 from ray_pipeline.chaos.plan import KINDS, Fault, Kind, parse_kinds, plan
@@ -27,14 +30,16 @@ from ray_pipeline.chaos.storm import Storm, together
 from ray_pipeline.chaos.victims import ProcessRow, Role, roles
 from ray_pipeline.clock import FakeClock, SystemClock
 from ray_pipeline.command import storming
-from ray_pipeline.config import load_settings
+from ray_pipeline.config import Settings, load_settings, settings_of
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import StageFailedError
+from ray_pipeline.fitted import write_fitted
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.verdicts import Tally
 from ray_pipeline.state import RunInfo
 from ray_pipeline.windows.watchdog import ExecutorWatchdog
+from tests.unit.test_conformance import small_model
 
 NOW_MS = 1_700_000_000_000
 seeds = st.integers(0, 2**32)
@@ -273,11 +278,6 @@ def test_a_storm_is_survived_only_when_all_recovered_and_all_was_checked() -> No
     assert storm_report(AGREED, good, aborted="the run has ended").verdict == "failed"
 
 
-def test_a_storm_that_did_nothing_proves_nothing() -> None:
-    skipped = outcome(0, skipped="there is no process for it")
-    for nothing in (storm_report(AGREED), storm_report(AGREED, skipped, skipped)):
-        assert nothing.verdict == "unchecked" and "nothing was done" in nothing.reason
-        assert "Because: nothing was done" in as_table(nothing.as_dict())
 @pytest.mark.parametrize(
     ("windows", "reason"),
     [
@@ -290,6 +290,20 @@ def test_a_storm_whose_windows_were_not_checked_is_not_survived(windows: dict[st
     assert made.verdict == "unchecked" and reason in made.reason
 
 
+def test_a_report_says_what_the_storm_made_of_a_pipeline_of_its_own(tmp_path: Path) -> None:
+    child = ChildRun(settings_of({"partitions": 8, "fast": True}), tmp_path, 200.0, 1)
+    report = dataclasses.replace(storm_report(AGREED, outcome(0)), conditions=child.conditions).as_dict()
+    preamble, _, _ = as_table(report).partition("|")
+    assert "8 partitions, `--fast` delivery, windows of 10 s and 30 s" in preamble
+    assert "watermark of 300 s (60 s by default)" in preamble
+    assert "watermark" not in as_table(storm_report(AGREED, outcome(0)).as_dict())
+
+
+def test_a_storm_that_did_nothing_proves_nothing() -> None:
+    skipped = outcome(0, skipped="there is no process for it")
+    for nothing in (storm_report(AGREED), storm_report(AGREED, skipped, skipped)):
+        assert nothing.verdict == "unchecked" and "nothing was done" in nothing.reason
+        assert "Because: nothing was done" in as_table(nothing.as_dict())
 
 
 def test_goals_are_judged_and_a_missed_one_is_shown() -> None:
@@ -358,6 +372,7 @@ class Watching:
         self.base_rate = self.rate = 200.0
         self.clock, self.read, self.windows = clock, surpluses, windows
         self.done = Injected(0, 0, "x")
+        self.left = ""
 
     def sample(self) -> Sample:
         return sample(self.clock.now_ms(), self.clock.now_ms())
@@ -380,11 +395,13 @@ class Watching:
     def outlived(self) -> str:
         return ""
 
+    def wait_until_gone(self) -> str:
+        return self.left
+
     def roles(self) -> dict[Role, list[ProcessRow]]:
         return {}
 
     def phase(self, fault: Fault, done: Injected) -> str:
-        self.left = ""
         return ""
 
 
@@ -407,9 +424,6 @@ def test_after_each_fault_what_was_read_and_all_windows_are_compared() -> None:
     report, _ = stormed({0: 0, 1: -2})
     assert report.verdict == "failed" and "-2 of partition 1" in report.reason
     report, _ = stormed({0: 0, 1: 0}, dataclasses.replace(OPEN, wrong=1, first_wrong="window tumbling_10s holds 3"))
-    def wait_until_gone(self) -> str:
-        return self.left
-
     assert report.verdict == "failed" and "window tumbling_10s holds 3" in report.reason
 
 
@@ -420,32 +434,6 @@ def test_what_cannot_be_told_is_no_agreement_but_counted_and_shown() -> None:
     assert "could not be told whether the job has read what was sent | 2 |" in as_table(report.as_dict())
 
 
-def test_a_command_that_was_refused_fails_the_storm() -> None:
-    report, said = stormed({0: 0}, done=Injected(0, 0, "", failed="there is no room for 3 actors"))
-    assert report.verdict == "failed" and "no room for 3 actors" in report.reason
-    faults = report.as_dict()["faults"]
-    assert (faults["injected"], faults["skipped"], faults["not_recovered"]) == (2, 0, 2)
-    assert all("FAILED: there is no room for 3 actors" in line for line in said)
-
-
-class Answers(dict[str, str]):
-    """The same answer to every command, or none."""
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self["all"] if self else default
-
-
-class Deaf:
-    """A producer whose records arrive."""
-
-    def produce(self, *_: object, **__: object) -> None:
-        pass
-
-    def flush(self, timeout_s: float) -> int:
-        return 0
-
-
-@pytest.mark.parametrize(("answers", "failed"), [({"all": "no room"}, "no room"), ({}, "did not answer to scale")])
 def test_what_outlives_a_run_that_the_last_fault_killed_fails_the_storm() -> None:
     report, _ = stormed({0: 0}, left="raylet 7 outlived the run by 120 s")
     assert report.verdict == "failed" and "raylet 7 outlived" in report.reason
@@ -500,6 +488,32 @@ def test_at_the_end_those_of_a_killed_run_are_waited_for_as_long_as_they_may_tak
     assert injector.wait_until_gone() == left, "it is told at once when nobody waits"
 
 
+def test_a_command_that_was_refused_fails_the_storm() -> None:
+    report, said = stormed({0: 0}, done=Injected(0, 0, "", failed="there is no room for 3 actors"))
+    assert report.verdict == "failed" and "no room for 3 actors" in report.reason
+    faults = report.as_dict()["faults"]
+    assert (faults["injected"], faults["skipped"], faults["not_recovered"]) == (2, 0, 2)
+    assert all("FAILED: there is no room for 3 actors" in line for line in said)
+
+
+class Answers(dict[str, str]):
+    """The same answer to every command, or none."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self["all"] if self else default
+
+
+class Deaf:
+    """A producer whose records arrive."""
+
+    def produce(self, *_: object, **__: object) -> None:
+        pass
+
+    def flush(self, timeout_s: float) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(("answers", "failed"), [({"all": "no room"}, "no room"), ({}, "did not answer to scale")])
 def test_a_command_that_is_refused_or_never_answered_is_no_skipped_fault(
     answers: dict[str, str], failed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -678,6 +692,82 @@ def test_what_would_be_lost_after_the_storm_is_refused_before_it(
 
     assert "no folder" in invoke("--start", "--report", str(tmp_path / "missing" / "report.json"))
     assert "--start" in invoke("--faults", "kill-run,rate"), "who did not start the run cannot start it again"
+    assert "delivery=at-least-once" in invoke("--start", "--delivery", "at-least-once"), "repeats are its promise"
+
+
+def given_to_run(child: ChildRun) -> dict[str, Any]:
+    """What the command line makes of the command of a storm's own pipeline."""
+    start, words = child.command[:4], child.command[4:]
+    assert start == [sys.executable, "-m", "ray_pipeline", "run"]
+    options = typer.main.get_command(app).commands["run"].make_context("run", words).params  # type: ignore[attr-defined]
+    return {n: value for n, value in options.items() if n in Settings.model_fields and value not in (None, [])}
+
+
+def test_a_pipeline_of_the_storms_own_is_told_all_that_was_set(tmp_path: Path) -> None:
+    wanted = {
+        "partitions": 8,
+        "commit_interval_ms": 500,
+        "catalog": tmp_path / "movies.csv",
+        "fast": True,
+        "ui": False,
+        "ratings_topic": "stormed",
+        "drift": ("abrupt at=100 size=-1", "abrupt at=900 size=0.5"),
+        "clock_skew": "1:-10s",
+    }
+    child = ChildRun(settings_of({**wanted, "preset": "late-data", "watermark_s": 5}), tmp_path, 250.0, 3)
+    said = settings_of(given_to_run(child))
+    assert said == child.settings
+    assert {name: getattr(said, name) for name in wanted} == wanted
+    assert said.late_share > 0, "the preset's"
+    assert (said.rate, said.seed, said.state_dir) == (250.0, 3, tmp_path)
+    assert (said.watermark_s, said.tumbling_s, said.sliding_s, said.slide_s) == (300, 10, 30, 10), "the storm's"
+    as_usual = ChildRun(settings_of({}), tmp_path, 200.0, 1)
+    assert "--partitions" not in as_usual.command and "--fast" not in as_usual.command
+
+
+def test_a_model_file_reaches_the_storms_own_pipeline_without_the_settings_that_it_brings(tmp_path: Path) -> None:
+    write_fitted(tmp_path / "model.npz", small_model())
+    child = ChildRun(load_settings(model=tmp_path / "model.npz"), tmp_path, 200.0, 1)
+    assert settings_of(given_to_run(child)) == child.settings and child.settings.model == tmp_path / "model.npz"
+
+
+def test_options_settings_file_and_environment_reach_the_storms_own_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[ChildRun] = []
+
+    def start(child: ChildRun) -> RunInfo:
+        began.append(child)
+        raise StageFailedError(problem="enough is known", fix="")
+
+    monkeypatch.setattr(ChildRun, "start", start)
+    monkeypatch.setattr(storming, "_on_signals", threading.Event)
+    monkeypatch.setenv("RAY_PIPELINE_USERS", "77")
+    file = tmp_path / "settings.toml"
+    file.write_text("actors = 1\n")
+    arguments = ["--start", "--partitions", "8", "--fast", "--config", str(file), "--state-dir", str(tmp_path)]
+    CliRunner().invoke(app, ["chaos", *arguments])
+    said = given_to_run(began[0])
+    assert (said["partitions"], said["fast"], said["actors"], said["users"]) == ("8", True, "1", "77")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("delivery", "at-least-once"),
+        ("plan", "ramp(0..500, 10m) then 500"),
+        ("duration_s", 60),
+        ("bootstrap_servers", "kafka:9092"),
+        ("archive", "file:///data/archive"),
+    ],
+)
+def test_what_a_storms_own_pipeline_cannot_be_is_refused_before_it_starts(
+    name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"RAY_PIPELINE_{name.upper()}", str(value))
+    done = CliRunner().invoke(app, ["chaos", "--start", "--state-dir", str(tmp_path)])
+    assert done.exit_code == 2 and f"{name}={value}" in done.output and "does not go with --start" in done.output
+    assert not list(tmp_path.glob("chaos-*"))
 
 
 # -- the watchdog over Spark's executors
