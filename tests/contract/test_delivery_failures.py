@@ -399,6 +399,7 @@ def test_sigkill_of_the_broker_loses_nothing_at_least_once(shard: Shard, tmp_pat
             delivery.commit(progress(at + 3000))
             delivery.send(batch(at + 3000, 1000))
             if at < begun[-1]:
+                time.sleep(random.Random(at).random() / 10)  # some of them are there by then, or all
                 broker.kill()
                 broker.start()
                 assert broker.bootstrap_servers == shard.bootstrap
