@@ -44,6 +44,7 @@ __all__ = [
     "GROUPS",
     "Settings",
     "flag_of",
+    "flags_of",
     "load_settings",
     "parse_field_names",
     "settings_of",
@@ -647,6 +648,23 @@ def flag_of(name: str) -> str:
     """The command line option of a setting: seconds and event times without their unit."""
     short = "start_time" if name == "start_time_ms" else name.removesuffix("_s")
     return "--" + short.replace("_", "-")
+
+
+def flags_of(values: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that give some settings; a list that is empty has none."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = flag_of(name)
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+            continue
+        for text in map(_text, value if isinstance(value, tuple) else (value,)):
+            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+    return words
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _explain(error: ValidationError) -> ConfigurationError:

@@ -12,8 +12,9 @@ from typing import Any
 
 import psutil
 
-from ray_pipeline.config import flag_of, load_settings
+from ray_pipeline.config import ENVIRONMENT_PREFIX, Settings, flags_of, settings_of
 from ray_pipeline.errors import StageFailedError
+from ray_pipeline.fitted import REPLACED_FIELDS
 from ray_pipeline.state import RunInfo, active_run
 
 __all__ = ["ChildRun"]
@@ -35,19 +36,32 @@ class ChildRun:
     """Starts it, and ends it in order, or not.
 
     Args:
+        settings: those that somebody has set are the pipeline's too, but for what the storm says itself.
         state_dir: a folder that no pipeline uses.
         rate: ratings per second.
         seed: of the events.
+
+    Raises:
+        ConfigurationError: the settings do not go with what the storm says.
     """
 
-    def __init__(self, state_dir: Path, rate: float, seed: int) -> None:
-        given = {"state_dir": state_dir, "rate": rate, "seed": seed, **_SETTINGS}
-        self.settings = load_settings(**given)
+    def __init__(self, settings: Settings, state_dir: Path, rate: float, seed: int) -> None:
+        told = {**_set_in(settings), "state_dir": state_dir, "rate": rate, "seed": seed, **_SETTINGS}
+        self.settings = settings_of(told)
         self.output = state_dir / "chaos-run.log"
+        self.command = [sys.executable, "-m", "ray_pipeline", "run", *flags_of(told)]
         self._state_dir = state_dir
-        flags = [part for name, value in given.items() for part in (flag_of(name), str(value))]
-        self._command = [sys.executable, "-m", "ray_pipeline", "run", *flags]
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def conditions(self) -> str:
+        """What the storm has made of the pipeline, for people."""
+        told, usual_s = self.settings, Settings.model_fields["watermark_s"].default
+        return (
+            f"The storm started the pipeline itself: {told.partitions} partitions, {'`--fast`' if told.fast else 'plain'} delivery, "
+            f"windows of {told.tumbling_s} s and {told.sliding_s} s. Their watermark of {told.watermark_s:g} s ({usual_s:g} s by "
+            "default) is longer than any outage, so that none has ratings dropped as late."
+        )
 
     def start(self) -> RunInfo:
         """Start it and wait until it is up.
@@ -111,10 +125,13 @@ class ChildRun:
             raise StageFailedError(problem=f"the pipeline ended with code {code}: {self._last_lines()}", fix="")
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        # its command says all of its settings
+        environment = {
+            k: v for k, v in os.environ.items() if k != "RAY_ADDRESS" and not k.startswith(ENVIRONMENT_PREFIX)
+        }
         with self.output.open("ab") as file:
             self._process = subprocess.Popen(
-                self._command,
+                self.command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -124,3 +141,11 @@ class ChildRun:
 
     def _last_lines(self) -> str:
         return " / ".join(self.output.read_text(errors="replace").splitlines()[-5:])
+
+
+def _set_in(settings: Settings) -> dict[str, Any]:
+    """What somebody has set, wherever; without what brings settings that are there one by one, and without a secret."""
+    brought = REPLACED_FIELDS if settings.model is not None else ()
+    told = settings.model_fields_set - {"preset", "control_token", *brought}
+    values = {name: getattr(settings, name) for name in Settings.model_fields if name in told}
+    return {name: value for name, value in values.items() if value is not None}

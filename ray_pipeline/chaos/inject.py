@@ -267,6 +267,14 @@ class Injector:
         left = self._tree.still_there(due)
         return f"{', '.join(row.title for row in left)} outlived the run by {_GONE_S:.0f} s" if left else ""
 
+    def wait_until_gone(self) -> str:
+        """As :meth:`outlived`, but those that may still take their time are waited for: until all have ended, or one took too long."""
+        rows = [row for _, of_run in self._of_ended for row in of_run]
+        while self._tree.still_there(rows) and not self.outlived():
+            if self._clock.wait(self._end, _POLL_S):
+                break
+        return self.outlived()
+
     def _shard_of(self, actor: ProcessRow) -> int:
         for said in self._observer.record("generator")["actors"]:
             if said["pid"] == actor.pid and said["partitions"]:

@@ -169,8 +169,9 @@ class StormReport:
         memory: memory by role, see :meth:`MemorySeries.slopes`.
         restarts: how often each part was started again.
         audit: what the audit at the end says; None when there was none.
-        aborted: why the storm ended early; empty when it did not.
+        aborted: why the storm ended early, or what was not in order at its end; empty when all was.
         windows: the verdicts on windows at its end, before the audit; None when nobody looked.
+        conditions: what the storm made of a pipeline of its own, whole sentences; empty when it broke one that ran.
     """
 
     seed: int
@@ -182,6 +183,7 @@ class StormReport:
     audit: Mapping[str, Any] | None
     aborted: str = ""
     windows: Tally | None = None
+    conditions: str = ""
 
     @property
     def _judged(self) -> tuple[str, str]:
@@ -194,6 +196,9 @@ class StormReport:
             return "failed", "the audit found records or windows that are wrong"
         if self.audit is None or self.audit["verdict"] != "agreed":
             return "unchecked", str((self.audit or {}).get("reason") or "there was no audit")
+        windows = self.audit["windows"]
+        if windows.get("reason") or not windows["checked"]:
+            return "unchecked", windows.get("reason") or "the audit found no window to check"
         if all(outcome.skipped for outcome in self.outcomes):
             return "unchecked", "nothing was done to the pipeline"
         return "survived", ""
@@ -215,6 +220,7 @@ class StormReport:
         return {
             "verdict": self.verdict,
             "reason": self.reason,
+            "conditions": self.conditions,
             "seed": self.seed,
             "duration_s": round(self.duration_s, 1),
             "rate": self.rate,
@@ -270,6 +276,7 @@ def as_table(report: Mapping[str, Any]) -> str:
         f"**{report['verdict']}**: {faults['injected']} faults in {report['duration_s'] / 60:.0f} min (seed {report['seed']}, "
         f"{faults['overlapping']} overlapping, {faults['skipped']} skipped, {faults['not_recovered']} not recovered from in time)",
         *(("", f"Because: {report['reason']}.") if report["reason"] else ()),
+        *(("", report["conditions"]) if report["conditions"] else ()),
         "",
         "| goal | at most, s | found, s | |",
         "|---|---:|---:|---|",

@@ -76,6 +76,7 @@ class Storm:
                     break
                 self._one(group)
             self._injector.restore()
+            self.aborted = self.aborted or self._injector.wait_until_gone()
         except RayPipelineError as error:
             self.aborted = str(error)
         finally:

@@ -26,7 +26,7 @@ from ray_pipeline.chaos.victims import ProcessTree
 from ray_pipeline.clock import SystemClock
 from ray_pipeline.command.options import STATE, TOPICS, with_settings
 from ray_pipeline.command.running import say
-from ray_pipeline.config import Settings
+from ray_pipeline.config import Settings, flag_of
 from ray_pipeline.errors import ConfigurationError, RayPipelineError
 from ray_pipeline.state import RunInfo, active_run, broker_for_reading
 from ray_pipeline.verification.audit import AuditReport, audit
@@ -38,6 +38,22 @@ _FAILED = 1
 _UNCHECKED = 2
 
 
+_PLACES = "what a storm breaks is on this machine, and what it leaves in a folder of its own"
+_ENDS = "a storm ends its pipeline itself"
+_NOT_OF_OWN = {
+    "plan": "a storm measures how soon the set rate is back",
+    "duration_s": _ENDS,
+    "ratings": _ENDS,
+    "sink": "a storm reads back what is in Kafka",
+    "bootstrap_servers": _PLACES,
+    "delivery": "a storm demands that no rating is there twice",
+    "checkpoint": _PLACES,
+    "archive": _PLACES,
+    "ray_address": _PLACES,
+}
+"""Settings that the pipeline of ``--start`` cannot have, other than by default, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     """What the storm is asked for."""
@@ -47,7 +63,7 @@ class _Wanted:
     faults: list[Fault]
 
 
-@with_settings(*STATE, *TOPICS, "commit_interval_ms", "partitions", "catalog", "model", "movies")
+@with_settings(*STATE, *TOPICS, "commit_interval_ms", "partitions", "catalog", "model", "movies", "delivery", "fast")
 def chaos(
     settings: Settings,
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="how long faults are injected at most")] = 5.0,
@@ -77,6 +93,8 @@ def chaos(
     checked, or nothing was done.
     """
     kinds = _kinds(faults, start)
+    if start:
+        _require_for_own(settings)
     for file in report or ():
         if not file.absolute().parent.is_dir():
             raise ConfigurationError(
@@ -112,6 +130,17 @@ def _kinds(text: str | None, start: bool) -> tuple[Kind, ...]:
     return found
 
 
+def _require_for_own(settings: Settings) -> None:
+    """Refuse settings with which a storm's own pipeline would be none, or would reach what is not the storm's."""
+    for name, why in _NOT_OF_OWN.items():
+        value = getattr(settings, name)
+        if value != Settings.model_fields[name].default:
+            raise ConfigurationError(
+                problem=f"{name}={value} does not go with --start: {why}",
+                fix=f"Leave {name} out ({flag_of(name)}, environment, file and preset)",
+            )
+
+
 def _on_signals() -> threading.Event:
     """Set by Ctrl-C and SIGTERM, so that whatever stands still is let go on first."""
     stop = threading.Event()
@@ -123,7 +152,7 @@ def _on_signals() -> threading.Event:
 def _storm_of_own(settings: Settings, wanted: _Wanted, rate: float, stop: threading.Event) -> StormReport:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     state_dir = Path(tempfile.mkdtemp(prefix="chaos-", dir=settings.state_dir))
-    child, ended = ChildRun(state_dir, rate, wanted.seed), ""
+    child, ended = ChildRun(settings, state_dir, rate, wanted.seed), ""
     say("starting a pipeline")
     try:
         with _storm(child.settings, child.start(), wanted, stop, child) as storm:
@@ -140,7 +169,7 @@ def _storm_of_own(settings: Settings, wanted: _Wanted, rate: float, stop: thread
             found = audit(child.settings, bootstrap)
     except RayPipelineError as error:
         found = AuditReport(reason=str(error))
-    made = _report(storm, wanted, found.as_dict(), ended)
+    made = _report(storm, wanted, found.as_dict(), ended, child.conditions)
     if made.verdict == "survived":
         shutil.rmtree(state_dir)
     else:
@@ -212,7 +241,9 @@ def _require_loopback(bootstrap: str) -> None:
             )
 
 
-def _report(storm: Storm, wanted: _Wanted, found: dict[str, Any] | None, ended: str) -> StormReport:
+def _report(
+    storm: Storm, wanted: _Wanted, found: dict[str, Any] | None, ended: str, conditions: str = ""
+) -> StormReport:
     return StormReport(
         wanted.seed,
         storm.duration_s,
@@ -223,4 +254,5 @@ def _report(storm: Storm, wanted: _Wanted, found: dict[str, Any] | None, ended: 
         found,
         storm.aborted or ended,
         storm.windows,
+        conditions,
     )

@@ -1,4 +1,4 @@
-"""At-least-once delivery: no transactions. After a crash, what was sent since the last progress record is sent again."""
+"""At-least-once delivery: no transactions. After a crash, what was sent since the last progress record may be sent again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""When delivery fails, nothing of the transaction is seen and the error says why; the same for both ways of sending."""
+"""When delivery fails, nothing of the transaction is seen and the error says why; the same for both ways of sending.
+
+Without transactions nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +35,7 @@ from ray_pipeline.kafka.client import make_admin, make_consumer, make_producer, 
 from ray_pipeline.kafka.read import held_up, read_topic, wait_until_seen
 from ray_pipeline.kafka.topics import ensure_topics
 from tests.conftest import wait_for
-from tests.contract.test_delivery import batch, expected, progress
+from tests.contract.test_delivery import WAYS, batch, expected, progress
 
 
 @dataclass
@@ -82,7 +86,7 @@ class Shard:
 def shard(request: pytest.FixtureRequest, broker: str) -> Shard:
     name = f"failing-{abs(hash(request.node.nodeid)) % 10**8}"
     topics = {"ratings_topic": name, "progress_topic": f"{name}.progress", "outside_topic": f"{name}.outside"}
-    settings = load_settings(partitions=1, actors=1, fast=request.param == "fast", **topics)
+    settings = load_settings(partitions=1, actors=1, **topics, **WAYS.get(request.param, {}))
     assert factory.fallback(settings) is None
     ensure_topics(settings, broker)
     made = Shard(settings, broker)
@@ -261,10 +265,12 @@ from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.factory import open_delivery
 from tests.contract.test_delivery import batch, progress
 
-topic, bootstrap, fast = sys.argv[1:]
-settings = load_settings(partitions=1, actors=1, fast=fast, ratings_topic=topic, progress_topic=f"{topic}.progress")
+topic, bootstrap, fast, way = sys.argv[1:]
+topics = {"ratings_topic": topic, "progress_topic": f"{topic}.progress"}
+settings = load_settings(partitions=1, actors=1, fast=fast, delivery=way, **topics)
 delivery = open_delivery(settings, bootstrap, 0)
 at = delivery.open(30).next_index
+print(at, flush=True)
 while True:
     delivery.send(batch(at, 200))
     delivery.commit(progress(at + 200))
@@ -273,16 +279,23 @@ while True:
 """
 
 
+def said_until_killed(shard: Shard, number: int) -> tuple[int, int]:
+    """Where one that sends for ever began, and the last commit that it told of before its SIGKILL."""
+    settings = shard.settings
+    given = (settings.ratings_topic, shard.bootstrap, str(settings.fast), settings.delivery)
+    command = [sys.executable, "-c", SENDS_FOR_EVER, *given]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = [int(process.stdout.readline()) for _ in range(4 + number)]
+        time.sleep(random.Random(number).random() / 50)
+        process.kill()
+    return said[0], said[-1]
+
+
 def test_sigkill_at_any_moment_loses_and_repeats_nothing(shard: Shard) -> None:
     at = 10
     for number in range(4):
-        command = [sys.executable, "-c", SENDS_FOR_EVER, shard.settings.ratings_topic, shard.bootstrap]
-        with subprocess.Popen([*command, str(shard.settings.fast)], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for _ in range(3 + number):
-                said = int(process.stdout.readline())
-            time.sleep(random.Random(number).random() / 50)
-            process.kill()
+        _, said = said_until_killed(shard, number)
         delivery = open_delivery(shard.settings, shard.bootstrap, 0)
         found = delivery.open(30)
         delivery.close()
@@ -325,6 +338,75 @@ def test_sigkill_of_the_broker_loses_and_repeats_nothing(shard: Shard, tmp_path:
         delivery.commit(progress(at + 10))
         delivery.close()
         assert shard.seen() == expected(batch(0, at + 10))
+    finally:
+        broker.stop()
+
+
+def end_without_a_gap(shard: Shard, begun: Iterable[int]) -> int:
+    """How many ratings the partition holds, each at least once, with repeats only of what came after a progress record.
+
+    Args:
+        shard: whose partition it is.
+        begun: what the progress record said whenever a sender was opened.
+    """
+    seen = shard.seen()
+    end, earlier = 0, iter(begun)
+    while seen:
+        # up to the first one that does not follow the one before it
+        rows = expected(batch(end, len(seen)))
+        same = next((n for n, (one, other) in enumerate(zip(seen, rows, strict=True)) if one != other), len(seen))
+        del seen[:same]
+        end += same
+        if not seen:
+            break
+        again = int(seen[0][0]) - 1
+        assert again < end, f"rating {again} follows rating {end - 1}"
+        assert again in earlier, f"rating {again} is there again, and no sender began with it"
+        end = again
+    return end
+
+
+@pytest.mark.parametrize("shard", ["at-least-once"], indirect=True)
+def test_sigkill_at_any_moment_loses_nothing_at_least_once(shard: Shard) -> None:
+    begun, said = list[int](), 10
+    for number in range(4):
+        before = said
+        began, said = said_until_killed(shard, number)
+        assert said > began >= before
+        begun.append(began)
+    delivery = open_delivery(shard.settings, shard.bootstrap, 0)
+    found = delivery.open(30)
+    assert found is not None
+    assert found.next_index >= said
+    end = found.next_index + 50_000  # more than any of them can have sent behind it
+    delivery.send(batch(found.next_index, 50_000))
+    delivery.commit(progress(end))
+    delivery.close()
+    assert end_without_a_gap(shard, [*begun, found.next_index]) == end
+
+
+@pytest.mark.parametrize("shard", ["at-least-once"], indirect=True)
+def test_sigkill_of_the_broker_loses_nothing_at_least_once(shard: Shard, tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path)
+    broker.start()
+    try:
+        shard = Shard(shard.settings, broker.bootstrap_servers)
+        ensure_topics(shard.settings, shard.bootstrap)
+        begun = (0, 3000, 6000)
+        for at in begun:
+            delivery = shard.opened(at or None)
+            delivery.send(batch(at, 3000))
+            delivery.commit(progress(at + 3000))
+            delivery.send(batch(at + 3000, 1000))
+            if at < begun[-1]:
+                time.sleep(random.Random(at).random() / 10)  # some of them are there by then, or all
+                broker.kill()
+                broker.start()
+                assert broker.bootstrap_servers == shard.bootstrap
+            else:
+                delivery.commit(progress(at + 4000))
+            delivery.close()
+        assert end_without_a_gap(shard, begun) == begun[-1] + 4000
     finally:
         broker.stop()
 

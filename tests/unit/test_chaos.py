@@ -6,18 +6,21 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ray_pipeline.__main__ import app
 from ray_pipeline.chaos import inject, observer
+from ray_pipeline.chaos.child import ChildRun
 from ray_pipeline.chaos.inject import Injected, Injector, phase_of
 from ray_pipeline.chaos.observer import Observer
 from ray_pipeline.chaos.plan import KINDS, Fault, Kind, parse_kinds, plan
@@ -27,14 +30,16 @@ from ray_pipeline.chaos.storm import Storm, together
 from ray_pipeline.chaos.victims import ProcessRow, Role, roles
 from ray_pipeline.clock import FakeClock, SystemClock
 from ray_pipeline.command import storming
-from ray_pipeline.config import load_settings
+from ray_pipeline.config import Settings, load_settings, settings_of
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import StageFailedError
+from ray_pipeline.fitted import write_fitted
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.verdicts import Tally
 from ray_pipeline.state import RunInfo
 from ray_pipeline.windows.watchdog import ExecutorWatchdog
+from tests.unit.test_conformance import small_model
 
 NOW_MS = 1_700_000_000_000
 seeds = st.integers(0, 2**32)
@@ -273,6 +278,27 @@ def test_a_storm_is_survived_only_when_all_recovered_and_all_was_checked() -> No
     assert storm_report(AGREED, good, aborted="the run has ended").verdict == "failed"
 
 
+@pytest.mark.parametrize(
+    ("windows", "reason"),
+    [
+        ({"checked": 0, "wrong": 0, "reason": ""}, "no window to check"),
+        ({"checked": 2, "wrong": 0, "reason": "no job has read anything yet"}, "no job has read anything yet"),
+    ],
+)
+def test_a_storm_whose_windows_were_not_checked_is_not_survived(windows: dict[str, Any], reason: str) -> None:
+    made = storm_report({**AGREED, "windows": windows}, outcome(0))
+    assert made.verdict == "unchecked" and reason in made.reason
+
+
+def test_a_report_says_what_the_storm_made_of_a_pipeline_of_its_own(tmp_path: Path) -> None:
+    child = ChildRun(settings_of({"partitions": 8, "fast": True}), tmp_path, 200.0, 1)
+    report = dataclasses.replace(storm_report(AGREED, outcome(0)), conditions=child.conditions).as_dict()
+    preamble, _, _ = as_table(report).partition("|")
+    assert "8 partitions, `--fast` delivery, windows of 10 s and 30 s" in preamble
+    assert "watermark of 300 s (60 s by default)" in preamble
+    assert "watermark" not in as_table(storm_report(AGREED, outcome(0)).as_dict())
+
+
 def test_a_storm_that_did_nothing_proves_nothing() -> None:
     skipped = outcome(0, skipped="there is no process for it")
     for nothing in (storm_report(AGREED), storm_report(AGREED, skipped, skipped)):
@@ -346,6 +372,7 @@ class Watching:
         self.base_rate = self.rate = 200.0
         self.clock, self.read, self.windows = clock, surpluses, windows
         self.done = Injected(0, 0, "x")
+        self.left = ""
 
     def sample(self) -> Sample:
         return sample(self.clock.now_ms(), self.clock.now_ms())
@@ -368,6 +395,9 @@ class Watching:
     def outlived(self) -> str:
         return ""
 
+    def wait_until_gone(self) -> str:
+        return self.left
+
     def roles(self) -> dict[Role, list[ProcessRow]]:
         return {}
 
@@ -376,11 +406,11 @@ class Watching:
 
 
 def stormed(
-    surpluses: dict[int, int | None], windows: Tally = OPEN, done: Injected | None = None
+    surpluses: dict[int, int | None], windows: Tally = OPEN, done: Injected | None = None, left: str = ""
 ) -> tuple[StormReport, list[str]]:
     clock, said = FakeClock(NOW_MS), list[str]()
     watching: Any = Watching(clock, surpluses, windows)
-    watching.done = done or watching.done
+    watching.done, watching.left = done or watching.done, left
     storm = Storm(watching, watching, clock, said.append, threading.Event())
     storm.run(plan(1, 2, (Kind.KILL_BROKER,)), 600.0)
     report = storm_report(AGREED, *storm.outcomes, aborted=storm.aborted)
@@ -402,6 +432,60 @@ def test_what_cannot_be_told_is_no_agreement_but_counted_and_shown() -> None:
     assert report.verdict == "survived" and report.as_dict()["faults"]["untold"] == 2
     assert all("could not be told: partition 1" in line for line in said)
     assert "could not be told whether the job has read what was sent | 2 |" in as_table(report.as_dict())
+
+
+def test_what_outlives_a_run_that_the_last_fault_killed_fails_the_storm() -> None:
+    report, _ = stormed({0: 0}, left="raylet 7 outlived the run by 120 s")
+    assert report.verdict == "failed" and "raylet 7 outlived" in report.reason
+    assert not any(outcome.failed for outcome in report.outcomes), "it was not to be gone by then"
+
+
+class Ending:
+    """The processes of a run that was killed: each ends so many seconds after it."""
+
+    def __init__(self, clock: FakeClock, ends_s: dict[int, float]) -> None:
+        self._clock, self._ends_s, self.pid = clock, ends_s, 1
+
+    def rows(self) -> list[ProcessRow]:
+        return [ProcessRow(pid, 1, 1.0, "raylet", ("raylet",)) for pid in self._ends_s]
+
+    def still_there(self, rows: list[ProcessRow]) -> list[ProcessRow]:
+        return [row for row in rows if self._clock.now_ms() < NOW_MS + self._ends_s[row.pid] * 1000]
+
+    def move_to(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ends_s", "most_s", "left"),
+    [
+        ({7: 0.0, 8: 61.0}, 61.1, ""),
+        ({7: 0.0, 8: 999.0}, 120.1, "raylet 8 outlived the run by 120 s"),
+    ],
+)
+def test_at_the_end_those_of_a_killed_run_are_waited_for_as_long_as_they_may_take(
+    ends_s: dict[int, float], most_s: float, left: str
+) -> None:
+    clock, end = FakeClock(NOW_MS), threading.Event()
+    tree: Any = Ending(clock, ends_s)
+    seen: Any = Observer(load_settings(), "", clock)
+
+    class Child:
+        def kill(self) -> None:
+            pass
+
+        def start_again(self) -> tuple[int, float]:
+            return 2, 2.0
+
+    child: Any = Child()
+    injector = Injector(load_settings(), "", tree, seen, clock, 200.0, end, child)
+    assert injector.wait_until_gone() == "" and clock.now_ms() == NOW_MS, "no run was killed"
+    assert not injector.inject(Fault(0, Kind.KILL_RUN, 0.0, False)).skipped
+    assert injector.outlived() == "", "they may take their time"
+    assert injector.wait_until_gone() == left
+    assert clock.now_ms() - NOW_MS <= most_s * 1000
+    end.set()
+    assert injector.wait_until_gone() == left, "it is told at once when nobody waits"
 
 
 def test_a_command_that_was_refused_fails_the_storm() -> None:
@@ -608,6 +692,82 @@ def test_what_would_be_lost_after_the_storm_is_refused_before_it(
 
     assert "no folder" in invoke("--start", "--report", str(tmp_path / "missing" / "report.json"))
     assert "--start" in invoke("--faults", "kill-run,rate"), "who did not start the run cannot start it again"
+    assert "delivery=at-least-once" in invoke("--start", "--delivery", "at-least-once"), "repeats are its promise"
+
+
+def given_to_run(child: ChildRun) -> dict[str, Any]:
+    """What the command line makes of the command of a storm's own pipeline."""
+    start, words = child.command[:4], child.command[4:]
+    assert start == [sys.executable, "-m", "ray_pipeline", "run"]
+    options = typer.main.get_command(app).commands["run"].make_context("run", words).params  # type: ignore[attr-defined]
+    return {n: value for n, value in options.items() if n in Settings.model_fields and value not in (None, [])}
+
+
+def test_a_pipeline_of_the_storms_own_is_told_all_that_was_set(tmp_path: Path) -> None:
+    wanted = {
+        "partitions": 8,
+        "commit_interval_ms": 500,
+        "catalog": tmp_path / "movies.csv",
+        "fast": True,
+        "ui": False,
+        "ratings_topic": "stormed",
+        "drift": ("abrupt at=100 size=-1", "abrupt at=900 size=0.5"),
+        "clock_skew": "1:-10s",
+    }
+    child = ChildRun(settings_of({**wanted, "preset": "late-data", "watermark_s": 5}), tmp_path, 250.0, 3)
+    said = settings_of(given_to_run(child))
+    assert said == child.settings
+    assert {name: getattr(said, name) for name in wanted} == wanted
+    assert said.late_share > 0, "the preset's"
+    assert (said.rate, said.seed, said.state_dir) == (250.0, 3, tmp_path)
+    assert (said.watermark_s, said.tumbling_s, said.sliding_s, said.slide_s) == (300, 10, 30, 10), "the storm's"
+    as_usual = ChildRun(settings_of({}), tmp_path, 200.0, 1)
+    assert "--partitions" not in as_usual.command and "--fast" not in as_usual.command
+
+
+def test_a_model_file_reaches_the_storms_own_pipeline_without_the_settings_that_it_brings(tmp_path: Path) -> None:
+    write_fitted(tmp_path / "model.npz", small_model())
+    child = ChildRun(load_settings(model=tmp_path / "model.npz"), tmp_path, 200.0, 1)
+    assert settings_of(given_to_run(child)) == child.settings and child.settings.model == tmp_path / "model.npz"
+
+
+def test_options_settings_file_and_environment_reach_the_storms_own_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[ChildRun] = []
+
+    def start(child: ChildRun) -> RunInfo:
+        began.append(child)
+        raise StageFailedError(problem="enough is known", fix="")
+
+    monkeypatch.setattr(ChildRun, "start", start)
+    monkeypatch.setattr(storming, "_on_signals", threading.Event)
+    monkeypatch.setenv("RAY_PIPELINE_USERS", "77")
+    file = tmp_path / "settings.toml"
+    file.write_text("actors = 1\n")
+    arguments = ["--start", "--partitions", "8", "--fast", "--config", str(file), "--state-dir", str(tmp_path)]
+    CliRunner().invoke(app, ["chaos", *arguments])
+    said = given_to_run(began[0])
+    assert (said["partitions"], said["fast"], said["actors"], said["users"]) == ("8", True, "1", "77")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("delivery", "at-least-once"),
+        ("plan", "ramp(0..500, 10m) then 500"),
+        ("duration_s", 60),
+        ("bootstrap_servers", "kafka:9092"),
+        ("archive", "file:///data/archive"),
+    ],
+)
+def test_what_a_storms_own_pipeline_cannot_be_is_refused_before_it_starts(
+    name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"RAY_PIPELINE_{name.upper()}", str(value))
+    done = CliRunner().invoke(app, ["chaos", "--start", "--state-dir", str(tmp_path)])
+    assert done.exit_code == 2 and f"{name}={value}" in done.output and "does not go with --start" in done.output
+    assert not list(tmp_path.glob("chaos-*"))
 
 
 # -- the watchdog over Spark's executors

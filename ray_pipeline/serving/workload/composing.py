@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from ray_pipeline.config import EVENT_FIELDS, FORMAT_FIELDS, Settings, flag_of, settings_of
+from ray_pipeline.config import EVENT_FIELDS, FORMAT_FIELDS, Settings, flags_of, settings_of
 from ray_pipeline.fitted import REPLACED_FIELDS
 from ray_pipeline.knobs import knob_of
 
@@ -174,16 +174,4 @@ def _file(told: Mapping[str, Any]) -> str:
 
 
 def _command(told: Mapping[str, Any]) -> str:
-    words = ["ray-pipeline", "run"]
-    for name, value in told.items():
-        flag = flag_of(name)
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-            continue
-        for text in map(_text, value if isinstance(value, tuple) else (value,)):
-            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
-    return shlex.join(words)
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return shlex.join(["ray-pipeline", "run", *flags_of(told)])
