@@ -444,7 +444,7 @@ def _cluster(settings: Settings) -> Iterator[Any]:
 # -- scoreboard
 
 
-@with_settings(*BROKER, "catalog", "model", "progress_topic", "predictions_topic")
+@with_settings(*BROKER, "catalog", "model", "progress_topic", "predictions_topic", "scores_topic")
 def scoreboard(settings: Settings, as_json: JSON = False) -> None:
     """Score learners' predictions against the truth, beside the best possible and two baselines.
 
@@ -473,6 +473,8 @@ def scoreboard(settings: Settings, as_json: JSON = False) -> None:
             )
     for reason, count in found["rejected"].items():
         typer.echo(f"rejected: {count:,} × {reason}")
+    if found["state"] == "failed":
+        typer.echo(f"the run's scoreboard has failed: {found['reason']}")
 
 
 def _errors(score: dict[str, Any]) -> list[str]:
