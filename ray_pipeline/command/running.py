@@ -25,7 +25,7 @@ from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.read import follow
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
 from ray_pipeline.kafka.topics import ensure_topics, partitions_of
-from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status, Summary
+from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status
 from ray_pipeline.sinks.writing import write_ratings
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
 from ray_pipeline.windows.spec import iso_ms, window_specs
@@ -239,10 +239,8 @@ def _run(
     stop = StopSignal()
     stop.install()
     pipeline = Pipeline(settings, stages=stages, on_event=say, before_s=_process_age_s())
-    summary: Summary | None = None
     try:
-        try:
-            pipeline.start()
+        with pipeline:
             stop.install()
             stop.started()
             _announce(pipeline, stages)
@@ -251,16 +249,12 @@ def _run(
                     target=beside, args=(settings, pipeline.bootstrap_servers, stop.event), daemon=True
                 ).start()
             pipeline.wait(stop.event, _StatusLine(stages))
-        except KeyboardInterrupt:
-            say("stopped while starting")
-        else:
             # what other generators send may never end: only our own run is waited for
-            summary = pipeline.stop(drain="generate" in stages)
-    finally:
-        if summary is None:
-            pipeline.stop(drain=False)
-    if summary is not None and "generate" in stages:
-        _report(summary.as_dict(), summary_json)
+            pipeline.stop(drain="generate" in stages)
+    except KeyboardInterrupt:
+        say("stopped while starting")
+    if "generate" in stages:
+        _report(pipeline.stop(drain=False).as_dict(), summary_json)
 
 
 def _process_age_s() -> float:
