@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, SINK, VERIFIER, with_settings
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
@@ -30,35 +31,43 @@ from ray_pipeline.sinks.writing import write_ratings
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
 from ray_pipeline.windows.spec import iso_ms, window_specs
 
-__all__ = ["broker", "generate", "process", "run", "serve", "verify"]
+__all__ = ["StopSignal", "broker", "generate", "process", "run", "serve", "verify"]
 
 _STATUS_EVERY_S = 3.0
 _FORCED_EXIT = 130
+_ONE_SIGNAL_MS = 1_000
+"""Signals of one kind that come so soon are one: what `timeout` sends to all of a group, `make` sends to the command once more."""
 
 SUMMARY_FILE = Annotated[Path | None, typer.Option("--summary-json", help="write the summary to this file as JSON")]
 
 
 class StopSignal:
-    """Set by Ctrl-C or SIGTERM; the second one ends the process at once.
+    """Set by Ctrl-C or SIGTERM; the second one ends the process at once, unless it is the first one once more.
 
     Args:
         to_stderr: whether to say so on standard error, as the standard output is for data.
+        clock: tells the time.
     """
 
-    def __init__(self, to_stderr: bool = False) -> None:
+    def __init__(self, to_stderr: bool = False, clock: Clock | None = None) -> None:
         self.event = threading.Event()
         self._to_stderr = to_stderr
-        self._count = 0
+        self._clock = clock or SystemClock()
+        self._first: tuple[int, int] | None = None
 
     def install(self) -> None:
-        """Take the signals; again after a library took them."""
+        """Take the signals."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        self._count += 1
-        if self._count > 1:
+        now_ms = self._clock.now_ms()
+        if self._first is not None:
+            before, at_ms = self._first
+            if number == before and now_ms - at_ms < _ONE_SIGNAL_MS:
+                return
             os._exit(_FORCED_EXIT)
+        self._first = number, now_ms
         say(f"{signal.Signals(number).name}: stopping in order (again: at once)", self._to_stderr)
         self.event.set()
         raise_in_start = self._starting
@@ -241,7 +250,6 @@ def _run(
     pipeline = Pipeline(settings, stages=stages, on_event=say, before_s=_process_age_s())
     try:
         with pipeline:
-            stop.install()
             stop.started()
             _announce(pipeline, stages)
             if beside is not None:

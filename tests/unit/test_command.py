@@ -6,10 +6,13 @@ import faulthandler
 import json
 import os
 import re
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from ray_pipeline.__main__ import app
 from ray_pipeline.clock import FakeClock
+from ray_pipeline.cluster import runtime
 from ray_pipeline.command import running
 from ray_pipeline.config import Settings, flag_of, load_settings
 from ray_pipeline.errors import EnvironmentProblem, ProcessingError, RayPipelineError, StageFailedError
@@ -152,6 +156,84 @@ def test_the_status_line_says_how_far_the_generator_is_behind(
     status = Status("running", 500.0, 480.5, 12_345, 3, 1_000, 0.0, None, 250, None, 0)
     running._StatusLine(stages)(replace(status, **changes))
     assert lines == [said]
+
+
+# -- signals
+
+
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[running.StopSignal, FakeClock]]:
+    """A signal's handler that is installed, and its clock; the forced end raises SystemExit."""
+
+    def forced(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", forced)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    clock = FakeClock()
+    stop = running.StopSignal(clock=clock)
+    stop.install()
+    yield stop, clock
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_that_came_to_the_whole_group_and_is_passed_on_too_is_one(
+    stop: tuple[running.StopSignal, FakeClock], capsys: pytest.CaptureFixture[str]
+) -> None:
+    signals, clock = stop
+    signals.started()
+    signal.raise_signal(signal.SIGTERM)
+    assert signals.event.is_set()
+    clock.advance(0.9)
+    signal.raise_signal(signal.SIGTERM)
+    assert capsys.readouterr().out.count("SIGTERM: stopping in order (again: at once)") == 1
+    clock.advance(0.2)
+    with pytest.raises(SystemExit, match="130"):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_another_signal_is_a_second_one_however_soon_it_comes(stop: tuple[running.StopSignal, FakeClock]) -> None:
+    stop[0].started()
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="130"):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_start_is_interrupted_once_by_a_signal_that_comes_twice(stop: tuple[running.StopSignal, FakeClock]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)  # what ends the start is not interrupted
+
+
+def test_signals_stay_the_commands_while_ray_is_started(
+    stop: tuple[running.StopSignal, FakeClock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+
+    def popen(_command: str, **options: Any) -> None:
+        started.append(options)
+
+    services = SimpleNamespace(ConsolePopen=popen)
+
+    def init(**_: Any) -> None:
+        services.ConsolePopen("raylet", stdin=None)
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+
+    ray = SimpleNamespace(
+        init=init,
+        is_initialized=lambda: False,
+        available_resources=lambda: {"CPU": 100},
+        _private=SimpleNamespace(services=services),
+    )
+    monkeypatch.setattr(runtime, "ray", ray)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    runtime.RayRuntime(load_settings()).start()
+    # what is sent to the whole group of the command is not for Ray, which ends after the pipeline
+    assert started == [{"stdin": None, "process_group": 0}] and services.ConsolePopen is popen
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop[0].event.is_set()
 
 
 # -- how a run ends
