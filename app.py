@@ -5,21 +5,22 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-
 from ray_pipeline import Pipeline, load_settings
+from ray_pipeline.command.running import StopSignal
 
 
 def main() -> None:
     """Run the pipeline until it is told to stop, then say what it did."""
-    stop = threading.Event()
-    with Pipeline(load_settings(), on_event=print) as pipeline:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-        print(*pipeline.urls.values())
-        pipeline.wait(stop)
-        print(pipeline.stop().as_dict())
+    stop = StopSignal()
+    stop.install()
+    try:
+        with Pipeline(load_settings(), on_event=print) as pipeline:
+            stop.started()
+            print(*pipeline.urls.values())
+            pipeline.wait(stop.event)
+            print(pipeline.stop().as_dict())
+    except KeyboardInterrupt:
+        print("stopped while starting")
 
 
 if __name__ == "__main__":

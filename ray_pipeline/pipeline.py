@@ -19,7 +19,13 @@ from ray_pipeline import doctor
 from ray_pipeline.clock import SystemClock
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings, load_settings
-from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, ProcessingError, StageFailedError
+from ray_pipeline.errors import (
+    ConfigurationError,
+    EnvironmentProblem,
+    ProcessingError,
+    RayPipelineError,
+    StageFailedError,
+)
 from ray_pipeline.generator.coordination import check_same_stream
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
@@ -84,7 +90,7 @@ class Summary:
 
     Attributes:
         requested: ratings asked for; None = until stopped.
-        delivered: ratings committed to Kafka.
+        delivered: ratings committed to Kafka; None, as all counts then, when it was stopped while it began to send.
         counted: ratings counted in tumbling windows, those from outside too.
         late_dropped: ratings dropped as late.
         rejected: records of the ratings topic that are no valid rating.
@@ -96,11 +102,11 @@ class Summary:
     """
 
     requested: int | None
-    delivered: int
-    counted: int
-    late_dropped: int
-    rejected: int
-    windows: int
+    delivered: int | None
+    counted: int | None
+    late_dropped: int | None
+    rejected: int | None
+    windows: int | None
     first_window_s: float | None
     duration_s: float
     stages: dict[str, float]
@@ -154,6 +160,7 @@ class Pipeline:
         self._baseline: dict[str, int] | None = None
         self._bootstrap = ""
         self._posted_before = 0
+        self._may_have_sent = False
         self._broker: BrokerSupervisor | None = None
         self._ray: Any = None
         self._generator: Any = None
@@ -172,9 +179,12 @@ class Pipeline:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Stop; in order when all went well."""
-        self.stop(drain=kind is None)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Stop; in order when all went well. An error stays the one that is raised."""
+        if error is None:
+            self.stop()
+        else:
+            self._end_after(error, lambda: self.stop(drain=False))
 
     # -- life
 
@@ -192,8 +202,8 @@ class Pipeline:
             self._timings["imports"] = round(self._before_s, 2)
         try:
             self._start()
-        except BaseException:
-            self._end()
+        except BaseException as error:
+            self._end_after(error, self._end)
             raise
 
     def wait(self, stop: threading.Event | None = None, on_status: Callable[[Status], None] | None = None) -> bool:
@@ -230,6 +240,10 @@ class Pipeline:
 
         Returns:
             What the run did.
+
+        Raises:
+            ProcessingError: the last windows did not come out.
+            StageFailedError: the embedded broker was given up; all else is ended at once then.
         """
         if self._summary is None:
             try:
@@ -377,12 +391,13 @@ class Pipeline:
                 fix="Run both, or tell them later with: ray-pipeline backfill --to ratings",
             )
         require_writable(settings.state_dir)
-        other = active_run(settings.state_dir, "generate")
-        if other is not None and other.pid != os.getpid() and "generate" in self.stages:
-            raise EnvironmentProblem(
-                problem=f"a pipeline runs in the state directory {settings.state_dir} already (process {other.pid})",
-                fix="Stop it, or name another --state-dir",
-            )
+        for stage, what in (("generate", "a pipeline"), ("process", "a Spark job")):
+            other = active_run(settings.state_dir, stage) if stage in self.stages else None
+            if other is not None and other.pid != os.getpid():
+                raise EnvironmentProblem(
+                    problem=f"{what} runs in the state directory {settings.state_dir} already (process {other.pid})",
+                    fix="Stop it, or name another --state-dir",
+                )
         doctor.require(settings, self.stages)
         self._timings["checks"] = round(self._elapsed() - self._before_s, 2)
         if settings.ray_address or "RAY_ADDRESS" in os.environ:
@@ -469,6 +484,7 @@ class Pipeline:
         if (
             self._generator is not None
         ):  # not before Spark is up: a start has no backlog then, and no rival for the CPUs
+            self._may_have_sent = True
             if settings.backfill is not None:
                 self._timed("backfill", self._backfill)
             self._generator.begin()
@@ -575,8 +591,17 @@ class Pipeline:
 
     # -- ending
 
+    def _end_after(self, error: BaseException, end: Callable[[], object]) -> None:
+        """End because of an error. What else goes wrong is said: raised, it would hide the cause."""
+        try:
+            end()
+        except Exception as more:  # noqa: BLE001 - a line; the caller raises the cause
+            if more is not error:
+                self._tell(f"while stopping: {more}")
+
     def _stop_stages(self, drain: bool) -> None:
         deadline_s = self.settings.stop_timeout_s
+        self._check_broker()  # without one nobody can commit or publish anything, and all would wait for it
         if self._generator is not None:
             self._tell("stopping the generator")
             if not self._generator.stop(deadline_s):
@@ -597,6 +622,10 @@ class Pipeline:
             except StageFailedError as error:
                 self._tell(f"{error}; the next run goes on with it")
 
+    def _check_broker(self) -> None:
+        if self._broker is not None:
+            self._broker.check()
+
     def _drain(self) -> None:
         """Until Spark has read all; gives up when it makes no progress for the stop timeout."""
         deadline_s = self.settings.stop_timeout_s
@@ -610,6 +639,7 @@ class Pipeline:
                     return
             except StageFailedError:
                 _log.debug("the Spark job is away; it comes back")
+            self._check_broker()
             self._processing.check()
             status = self._processing.status
             reached = status.get("counted"), (status.get("archive") or {}).get("batch")
@@ -623,6 +653,10 @@ class Pipeline:
             time.sleep(0.2)
 
     def _summarize(self) -> Summary:
+        if self._generator is None and "generate" in self.stages:  # it was stopped while it started
+            count = None if self._may_have_sent else 0
+            requested = self.settings.ratings
+            return Summary(requested, count, count, count, count, count, None, self._elapsed(), self._timings)
         job = self._processing.status if self._processing is not None else {}
         baseline = self._baseline or {"batch": -1, "counted": 0, "late_dropped": 0, "rejected": 0}
         totals = self._generator.totals() if self._generator is not None else None
@@ -667,7 +701,7 @@ class Pipeline:
             self._serving.stop_watching()
             try:
                 self._serving.call("stop", 5.0, timeout_s=15.0)
-            except StageFailedError as error:
+            except RayPipelineError as error:
                 _log.info("%s", error)
             self._serving.kill()
         for stage in (self._processing, self._verifying):

@@ -85,6 +85,7 @@ class Running:
                 stderr=subprocess.STDOUT,
                 text=True,
                 env=clean_environment(),
+                process_group=0,
             )
         return cls(process, state_dir, output)
 
@@ -109,6 +110,11 @@ class Running:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(deadline_s)
+
+    def end_by_timeout(self, deadline_s: float = 120.0) -> int:
+        """As ``timeout 60 make run`` ends it: SIGTERM to all of its group, which ``make`` passes on to it once more."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+        return self.end(signal.SIGTERM, deadline_s)
 
     def kill(self) -> None:
         """End it whatever it does; what it started ends with it."""

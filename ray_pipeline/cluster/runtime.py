@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +83,31 @@ def join(address: str, logging_level: int) -> None:
     """
     require_head(address)
     try:
-        ray.init(address=address, namespace=NAMESPACE, logging_level=logging_level, log_to_driver=False)
+        with _signals_kept():
+            ray.init(address=address, namespace=NAMESPACE, logging_level=logging_level, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise EnvironmentProblem(
             problem=f"the Ray cluster at {address} cannot be joined: {str(error).splitlines()[0]}",
             fix="Check that it runs; with token authentication set RAY_AUTH_MODE=token",
         ) from error
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Signals stay this process's while Ray is started: it goes on to handle SIGTERM, which Ray would take.
+
+    And Ray's processes are in groups of their own. SIGTERM to this process's group, as ``timeout`` sends it, would end Ray's dashboard
+    agent at once and its raylet ten seconds later, and a pipeline that takes longer to end in order with it.
+    """
+    services = ray._private.services
+    start, handler = services.ConsolePopen, signal.getsignal(signal.SIGTERM)
+    services.ConsolePopen = functools.partial(start, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = start
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def cluster_usage() -> dict[str, Any]:
@@ -128,14 +152,15 @@ class RayRuntime:
         elif self.local:
             # Ray would have its workers step back behind all else, and so the Spark driver behind its own executors
             os.environ.setdefault("RAY_worker_niceness", "0")
-            ray.init(
-                address="local",  # without it Ray would join whatever cluster was started on this machine last
-                num_cpus=max(os.cpu_count() or 1, math.ceil(self._budget.total + self._room_to_scale())),
-                include_dashboard=False,
-                namespace=NAMESPACE,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-            )
+            with _signals_kept():
+                ray.init(
+                    address="local",  # without it Ray would join whatever cluster was started on this machine last
+                    num_cpus=max(os.cpu_count() or 1, math.ceil(self._budget.total + self._room_to_scale())),
+                    include_dashboard=False,
+                    namespace=NAMESPACE,
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                )
         else:
             join(self._settings.ray_address or os.environ["RAY_ADDRESS"], logging.WARNING)
         self.check_capacity()

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, SINK, VERIFIER, with_settings
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
@@ -25,40 +26,48 @@ from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.read import follow
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
 from ray_pipeline.kafka.topics import ensure_topics, partitions_of
-from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status, Summary
+from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status
 from ray_pipeline.sinks.writing import write_ratings
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
 from ray_pipeline.windows.spec import iso_ms, window_specs
 
-__all__ = ["broker", "generate", "process", "run", "serve", "verify"]
+__all__ = ["StopSignal", "broker", "generate", "process", "run", "serve", "verify"]
 
 _STATUS_EVERY_S = 3.0
 _FORCED_EXIT = 130
+_ONE_SIGNAL_MS = 1_000
+"""Signals of one kind that come so soon are one: what `timeout` sends to all of a group, `make` sends to the command once more."""
 
 SUMMARY_FILE = Annotated[Path | None, typer.Option("--summary-json", help="write the summary to this file as JSON")]
 
 
 class StopSignal:
-    """Set by Ctrl-C or SIGTERM; the second one ends the process at once.
+    """Set by Ctrl-C or SIGTERM; the second one ends the process at once, unless it is the first one once more.
 
     Args:
         to_stderr: whether to say so on standard error, as the standard output is for data.
+        clock: tells the time.
     """
 
-    def __init__(self, to_stderr: bool = False) -> None:
+    def __init__(self, to_stderr: bool = False, clock: Clock | None = None) -> None:
         self.event = threading.Event()
         self._to_stderr = to_stderr
-        self._count = 0
+        self._clock = clock or SystemClock()
+        self._first: tuple[int, int] | None = None
 
     def install(self) -> None:
-        """Take the signals; again after a library took them."""
+        """Take the signals."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        self._count += 1
-        if self._count > 1:
+        now_ms = self._clock.now_ms()
+        if self._first is not None:
+            before, at_ms = self._first
+            if number == before and now_ms - at_ms < _ONE_SIGNAL_MS:
+                return
             os._exit(_FORCED_EXIT)
+        self._first = number, now_ms
         say(f"{signal.Signals(number).name}: stopping in order (again: at once)", self._to_stderr)
         self.event.set()
         raise_in_start = self._starting
@@ -240,11 +249,8 @@ def _run(
     stop = StopSignal()
     stop.install()
     pipeline = Pipeline(settings, stages=stages, on_event=say, before_s=_process_age_s())
-    summary: Summary | None = None
     try:
-        try:
-            pipeline.start()
-            stop.install()
+        with pipeline:
             stop.started()
             _announce(pipeline, stages)
             if beside is not None:
@@ -252,16 +258,12 @@ def _run(
                     target=beside, args=(settings, pipeline.bootstrap_servers, stop.event), daemon=True
                 ).start()
             pipeline.wait(stop.event, _StatusLine(stages))
-        except KeyboardInterrupt:
-            say("stopped while starting")
-        else:
             # what other generators send may never end: only our own run is waited for
-            summary = pipeline.stop(drain="generate" in stages)
-    finally:
-        if summary is None:
-            pipeline.stop(drain=False)
-    if summary is not None and "generate" in stages:
-        _report(summary.as_dict(), summary_json)
+            pipeline.stop(drain="generate" in stages)
+    except KeyboardInterrupt:
+        say("stopped while starting")
+    if "generate" in stages:
+        _report(pipeline.stop(drain=False).as_dict(), summary_json)
 
 
 def _process_age_s() -> float:

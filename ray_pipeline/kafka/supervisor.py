@@ -83,13 +83,13 @@ class BrokerSupervisor:
 
     def _restart(self) -> bool:
         if full := self.broker.full_disk():  # it would die again, until somebody frees space
-            self._error = StageFailedError(problem=f"the broker died: {full}", fix=FREE_SPACE)
-            return False
+            return self._give_up(StageFailedError(problem=f"the broker died: {full}", fix=FREE_SPACE))
         if self._policy.failed(self._clock.now_ms()) is Decision.GIVE_UP:
-            self._error = StageFailedError(
-                problem="the broker died too often and is given up", fix=f"See {self.broker.log_file.name}"
+            return self._give_up(
+                StageFailedError(
+                    problem="the broker died too often and is given up", fix=f"See {self.broker.log_file.name}"
+                )
             )
-            return False
         self._on_event("the broker died and is started again")
         self.broker.kill()  # lets go of the lock
         self._clock.wait(self._end, self._policy.backoff_s)
@@ -101,3 +101,8 @@ class BrokerSupervisor:
         self.restarts += 1
         self._on_event(f"the broker is back (restart {self.restarts})")
         return True
+
+    def _give_up(self, error: StageFailedError) -> bool:
+        self._error = error
+        self._on_event(error.problem)
+        return False

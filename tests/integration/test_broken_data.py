@@ -52,7 +52,8 @@ def test_all_is_well_with_data_that_is_broken_as_told(broker: str, starter: Call
         return found["generator"]["delivered_total"] > 10_000 and found["job"].get("late_dropped", 0) > 100
 
     wait_for("ratings that come too late", enough, 150)
-    assert running.end() == 0, running.text
+    assert running.end_by_timeout() == 0, running.text
+    assert "Summary" in running.text and "did not end in order" not in running.text, running.text
     assert "healthy" in seen and "unhealthy" not in seen, running.text
 
     settings = load_settings(**TOPICS)

@@ -182,7 +182,7 @@ def test_a_full_disk_of_the_broker_ends_the_run_with_the_cause_and_the_next_run_
     small_disk: Callable[[int], Path],
 ) -> None:
     state_dir = small_disk(400)
-    process = generate(state_dir, stop_timeout_s=10)
+    process = generate(state_dir)
     assert process.stdout is not None
     try:
         assert any(line == "up\n" for line in process.stdout)
@@ -191,7 +191,8 @@ def test_a_full_disk_of_the_broker_ends_the_run_with_the_cause_and_the_next_run_
     finally:
         process.kill()
     assert process.returncode == 1, said
-    assert "the disk of the broker's data is full" in said and "Free some space" in said, said
+    # said at once, and what the run ends with: nobody waits for the stop timeout to commit to a broker that is given up
+    assert said.count("the disk of the broker's data is full") >= 2 and "Free some space" in said, said
     assert "is back" not in said, said
     looked = command("doctor", "--state-dir", state_dir)
     assert "Free some space" in looked.stdout

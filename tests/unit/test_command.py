@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import os
 import re
+import signal
+import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
 from ray_pipeline.__main__ import app
+from ray_pipeline.clock import FakeClock
+from ray_pipeline.cluster import runtime
 from ray_pipeline.command import running
 from ray_pipeline.config import Settings, flag_of, load_settings
+from ray_pipeline.errors import EnvironmentProblem, ProcessingError, RayPipelineError, StageFailedError
+from ray_pipeline.kafka.supervisor import BrokerSupervisor
 from ray_pipeline.knobs import knob_of
-from ray_pipeline.pipeline import Pipeline
+from ray_pipeline.pipeline import Pipeline, Status, Summary
+from ray_pipeline.state import RunInfo
 
 WITH_SETTINGS = (
     *("run", "broker", "generate", "process", "serve", "verify", "rate 5", "plan x", "pause", "resume", "scale 2"),
@@ -116,3 +129,288 @@ def test_times_are_counted_from_the_beginning_of_the_command(tmp_path: Path, mon
     monkeypatch.setattr(from_python, "_start", lambda: None)
     from_python.start()
     assert "imports" not in from_python.timings
+
+
+# -- the status line
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "said"),
+    [
+        (("generate",), {"behind_s": 12.34}, "running | target 500/s, delivered 480.5/s (12,345) | behind by 12.3 s"),
+        (("generate",), {"behind_s": 0.9}, "running | target 500/s, delivered 480.5/s (12,345)"),
+        (
+            ("generate",),
+            {"behind_s": 99.0, "state": "backfilling", "event_reached_ms": 0},
+            "backfilling | target 500/s, delivered 480.5/s (12,345) | event time 1970-01-01T00:00:00.000Z",
+        ),
+        (("process",), {"behind_s": 12.34}, "running | windows 3, lag 1,000, batch 250 ms"),
+    ],
+)
+def test_the_status_line_says_how_far_the_generator_is_behind(
+    monkeypatch: pytest.MonkeyPatch, stages: tuple[str, ...], changes: dict[str, Any], said: str
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(running, "say", lines.append)
+    monkeypatch.setattr(running, "_STATUS_EVERY_S", 0.0)
+    status = Status("running", 500.0, 480.5, 12_345, 3, 1_000, 0.0, None, 250, None, 0)
+    running._StatusLine(stages)(replace(status, **changes))
+    assert lines == [said]
+
+
+# -- signals
+
+
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[running.StopSignal, FakeClock]]:
+    """A signal's handler that is installed, and its clock; the forced end raises SystemExit."""
+
+    def forced(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", forced)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    clock = FakeClock()
+    stop = running.StopSignal(clock=clock)
+    stop.install()
+    yield stop, clock
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_that_came_to_the_whole_group_and_is_passed_on_too_is_one(
+    stop: tuple[running.StopSignal, FakeClock], capsys: pytest.CaptureFixture[str]
+) -> None:
+    signals, clock = stop
+    signals.started()
+    signal.raise_signal(signal.SIGTERM)
+    assert signals.event.is_set()
+    clock.advance(0.9)
+    signal.raise_signal(signal.SIGTERM)
+    assert capsys.readouterr().out.count("SIGTERM: stopping in order (again: at once)") == 1
+    clock.advance(0.2)
+    with pytest.raises(SystemExit, match="130"):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_another_signal_is_a_second_one_however_soon_it_comes(stop: tuple[running.StopSignal, FakeClock]) -> None:
+    stop[0].started()
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="130"):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_start_is_interrupted_once_by_a_signal_that_comes_twice(stop: tuple[running.StopSignal, FakeClock]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)  # what ends the start is not interrupted
+
+
+def test_signals_stay_the_commands_while_ray_is_started(
+    stop: tuple[running.StopSignal, FakeClock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+
+    def popen(_command: str, **options: Any) -> None:
+        started.append(options)
+
+    services = SimpleNamespace(ConsolePopen=popen)
+
+    def init(**_: Any) -> None:
+        services.ConsolePopen("raylet", stdin=None)
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+
+    ray = SimpleNamespace(
+        init=init,
+        is_initialized=lambda: False,
+        available_resources=lambda: {"CPU": 100},
+        _private=SimpleNamespace(services=services),
+    )
+    monkeypatch.setattr(runtime, "ray", ray)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    runtime.RayRuntime(load_settings()).start()
+    # what is sent to the whole group of the command is not for Ray, which ends after the pipeline
+    assert started == [{"stdin": None, "process_group": 0}] and services.ConsolePopen is popen
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop[0].event.is_set()
+
+
+# -- how a run ends
+
+
+class Part:
+    """A stage of a pipeline that is up."""
+
+    handle = None
+    restarts = 0
+    stop_asked = False
+    status: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+    def __init__(self, check: Callable[[], None] = lambda: None, stopped: Exception | None = None) -> None:
+        self.check = check
+        self.asked: list[str] = []
+        self._stopped = stopped
+
+    def call(self, method: str, *_: Any, **__: Any) -> None:
+        self.asked.append(method)
+        if self._stopped is not None:
+            raise self._stopped
+
+    def stop(self) -> None:
+        self.call("stop")
+
+    def stop_watching(self) -> None:
+        """Nobody watches."""
+
+    def kill(self) -> None:
+        self.asked.append("kill")
+
+
+class DeadBroker:
+    """Starts, and has ended since; its disk is full."""
+
+    pid = None
+    log_file = Path("broker.log")
+    bootstrap_servers = "127.0.0.1:1"
+
+    def __init__(self, full: str) -> None:
+        self.full_disk = lambda: full
+
+    def start(self) -> None:
+        """It starts, and ends at once."""
+
+    def stop(self, _deadline_s: float = 0.0) -> None:
+        """It has ended."""
+
+    kill = stop
+
+
+def given_up(broker: Any, on_event: Callable[[str], None]) -> BrokerSupervisor:
+    supervisor = BrokerSupervisor(broker, on_event, FakeClock())
+    supervisor.start()
+    supervisor._thread.join(10)
+    return supervisor
+
+
+def started(monkeypatch: pytest.MonkeyPatch, start: Callable[[Pipeline], None]) -> None:
+    monkeypatch.setattr(Pipeline, "_start", start)
+    monkeypatch.setattr(faulthandler, "enable", lambda: None)
+
+
+@pytest.mark.usefixtures("signals_left_alone")
+@pytest.mark.parametrize(
+    ("full", "cause"),
+    [
+        (
+            "the disk of the broker's data is full (0 MiB free)",
+            "the broker died: the disk of the broker's data is full",
+        ),
+        ("", "the broker died too often and is given up"),
+    ],
+)
+def test_a_broker_that_is_given_up_is_what_the_run_ends_with_and_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, full: str, cause: str
+) -> None:
+    spark = Part(stopped=ProcessingError("windows could not be published: timed out", "Check the broker"))
+
+    def start(pipeline: Pipeline) -> None:
+        pipeline._broker = given_up(DeadBroker(full), pipeline._tell)
+        pipeline._processing = spark
+
+    started(monkeypatch, start)
+    done = call("run", "--state-dir", str(tmp_path))
+    assert done.exit_code == StageFailedError.exit_code
+    assert done.stderr.startswith(f"Error: {cause}") and "published" not in done.output
+    assert cause in done.stdout  # at once, while the rest still ends
+    assert spark.asked == ["kill"]
+
+
+@pytest.mark.usefixtures("signals_left_alone")
+def test_what_goes_wrong_while_a_run_that_failed_is_stopped_is_said_and_does_not_hide_the_cause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def failed() -> None:
+        raise StageFailedError("the API server failed: no memory")
+
+    def start(pipeline: Pipeline) -> None:
+        pipeline._serving = Part(failed)
+        pipeline._processing = Part(stopped=ProcessingError("windows could not be published: timed out"))
+
+    started(monkeypatch, start)
+    done = call("run", "--state-dir", str(tmp_path))
+    assert done.exit_code == StageFailedError.exit_code
+    assert done.stderr == "Error: the API server failed: no memory\n"
+    assert "while stopping: windows could not be published: timed out" in done.stdout
+
+
+@pytest.mark.usefixtures("signals_left_alone")
+def test_what_goes_wrong_after_a_start_that_failed_does_not_hide_the_cause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def start(pipeline: Pipeline) -> None:
+        pipeline._ray = Part(stopped=ProcessingError("Ray does not end"))
+        raise EnvironmentProblem("port 8000 cannot be used")
+
+    started(monkeypatch, start)
+    done = call("run", "--state-dir", str(tmp_path))
+    assert (done.exit_code, done.stderr) == (EnvironmentProblem.exit_code, "Error: port 8000 cannot be used\n")
+    assert "while stopping: Ray does not end" in done.stdout
+
+
+@pytest.mark.usefixtures("signals_left_alone")
+@pytest.mark.parametrize(("begun", "count"), [(False, 0), (True, None)])
+def test_a_run_that_is_stopped_while_it_starts_writes_its_summary(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begun: bool, count: int | None
+) -> None:
+    def start(pipeline: Pipeline) -> None:
+        pipeline._may_have_sent = begun
+        raise KeyboardInterrupt
+
+    started(monkeypatch, start)
+    file = tmp_path / "summary.json"
+    done = call("run", "--ratings", "50", "--state-dir", str(tmp_path), "--summary-json", str(file))
+    assert done.exit_code == 0 and "stopped while starting" in done.stdout
+    found = json.loads(file.read_text())
+    assert list(found) == [field.name for field in fields(Summary)] and found["requested"] == 50
+    assert {found[name] for name in ("delivered", "counted", "late_dropped", "rejected", "windows")} == {count}
+    assert found["first_window_s"] is None and found["duration_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("running_stages", "stages", "refused"),
+    [
+        (("generate",), ("generate",), "a pipeline runs"),
+        (("process",), ("process",), "a Spark job runs"),
+        (("process",), ("generate", "process"), "a Spark job runs"),
+        (("broker", "generate", "process"), ("process",), "a Spark job runs"),
+        (("generate",), ("process",), None),
+        (("process",), ("generate",), None),
+    ],
+)
+def test_a_stage_that_runs_in_the_state_directory_is_not_started_twice(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    running_stages: tuple[str, ...],
+    stages: tuple[str, ...],
+    refused: str | None,
+) -> None:
+    class Allowed(RayPipelineError):
+        """It came to the checks that follow."""
+
+    def checks(*_: Any) -> None:
+        raise Allowed("allowed")
+
+    monkeypatch.setattr("ray_pipeline.doctor.require", checks)
+    (tmp_path / "runs").mkdir()
+    parent = psutil.Process(os.getppid())
+    other = RunInfo(parent.pid, parent.create_time(), "nowhere:1", running_stages)
+    (tmp_path / "runs" / f"{parent.pid}.json").write_text(json.dumps(asdict(other)))
+    pipeline = Pipeline(load_settings(state_dir=tmp_path), stages=stages)
+    if refused is None:
+        with pytest.raises(Allowed):
+            pipeline.start()
+    else:
+        said = f"{refused} in the state directory .* already .process {parent.pid}.* another --state-dir"
+        with pytest.raises(EnvironmentProblem, match=said):
+            pipeline.start()
