@@ -33,6 +33,7 @@ from ray_pipeline.presets import load_preset
 from ray_pipeline.rates.language import parse_plan, tidy
 from ray_pipeline.scenario import parse_attack, parse_drift
 from ray_pipeline.spans import parse_clock_skew, parse_silent
+from spark_compat.paths import hadoop_uri
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -582,7 +583,7 @@ class Settings(BaseSettings):
     @property
     def checkpoint_uri(self) -> str:
         """Where Spark keeps its checkpoint, as a Hadoop URI."""
-        return self.checkpoint or (self.state_dir.absolute() / "checkpoint").as_uri()
+        return self.checkpoint or hadoop_uri(self.state_dir / "checkpoint")
 
     @property
     def archive_checkpoint_uri(self) -> str:

@@ -22,6 +22,7 @@ from ray_pipeline.state import active_run, active_runs, require_writable
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars, spark_connector_jars
 from spark_compat.jvm import export_java, find_java
+from spark_compat.paths import local_path
 from spark_compat.versions import SCALA, check_versions
 
 __all__ = ["Finding", "examine", "require"]
@@ -289,10 +290,10 @@ def _checkpoint(settings: Settings) -> Iterable[Finding]:
     from ray_pipeline.windows.marker import marker_of, mismatch, way_to_clear
 
     uri = settings.checkpoint_uri
-    if not uri.startswith("file:"):
+    path = local_path(uri)
+    if path is None:
         yield Finding("checkpoint", "ok", f"{uri}; compared when Spark is up")
         return
-    path = uri.removeprefix("file://")
     text = marker_of(path)
     different = None if text is None else mismatch(settings, text)
     if text is None:
