@@ -351,7 +351,9 @@ class Settings(BaseSettings):
     fair_scheduler_file: Path | None = Field(None, description="fairscheduler.xml in place of the shipped one")
 
     # -- Ray and Spark
-    ray_address: str | None = Field(None, description="Ray cluster to join; default: RAY_ADDRESS, else a local Ray")
+    ray_address: str | None = Field(
+        None, description="Ray cluster to join; local = a Ray of its own; default: RAY_ADDRESS, else local"
+    )
     executors: int = Field(1, ge=1, le=10_000, description="Spark executors")
     executor_cores: int = Field(2, ge=1, le=1_024, description="cores of a Spark executor")
     executor_memory: str = Field("1g", pattern=r"^\d+[kmgtKMGT]$", description="memory of a Spark executor")

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import psutil
 
-from ray_pipeline.cluster.head import require_head
+from ray_pipeline.cluster.head import named_cluster, require_head
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StateMismatchError
@@ -65,7 +65,7 @@ def require(settings: Settings, stages: tuple[str, ...]) -> None:
         load_catalogue(settings)
     if "serve" in stages:
         _or_fail(_ports(settings), EnvironmentProblem)
-    if (address := _named_cluster(settings)) and stages != ("serve",):  # which runs in this process
+    if (address := named_cluster(settings.ray_address)) and stages != ("serve",):  # which runs in this process
         require_head(address)
     if settings.bootstrap_servers:
         check_broker(settings.bootstrap_servers)
@@ -176,14 +176,8 @@ def _memory(_: Settings) -> Iterable[Finding]:
     )
 
 
-def _named_cluster(settings: Settings) -> str | None:
-    """Address of the Ray cluster that a start would join; None where it would make one."""
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
-    return None if address == "local" else address
-
-
 def _cpus(settings: Settings) -> Iterable[Finding]:
-    address = _named_cluster(settings)
+    address = named_cluster(settings.ray_address)
     if address:
         present_token()
     from ray_pipeline.cluster.runtime import RayRuntime, cpu_budget

@@ -13,6 +13,7 @@ import pytest
 
 from ray_pipeline import doctor
 from ray_pipeline.cluster import directory, head, runtime
+from ray_pipeline.command.sparkjob import ray_address
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.doctor import Finding, examine
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
@@ -83,6 +84,45 @@ def test_the_cpus_of_a_named_cluster_are_asked_for(
     assert "3.5 CPUs" in finding.detail
     (finding,) = found(load_settings(ray_address="local", state_dir=tmp_path), "cpus")
     assert "this machine" in finding.detail and len(joined) == 1  # a start makes that one: there is none to ask
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "joined"),
+    [
+        (None, None, None),
+        (None, "", None),
+        (None, "local", None),
+        ("local", None, None),
+        ("local", "10.0.0.1:6379", None),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "local", "auto"),
+    ],
+)
+def test_doctor_and_start_agree_on_which_cluster_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, environment: str | None, joined: str | None
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # which a start sets, where nobody has
+    inits: list[str] = []
+    free = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda *, address, **_: inits.append(address),
+        available_resources=lambda: {"CPU": 64.0},
+        shutdown=lambda: None,
+    )
+    for module in (runtime, directory):
+        monkeypatch.setattr(module, "ray", free)
+    monkeypatch.setattr(runtime, "require_head", lambda _: None)
+    settings = load_settings(ray_address=given, state_dir=tmp_path)
+    start = runtime.RayRuntime(settings)
+    start.start()
+    assert (start.local, inits) == (joined is None, [joined or "local"])
+    (finding,) = found(settings, "cpus")
+    assert (f"the Ray cluster at {joined}" if joined else "this machine") in finding.detail
+    assert inits[1:] == ([joined] if joined else [])
+    assert ray_address(settings) == (given if given == joined else None)
 
 
 @pytest.mark.parametrize(
