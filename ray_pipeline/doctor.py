@@ -57,6 +57,8 @@ def require(settings: Settings, stages: tuple[str, ...]) -> None:
     """
     if "process" in stages or settings.bootstrap_servers is None:
         export_java_or_fail()
+    if settings.bootstrap_servers is None or ("process" in stages and settings.checkpoint is None):
+        _or_fail(_disk(settings), EnvironmentProblem)  # it takes what broker and job write
     if "process" in stages:
         _versions_or_fail()
         _or_fail(_checkpoint(settings), StateMismatchError)
@@ -147,7 +149,16 @@ def _state_directory(settings: Settings) -> Iterable[Finding]:
 
 
 def _disk(settings: Settings) -> Iterable[Finding]:
-    free = shutil.disk_usage(settings.state_dir).free
+    # it need not be there yet: its disk is that of what it will be in
+    folder = settings.state_dir.absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the disk of the state directory {settings.state_dir} cannot be looked at ({error.strerror})",
+            "Name another with --state-dir",
+        ) from None
     level = "problem" if free < _NO_DISK_BYTES else "warning" if free < _LEAST_DISK_BYTES else "ok"
     yield Finding(
         "disk",
@@ -212,23 +223,25 @@ def _ports(settings: Settings) -> Iterable[Finding]:
                 "Choose another with --ui-port, or 0",
             )
     for name, host, port in wanted:
-        if port == 0:
-            yield Finding("ports", "ok", f"{name}: any free one")
-            continue
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                yield Finding(
-                    "ports",
-                    "problem",
-                    f"port {port} on {host} cannot be used ({error.strerror})",
-                    f"Choose another with --{name}-port, or 0",
-                )
-                continue
-        yield Finding("ports", "ok", f"{name}: {port} is free")
+        yield _port(name, host, port)
+
+
+def _port(name: str, host: str, port: int) -> Finding:
+    if port == 0:
+        return Finding("ports", "ok", f"{name}: any free one")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Finding(
+                "ports",
+                "problem",
+                f"port {port} on {host} cannot be used ({error.strerror})",
+                f"Choose another with --{name}-port, or 0",
+            )
+    return Finding("ports", "ok", f"{name}: {port} is free")
 
 
 def _scheduler(settings: Settings) -> Iterable[Finding]:
@@ -264,6 +277,7 @@ def _broker(settings: Settings) -> Iterable[Finding]:
     bootstrap = settings.bootstrap_servers or (run.bootstrap if run else None)
     if bootstrap is None:
         yield Finding("broker", "ok", "an embedded one is started")
+        yield _port("broker", "127.0.0.1", settings.broker_port)
         return
     check_broker(bootstrap, starting=settings.bootstrap_servers is None)
     there = partitions_of(bootstrap, [settings.ratings_topic]).get(settings.ratings_topic)
