@@ -252,7 +252,7 @@ class Settings(BaseSettings):
         "", description="shards whose clock is wrong, such as 1:-30s,2:500ms (partition:by how much)"
     )
     silent: str = Field(
-        "", description="partitions that fall silent and catch up, such as 2:every=600s,for=120s;3:every=1h,for=5m"
+        "", description="partitions that fall silent and catch up, such as '2:every=600s,for=120s; 3:every=1h,for=5m'"
     )
 
     # -- how people and movies behave
