@@ -11,7 +11,7 @@ from ray_pipeline.errors import EnvironmentProblem
 from ray_pipeline.kafka import broker
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from spark_compat.conf import spark_conf
-from spark_compat.paths import hadoop_uri, local_path
+from spark_compat.paths import hadoop_uri, local_path, plain_uri
 
 ODD = "a b é/50%20 off #1: [x]"
 
@@ -25,6 +25,18 @@ def test_an_address_is_the_path_as_it_stands_and_leads_back_to_it(folder: str) -
 
 def test_other_file_systems_have_no_local_path() -> None:
     assert local_path("hdfs://namenode:8020/x") is None and local_path("/data/x") is None
+
+
+def test_a_reader_that_quotes_is_given_a_link(tmp_path: Path) -> None:
+    (tmp_path / ODD).mkdir(parents=True)
+    (tmp_path / ODD / "there").touch()
+    with plain_uri(hadoop_uri(tmp_path / ODD)) as address:
+        path = local_path(address)
+        assert path is not None and path.as_uri() == address and (path / "there").is_file()
+    assert not path.exists() and (tmp_path / ODD / "there").is_file()
+    for as_it_is in (hadoop_uri(tmp_path), "hdfs://namenode:8020/a b"):
+        with plain_uri(as_it_is) as address:
+            assert address == as_it_is
 
 
 def test_the_checkpoint_and_the_pools_are_where_the_folder_is(tmp_path: Path) -> None:
