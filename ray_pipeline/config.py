@@ -33,6 +33,7 @@ from ray_pipeline.presets import load_preset
 from ray_pipeline.rates.language import parse_plan, tidy
 from ray_pipeline.scenario import parse_attack, parse_drift
 from ray_pipeline.spans import parse_clock_skew, parse_silent
+from spark_compat.paths import hadoop_uri
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -252,7 +253,7 @@ class Settings(BaseSettings):
         "", description="shards whose clock is wrong, such as 1:-30s,2:500ms (partition:by how much)"
     )
     silent: str = Field(
-        "", description="partitions that fall silent and catch up, such as 2:every=600s,for=120s;3:every=1h,for=5m"
+        "", description="partitions that fall silent and catch up, such as '2:every=600s,for=120s; 3:every=1h,for=5m'"
     )
 
     # -- how people and movies behave
@@ -351,7 +352,9 @@ class Settings(BaseSettings):
     fair_scheduler_file: Path | None = Field(None, description="fairscheduler.xml in place of the shipped one")
 
     # -- Ray and Spark
-    ray_address: str | None = Field(None, description="Ray cluster to join; default: RAY_ADDRESS, else a local Ray")
+    ray_address: str | None = Field(
+        None, description="Ray cluster to join; local = a Ray of its own; default: RAY_ADDRESS, else local"
+    )
     executors: int = Field(1, ge=1, le=10_000, description="Spark executors")
     executor_cores: int = Field(2, ge=1, le=1_024, description="cores of a Spark executor")
     executor_memory: str = Field("1g", pattern=r"^\d+[kmgtKMGT]$", description="memory of a Spark executor")
@@ -583,7 +586,7 @@ class Settings(BaseSettings):
     @property
     def checkpoint_uri(self) -> str:
         """Where Spark keeps its checkpoint, as a Hadoop URI."""
-        return self.checkpoint or (self.state_dir.absolute() / "checkpoint").as_uri()
+        return self.checkpoint or hadoop_uri(self.state_dir / "checkpoint")
 
     @property
     def archive_checkpoint_uri(self) -> str:
@@ -749,8 +752,8 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
     Raises:
         ConfigurationError: a value is out of range, a key or the preset is unknown, or the file cannot be read.
     """
-    if file is not None and not file.is_file():
-        raise ConfigurationError(f"settings file {file} does not exist", "Name an existing TOML file")
+    if file is not None:
+        _require_file(file)
     known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
@@ -763,6 +766,23 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
         raise _explain(error) from None
     except ValueError as error:  # malformed TOML
         raise ConfigurationError(f"settings file {file}: {error}", "Correct the TOML") from None
+
+
+def _require_file(file: Path) -> None:
+    """Refuse a settings file that is none, or that this user may not read.
+
+    Raises:
+        ConfigurationError: it is so.
+    """
+    try:
+        if not file.is_file():
+            raise ConfigurationError(f"settings file {file} does not exist", "Name an existing TOML file")
+        file.open("rb").close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"settings file {file} cannot be read ({error.strerror})",
+            "Give this user the right to read it, or name another with --config",
+        ) from None
 
 
 @functools.cache

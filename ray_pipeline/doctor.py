@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import psutil
 
-from ray_pipeline.cluster.head import require_head
+from ray_pipeline.cluster.head import named_cluster, require_head
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StateMismatchError
@@ -22,6 +22,7 @@ from ray_pipeline.state import active_run, active_runs, require_writable
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars, spark_connector_jars
 from spark_compat.jvm import export_java, find_java
+from spark_compat.paths import local_path
 from spark_compat.versions import SCALA, check_versions
 
 __all__ = ["Finding", "examine", "require"]
@@ -56,6 +57,8 @@ def require(settings: Settings, stages: tuple[str, ...]) -> None:
     """
     if "process" in stages or settings.bootstrap_servers is None:
         export_java_or_fail()
+    if settings.bootstrap_servers is None or ("process" in stages and settings.checkpoint is None):
+        _or_fail(_disk(settings), EnvironmentProblem)  # it takes what broker and job write
     if "process" in stages:
         _versions_or_fail()
         _or_fail(_checkpoint(settings), StateMismatchError)
@@ -64,7 +67,7 @@ def require(settings: Settings, stages: tuple[str, ...]) -> None:
         load_catalogue(settings)
     if "serve" in stages:
         _or_fail(_ports(settings), EnvironmentProblem)
-    if (address := _named_cluster(settings)) and stages != ("serve",):  # which runs in this process
+    if (address := named_cluster(settings.ray_address)) and stages != ("serve",):  # which runs in this process
         require_head(address)
     if settings.bootstrap_servers:
         check_broker(settings.bootstrap_servers)
@@ -146,7 +149,16 @@ def _state_directory(settings: Settings) -> Iterable[Finding]:
 
 
 def _disk(settings: Settings) -> Iterable[Finding]:
-    free = shutil.disk_usage(settings.state_dir).free
+    # it need not be there yet: its disk is that of what it will be in
+    folder = settings.state_dir.absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the disk of the state directory {settings.state_dir} cannot be looked at ({error.strerror})",
+            "Name another with --state-dir",
+        ) from None
     level = "problem" if free < _NO_DISK_BYTES else "warning" if free < _LEAST_DISK_BYTES else "ok"
     yield Finding(
         "disk",
@@ -175,14 +187,8 @@ def _memory(_: Settings) -> Iterable[Finding]:
     )
 
 
-def _named_cluster(settings: Settings) -> str | None:
-    """Address of the Ray cluster that a start would join; None where it would make one."""
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
-    return None if address == "local" else address
-
-
 def _cpus(settings: Settings) -> Iterable[Finding]:
-    address = _named_cluster(settings)
+    address = named_cluster(settings.ray_address)
     if address:
         present_token()
     from ray_pipeline.cluster.runtime import RayRuntime, cpu_budget
@@ -217,23 +223,25 @@ def _ports(settings: Settings) -> Iterable[Finding]:
                 "Choose another with --ui-port, or 0",
             )
     for name, host, port in wanted:
-        if port == 0:
-            yield Finding("ports", "ok", f"{name}: any free one")
-            continue
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                yield Finding(
-                    "ports",
-                    "problem",
-                    f"port {port} on {host} cannot be used ({error.strerror})",
-                    f"Choose another with --{name}-port, or 0",
-                )
-                continue
-        yield Finding("ports", "ok", f"{name}: {port} is free")
+        yield _port(name, host, port)
+
+
+def _port(name: str, host: str, port: int) -> Finding:
+    if port == 0:
+        return Finding("ports", "ok", f"{name}: any free one")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Finding(
+                "ports",
+                "problem",
+                f"port {port} on {host} cannot be used ({error.strerror})",
+                f"Choose another with --{name}-port, or 0",
+            )
+    return Finding("ports", "ok", f"{name}: {port} is free")
 
 
 def _scheduler(settings: Settings) -> Iterable[Finding]:
@@ -269,6 +277,7 @@ def _broker(settings: Settings) -> Iterable[Finding]:
     bootstrap = settings.bootstrap_servers or (run.bootstrap if run else None)
     if bootstrap is None:
         yield Finding("broker", "ok", "an embedded one is started")
+        yield _port("broker", "127.0.0.1", settings.broker_port)
         return
     check_broker(bootstrap, starting=settings.bootstrap_servers is None)
     there = partitions_of(bootstrap, [settings.ratings_topic]).get(settings.ratings_topic)
@@ -289,10 +298,10 @@ def _checkpoint(settings: Settings) -> Iterable[Finding]:
     from ray_pipeline.windows.marker import marker_of, mismatch, way_to_clear
 
     uri = settings.checkpoint_uri
-    if not uri.startswith("file:"):
+    path = local_path(uri)
+    if path is None:
         yield Finding("checkpoint", "ok", f"{uri}; compared when Spark is up")
         return
-    path = uri.removeprefix("file://")
     text = marker_of(path)
     different = None if text is None else mismatch(settings, text)
     if text is None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ray_pipeline import doctor
 from ray_pipeline.clock import SystemClock
+from ray_pipeline.cluster.head import named_cluster
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.errors import (
@@ -400,7 +401,7 @@ class Pipeline:
                 )
         doctor.require(settings, self.stages)
         self._timings["checks"] = round(self._elapsed() - self._before_s, 2)
-        if settings.ray_address or "RAY_ADDRESS" in os.environ:
+        if named_cluster(settings.ray_address):
             present_token()
         from ray_pipeline.cluster.runtime import RayRuntime
 

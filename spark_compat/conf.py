@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from spark_compat.paths import hadoop_uri
 from spark_compat.usage import MEMORY_CONF
 
 __all__ = ["spark_conf"]
@@ -32,7 +33,7 @@ def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_parti
         # where executors find the packages of a Python function, also when they were not installed but sent along with a Ray job
         "spark.executorEnv.PYTHONPATH": str(Path(__file__).parents[1]),
         "spark.scheduler.mode": "FAIR",
-        "spark.scheduler.allocation.file": fair_scheduler_file.absolute().as_uri(),
+        "spark.scheduler.allocation.file": hadoop_uri(fair_scheduler_file),
         "spark.sql.shuffle.partitions": str(shuffle_partitions),
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.arrow.pyspark.enabled": "true",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util import list_named_actors
 
-from ray_pipeline.cluster.head import unanswered
+from ray_pipeline.cluster.head import named_cluster, unanswered
 from ray_pipeline.cluster.membership import Owner, place_of
 from ray_pipeline.cluster.runtime import join
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StageFailedError
@@ -38,7 +37,7 @@ def joined_cluster(address: str | None) -> Iterator[None]:
     Raises:
         EnvironmentProblem: there is none, or it cannot be joined.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = named_cluster(address)
     if address is None:
         raise EnvironmentProblem(
             problem="no Ray cluster is known: no pipeline runs in the state directory",

@@ -1,14 +1,21 @@
-"""Whether anybody is at a Ray cluster's address. Ray itself tries for two minutes to join one that is not there."""
+"""Which Ray cluster is meant, and whether anybody is at its address. Ray itself tries for two minutes to join one that is not there."""
 
 from __future__ import annotations
 
+import os
 import socket
 
 from ray_pipeline.errors import EnvironmentProblem
 
-__all__ = ["require_head", "unanswered"]
+__all__ = ["named_cluster", "require_head", "unanswered"]
 
 _CONNECT_S = 3.0
+
+
+def named_cluster(address: str | None) -> str | None:
+    """The Ray cluster to join: the one that is given, else RAY_ADDRESS; None where neither names one, as ``local`` does not."""
+    named = address or os.environ.get("RAY_ADDRESS")
+    return None if named in ("", "local") else named
 
 
 def require_head(address: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import ray as _untyped_ray
 
 from ray_pipeline.cluster.fleet import ACTOR_CPUS
-from ray_pipeline.cluster.head import require_head
+from ray_pipeline.cluster.head import named_cluster, require_head
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import EnvironmentProblem
 
@@ -139,7 +139,8 @@ class RayRuntime:
     ) -> None:
         self._settings = settings
         self._budget = cpu_budget(settings, stages)
-        self.local = settings.ray_address is None and "RAY_ADDRESS" not in os.environ
+        self._address = named_cluster(settings.ray_address)
+        self.local = self._address is None
 
     def start(self) -> None:
         """Join or start Ray.
@@ -149,7 +150,7 @@ class RayRuntime:
         """
         if ray.is_initialized():
             self.local = False
-        elif self.local:
+        elif self._address is None:
             # Ray would have its workers step back behind all else, and so the Spark driver behind its own executors
             os.environ.setdefault("RAY_worker_niceness", "0")
             with _signals_kept():
@@ -162,7 +163,7 @@ class RayRuntime:
                     log_to_driver=False,
                 )
         else:
-            join(self._settings.ray_address or os.environ["RAY_ADDRESS"], logging.WARNING)
+            join(self._address, logging.WARNING)
         self.check_capacity()
 
     def _room_to_scale(self) -> float:

@@ -162,7 +162,8 @@ def with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., N
     def decorate(command: Callable[..., Any]) -> Callable[..., None]:
         parameters = inspect.signature(command, eval_str=True).parameters.values()
         own = [_as_written(p) for p in parameters if p.name != "settings"]
-        config = Annotated[Path | None, typer.Option("--config", help="settings file, TOML")]
+        meaning = f"settings file, TOML; the environment may hold any setting too, as {ENVIRONMENT_PREFIX}NAME"
+        config = Annotated[Path | None, typer.Option("--config", help=meaning)]
         file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config)
         options = [_option(name) for name in fields]
 
@@ -243,7 +244,7 @@ def _option(name: str) -> inspect.Parameter:
         metavar=_metavar(knob),
         show_default=False,
         show_envvar=False,
-        rich_help_panel=f"Settings (also {ENVIRONMENT_PREFIX}NAME, or a file)",
+        rich_help_panel=knob.group,  # a table each, no wider than its own names
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, info])
 
@@ -264,5 +265,5 @@ def _as_written(parameter: inspect.Parameter) -> inspect.Parameter:
 
 def _metavar(knob: Knob) -> str | None:
     if knob.kind == "choice":
-        return "|".join(map(str, knob.choices))
+        return "|\n".join(map(str, knob.choices))  # one below the other: the widest takes its room from the names
     return {"whole": "INTEGER", "number": "NUMBER", "path": "PATH", "flag": None}.get(knob.kind, "TEXT")

@@ -27,6 +27,7 @@ from ray_pipeline.kafka.read import follow
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
 from ray_pipeline.kafka.topics import ensure_topics, partitions_of
 from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status
+from ray_pipeline.serving.reach import told
 from ray_pipeline.sinks.writing import write_ratings
 from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
 from ray_pipeline.windows.spec import iso_ms, window_specs
@@ -134,7 +135,7 @@ def serve(settings: Settings) -> None:
     stop.started()
     try:
         for name, url in stage.urls().items():
-            say(f"{name}: {url}")
+            say(f"{name}: {told(url, getattr(settings, f'{name}_host'))}")
         say(f"control token: {settings.control_token}")
         stop.event.wait()
     finally:
@@ -294,7 +295,7 @@ def _announce(pipeline: Pipeline, stages: tuple[str, ...]) -> None:
     say("stages: " + ", ".join(f"{name} {seconds:g} s" for name, seconds in pipeline.timings.items()))
     names = {"ui": "dashboard", "api": "API"}
     for name, url in sorted(pipeline.urls.items(), reverse=True):
-        say(f"{names[name]}: {url}")
+        say(f"{names[name]}: {told(url, getattr(pipeline.settings, f'{name}_host'))}")
     say(f"Kafka: {pipeline.bootstrap_servers}")
     if "serve" in stages:
         say(f"control token: {pipeline.settings.control_token}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from ray_pipeline import doctor
+from ray_pipeline.cluster.head import named_cluster
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings
 from ray_pipeline.state import active_run, active_runs, broker_for_reading
@@ -58,7 +59,7 @@ def runs(settings: Settings) -> bool:
 
 def ray_address(settings: Settings) -> str | None:
     """The Ray cluster of the settings, else that of what runs in the state directory, a Spark job first; None = none is known."""
-    if settings.ray_address is not None:
-        return settings.ray_address
+    if settings.ray_address and (named := named_cluster(settings.ray_address)):
+        return named
     here = (active_run(settings.state_dir, "process"), *active_runs(settings.state_dir))
     return next((run.ray_address for run in here if run is not None and run.ray_address), None)

@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from ray_pipeline.errors import EnvironmentProblem, ProcessingError
 from spark_compat.errors import SparkCompatError
+from spark_compat.paths import hadoop_uri
 from spark_compat.session import SparkSessionOwner
 
 __all__ = ["Factoriser", "Residuals", "SparkAls"]
@@ -90,11 +91,11 @@ class SparkAls:
             except SparkCompatError as error:
                 raise EnvironmentProblem(error.problem, error.fix) from None
             stack.callback(owner.stop)
-            spark.sparkContext.setCheckpointDir((folder / "checkpoint").as_uri())
+            spark.sparkContext.setCheckpointDir(hadoop_uri(folder / "checkpoint"))
             _write(residuals, folder / "residuals.parquet")
             stack.enter_context(_Progress(spark, tell))
             try:
-                model = self._als(rank, seed).fit(spark.read.parquet((folder / "residuals.parquet").as_uri()))
+                model = self._als(rank, seed).fit(spark.read.parquet(hadoop_uri(folder / "residuals.parquet")))
                 return (
                     _factors(model.userFactors, residuals.users, rank),
                     _factors(model.itemFactors, residuals.movies, rank),

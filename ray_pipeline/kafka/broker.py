@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -173,6 +174,11 @@ class EmbeddedBroker:
     # -- inside
 
     def _take_folder(self) -> None:
+        if "," in str(self._folder):
+            raise EnvironmentProblem(
+                problem=f"the path of the state directory {self._folder.parent} has a comma, where Kafka ends one folder's name",
+                fix="Name another with --state-dir",
+            )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +237,7 @@ class EmbeddedBroker:
                 port=self._port,
                 advertised_port=self._advertised_port or self._port,
                 controller_port=_any_free_port("127.0.0.1", besides=self._port),
-                data=self._folder / "data",
+                data=_property(str(self._folder / "data")),
             )
         )
         return path
@@ -301,6 +307,11 @@ class EmbeddedBroker:
 
     def _log_tail(self) -> str:
         return self._log_file.read_text(errors="replace")[-600:].strip() or "its log is empty"
+
+
+def _property(text: str) -> str:
+    """A value for a file of Java properties, which are read as Latin-1: what is escaped there is what JSON escapes, in the same way."""
+    return json.dumps(text)[1:-1]
 
 
 def _locked(file: IO[str]) -> bool:

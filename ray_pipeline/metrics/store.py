@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +65,7 @@ class MetricsStore:
         self._latency = LatencyMeter()
         self._verdicts = Verdicts()
         self._oracle: dict[str, Any] = {}
-        self._rejects: deque[dict[str, Any]] = deque(maxlen=_REJECTS_KEPT)
+        self._rejects: dict[tuple[int, int], dict[str, Any]] = {}
         self._scores: dict[str, dict[str, Any]] = {}
         self._disagreeing_since_ms: int | None = None
         self._last_window_ms: int | None = None
@@ -187,7 +186,10 @@ class MetricsStore:
     def reject(self, record: dict[str, Any]) -> None:
         """A record of topic ``ratings.rejected``."""
         with self._lock:
-            self._rejects.append(record)
+            # by where it is: a micro-batch that is worked out again names the same ones again
+            self._rejects[int(record["partition"]), int(record["offset"])] = record
+            while len(self._rejects) > _REJECTS_KEPT:
+                del self._rejects[next(iter(self._rejects))]
             self.version += 1
 
     def posted(self, record: dict[str, Any], now_ms: int) -> None:
@@ -378,7 +380,7 @@ class MetricsStore:
     def rejects(self) -> list[dict[str, Any]]:
         """The last records that were no valid rating, newest first."""
         with self._lock:
-            return list(reversed(self._rejects))
+            return list(reversed(self._rejects.values()))
 
     def scores(self) -> dict[str, Any]:
         """``models``: each model's score, the best first; ``records``, ``rejected``: what came in over all.

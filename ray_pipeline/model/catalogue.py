@@ -110,7 +110,7 @@ def load_catalogue(settings: Settings) -> Catalogue:
     """The catalogue that the settings name.
 
     Raises:
-        CatalogueError: the file is missing, or a row is malformed; names the line.
+        CatalogueError: the file is missing or cannot be read, or a row is malformed; names the line.
         ConfigurationError: the model file is missing or damaged, or drift or an attack of the settings names a movie or a genre
             that there is not.
     """
@@ -156,9 +156,15 @@ def _builtin_genres(count: int) -> tuple[tuple[str, ...], ...]:
 
 
 def _from_file(path: Path) -> Catalogue:
-    if not path.is_file():
-        raise CatalogueError(problem=f"catalogue {path} does not exist", fix="Name an existing movies.csv")
-    content = path.read_bytes()
+    try:
+        if not path.is_file():
+            raise CatalogueError(problem=f"catalogue {path} does not exist", fix="Name an existing movies.csv")
+        content = path.read_bytes()
+    except OSError as error:
+        raise CatalogueError(
+            problem=f"catalogue {path} cannot be read ({error.strerror})",
+            fix="Give this user the right to read it, or name another with --catalog",
+        ) from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

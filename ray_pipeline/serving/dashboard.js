@@ -50,3 +50,10 @@ document.addEventListener("click", (event) => {
   window.getSelection().selectAllChildren(text);
   navigator.clipboard?.writeText(text.textContent).then(() => (button.textContent = "Copied"));
 });
+// an API that listens at every address is at the one that this page was asked for
+for (const kind of ["pointerdown", "click"]) {
+  document.addEventListener(kind, (event) => {
+    const link = event.target.closest("[data-rp-everywhere]");
+    if (link) link.hostname = location.hostname;
+  });
+}

@@ -22,6 +22,7 @@ from ray_pipeline.serving.control import Control
 from ray_pipeline.serving.explanations import Explanations
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate, Refused, is_loopback
+from ray_pipeline.serving.reach import is_everywhere
 from ray_pipeline.serving.workload.panel import Workload, build_workload
 
 __all__ = ["Page", "make_dashboard"]
@@ -364,12 +365,7 @@ def _build(
             actors = gr.HTML(first[7], elem_id="rp-actors")
     scores = gr.HTML(first[10], elem_id="rp-scores")
     build_workload(workload)
-    gr.HTML(
-        f'<p class="rp-foot"><a href="{api_url}/docs" target="_blank">HTTP API</a> · '
-        f'<a href="{api_url}/metrics" target="_blank">Prometheus</a> · '
-        f'<a href="{api_url}/metrics/history?format=csv" target="_blank">history as CSV</a> · '
-        f'<a href="{api_url}/predictions/scores" target="_blank">scores</a></p>'
-    )
+    gr.HTML(views.links(api_url, is_everywhere(settings.api_host)))
     outputs = [
         head,
         numbers,

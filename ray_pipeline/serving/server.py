@@ -27,6 +27,7 @@ from ray_pipeline.serving.feed import Feed
 from ray_pipeline.serving.gate import ControlGate
 from ray_pipeline.serving.outside import OutsideQueue
 from ray_pipeline.serving.predictions import PredictionQueue
+from ray_pipeline.serving.reach import url_of
 from ray_pipeline.windows.spec import window_specs
 
 __all__ = ["ServingStage"]
@@ -123,7 +124,7 @@ class ServingStage:
         self._state = "running"
 
     def urls(self) -> dict[str, str]:
-        """Where ``api`` and ``ui`` are."""
+        """Where ``api`` and ``ui`` are, on this machine."""
         return dict(self._urls)
 
     def status(self) -> dict[str, Any]:
@@ -159,8 +160,7 @@ class ServingStage:
             if not server.thread.is_alive() or time.monotonic() > deadline:
                 raise EnvironmentProblem(problem=f"the server of the {name} did not start", fix="See its log")
             time.sleep(0.02)
-        shown = f"[{host}]" if ":" in host else host
-        self._urls[name] = f"http://{shown}:{bound.getsockname()[1]}"
+        self._urls[name] = url_of(host, bound.getsockname()[1])
 
 
 def _bind(host: str, port: int, flag: str) -> socket.socket:

@@ -21,6 +21,7 @@ __all__ = [
     "header",
     "histogram",
     "history",
+    "links",
     "movies",
     "pieces",
     "plan_curve",
@@ -35,6 +36,12 @@ _PIECES = {
     "spike": " + spike(peak=800, rise=20s, hold=20s, fall=40s)",
     "wave": " + sine(mean=100, amplitude=100, period=2m)",
     "then ramp": " for 1m then ramp(100..400, 3m) then 400",
+}
+_LINKS = {
+    "HTTP API": "/docs",
+    "Prometheus": "/metrics",
+    "history as CSV": "/metrics/history?format=csv",
+    "scores": "/predictions/scores",
 }
 _NOTHING = '<p class="rp-none">no data yet</p>'
 
@@ -131,6 +138,18 @@ def pieces() -> str:
         for name, text in _PIECES.items()
     )
     return f'<p class="rp-pieces">drag into the plan, or click: {found}</p>'
+
+
+def links(api_url: str, everywhere: bool) -> str:
+    """Links to the API.
+
+    Args:
+        api_url: where it is, seen from this machine.
+        everywhere: whether it listens at every address: the page's script then puts the one in that the page was asked for.
+    """
+    mark = " data-rp-everywhere" if everywhere else ""
+    found = (f'<a href="{api_url}{path}" target="_blank"{mark}>{name}</a>' for name, path in _LINKS.items())
+    return f'<p class="rp-foot">{" · ".join(found)}</p>'
 
 
 def histogram(window: dict[str, Any] | None) -> pd.DataFrame:

@@ -35,9 +35,9 @@ def marker_for(settings: Settings) -> dict[str, Any]:
     }
 
 
-def marker_of(checkpoint: str) -> str | None:
+def marker_of(checkpoint: Path) -> str | None:
     """The marker's text in a checkpoint on a local path; None when there is none."""
-    path = Path(checkpoint) / MARKER
+    path = checkpoint / MARKER
     return path.read_text() if path.is_file() else None
 
 

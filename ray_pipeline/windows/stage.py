@@ -46,6 +46,7 @@ from spark_compat.conf import spark_conf
 from spark_compat.errors import SparkCompatError
 from spark_compat.hadoop import list_names, read_text, write_text
 from spark_compat.jars import spark_avro_jars, spark_connector_jars
+from spark_compat.paths import plain_uri
 from spark_compat.progress import BatchProgress, read_progress
 from spark_compat.session import SparkSessionOwner
 from spark_compat.usage import executor_usage, pool_of_jobs, scheduler_pools
@@ -474,16 +475,16 @@ class WindowStage:
         names = [*(f"a{i}" for i in range(5)), "max_offset", "max_rejected", "max_event_ms"]
         shape = "struct<" + ",".join(f"{name}:bigint" for name in names) + ">"
         assert spark.streams.active is not None  # asking makes the coordinator that the state's reader reports to
-        state = spark.read.format("statestore").load(checkpoint)
-        rows = state.select(
-            F.col("key.pane_ms").alias("pane_ms"), F.col("key.id").alias("id"), F.col("value").cast(shape).alias("v")
-        ).select("pane_ms", "id", "v.*")
         value = newest_of_key(self._bootstrap, self._settings.job_topic, "job", 60.0)
         last = json.loads(value) if value else None
         if last is not None:
             self._spark_rebuilds = max(self._spark_rebuilds, int(last.get("spark_rebuilds", 0)))
         try:
-            groups = to_groups(rows.toArrow())
+            with plain_uri(checkpoint) as address:
+                state = spark.read.format("statestore").load(address)
+                key, held = F.col("key"), F.col("value").cast(shape).alias("v")
+                rows = state.select(key["pane_ms"].alias("pane_ms"), key["id"].alias("id"), held)
+                groups = to_groups(rows.select("pane_ms", "id", "v.*").toArrow())
         except Py4JJavaError as error:
             reason = state_problem(str(error))
             if reason is None:

@@ -22,6 +22,7 @@ from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_user_map
 from ray_pipeline.state import broker_for_reading
 from ray_pipeline.truth.replay import build_models
+from spark_compat.paths import hadoop_uri
 from tests.conftest import Running, clean_environment, command, python, wait_for
 
 pytestmark = pytest.mark.timeout(400)
@@ -31,7 +32,10 @@ START_MS = 1_700_000_000_000
 
 @pytest.fixture(scope="module")
 def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bounded")
+    """With a name that Java, Spark and Kafka each read in a way of their own."""
+    folder = tmp_path_factory.mktemp("bounded") / "a b é"
+    folder.mkdir()
+    return folder
 
 
 def test_a_bounded_run_delivers_exactly_what_was_asked_and_counts_it(state_dir: Path) -> None:
@@ -39,7 +43,7 @@ def test_a_bounded_run_delivers_exactly_what_was_asked_and_counts_it(state_dir: 
     done = command(
         "run",
         *("--ratings", "5000", "--rate", "2500", "--no-ui", "--api-port", "0", "--start-time", str(START_MS)),
-        *("--backfill", "3000", "--archive", (state_dir / "archive").as_uri()),
+        *("--backfill", "3000", "--archive", hadoop_uri(state_dir / "archive")),
         *("--state-dir", state_dir, "--summary-json", summary),
         timeout_s=200,
     )
@@ -92,7 +96,7 @@ def test_reading_commands_start_the_broker_of_a_run_that_has_ended(state_dir: Pa
     report = command("batch", "--json", "--state-dir", state_dir)
     assert report.returncode == 0, report.stderr
     assert json.loads(report.stdout)["total"] == 5000
-    archive = ("--from-archive", "--archive", (state_dir / "archive").as_uri())
+    archive = ("--from-archive", "--archive", hadoop_uri(state_dir / "archive"))
     archived = command("batch", "--json", *archive, "--state-dir", state_dir)
     assert archived.returncode == 0, archived.stderr
     same = ("histogram", "top_movies", "genres", "total")
@@ -138,7 +142,7 @@ def test_another_configuration_on_the_same_state_is_refused(state_dir: Path) -> 
     assert done.returncode == 2 and "another configuration" in done.stderr and "reset" in done.stderr, done.stderr
     done = command("run", "--tumbling", "30", *flags, timeout_s=200)
     assert done.returncode == 2 and "tumbling_s was 60, is 30" in done.stderr, done.stderr
-    other = ("--checkpoint", (state_dir / "other").as_uri())
+    other = ("--checkpoint", hadoop_uri(state_dir / "other"))
     done = command("run", "--partitions", "5", *other, *flags, timeout_s=200)
     assert done.returncode == 2 and "has 4 partitions, the settings say 5" in done.stderr, done.stderr
     findings = json.loads(command("doctor", "--json", "--tumbling", "30", "--state-dir", state_dir).stdout)
@@ -147,6 +151,7 @@ def test_another_configuration_on_the_same_state_is_refused(state_dir: Path) -> 
 
 def test_reset_clears_the_state_and_nothing_else(state_dir: Path) -> None:
     (state_dir / "mine.txt").write_text("not the pipeline's")
+    assert (state_dir / "checkpoint").is_dir() and list(state_dir.parent.iterdir()) == [state_dir]
     asked = command("reset", "--state-dir", state_dir)
     assert asked.returncode == 1 and (state_dir / "broker").exists()  # no answer is no
     assert command("reset", "--yes", "--state-dir", state_dir).returncode == 0

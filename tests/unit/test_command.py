@@ -37,8 +37,8 @@ WITH_SETTINGS = (
 )
 
 
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "500", "TERMINAL_WIDTH": "500"})
+def call(*arguments: str, columns: int = 500) -> Result:
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)})
 
 
 @pytest.mark.parametrize("name", WITH_SETTINGS)
@@ -53,6 +53,20 @@ def test_help_shows_the_default_of_each_setting_with_its_unit(name: str) -> None
             assert "[default: " in line, line
             if not isinstance(default, bool):
                 assert f"[default: {default} {knobs[flag].unit}".rstrip() in line, line
+
+
+@pytest.mark.parametrize("name", WITH_SETTINGS)
+def test_help_can_be_read_on_a_narrow_terminal(name: str) -> None:
+    """No option, choice or word of what they mean is cut."""
+    wide, narrow = (call(*name.split(), "--help", columns=columns).stdout for columns in (500, 80))
+    assert max(map(len, narrow.splitlines())) <= 80
+    shown = set(re.findall(r"--[a-z-]+[…]?", narrow))
+    assert "--config" in shown and shown == set(re.findall(r"--[a-z-]+", wide))
+    words = set(re.split(r"[\s│|;]+", narrow))
+    for setting in Settings.model_fields:
+        knob = knob_of(setting)
+        if flag_of(setting) in shown and knob.help in wide:
+            assert set(map(str, (*knob.choices, *re.split(r"[\s;]+", knob.help)))) <= words, setting
 
 
 def test_help_says_what_a_user_looks_for() -> None:

@@ -89,6 +89,23 @@ def test_unknown_keys_are_refused_in_file_and_environment(tmp_path: Path, monkey
         load_settings()
 
 
+def test_a_settings_file_that_may_not_be_read_is_named_with_a_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    file = tmp_path / "settings.toml"
+    file.write_text("rate = 7\n")
+    for method in ("open", "stat"):  # neither the file, nor the folder that it is in
+        with monkeypatch.context() as denied:
+            denied.setattr(Path, method, refuse)
+            with pytest.raises(ConfigurationError, match=r"settings\.toml cannot be read .*denied.*--config"):
+                load_settings(file)
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        load_settings(tmp_path)
+
+
 def test_every_setting_says_what_it_means_and_has_a_flag_of_its_own() -> None:
     assert all(field.description for field in Settings.model_fields.values())
     flags = [flag_of(name) for name in Settings.model_fields]

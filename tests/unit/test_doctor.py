@@ -13,9 +13,11 @@ import pytest
 
 from ray_pipeline import doctor
 from ray_pipeline.cluster import directory, head, runtime
+from ray_pipeline.command.sparkjob import ray_address
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.doctor import Finding, examine
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
+from ray_pipeline.state import RunInfo, remember_run
 from ray_pipeline.windows.marker import MARKER, marker_for
 from ray_pipeline.windows.stage import _why
 
@@ -60,6 +62,93 @@ def test_one_port_is_not_given_twice(tmp_path: Path) -> None:
         assert {f.level for f in found(load_settings(state_dir=tmp_path, **good), "ports")} == {"ok"}
 
 
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
+    """Addresses that somebody listens at."""
+    listening: set[tuple[str, int]] = set()
+
+    class Socket(contextlib.nullcontext[Any]):
+        def __init__(self, *_: object) -> None:
+            super().__init__(self)
+
+        def setsockopt(self, *_: object) -> None:
+            pass
+
+        def bind(self, address: tuple[str, int]) -> None:
+            if address in listening:
+                raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(doctor.socket, "socket", Socket)
+    return listening
+
+
+def test_a_port_in_use_is_a_problem_that_names_its_option(tmp_path: Path, taken: set[tuple[str, int]]) -> None:
+    settings = load_settings(state_dir=tmp_path, api_port=8100, ui_host="::1", ui_port=8101, broker_port=8102)
+    assert [f.level for f in found(settings, "ports")] == ["ok", "ok", "ok"]
+    taken |= {("127.0.0.1", 8100), ("::1", 8101), ("127.0.0.1", 8102)}
+    told = found(settings, "ports")
+    assert {f.level for f in told} == {"problem"}
+    assert [f.detail for f in told] == [
+        f"port {port} on {host} cannot be used (Address already in use)"
+        for host, port in (("127.0.0.1", 8100), ("::1", 8101), ("127.0.0.1", 8102))
+    ]
+    assert [f.fix.split()[3] for f in told] == ["--api-port,", "--ui-port,", "--broker-port,"]
+    with pytest.raises(EnvironmentProblem, match=r"port 8100 on 127\.0\.0\.1 cannot be used"):
+        doctor.require(settings, ("serve",))
+
+
+def test_the_port_of_a_broker_that_runs_or_is_somebody_elses_is_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: set[tuple[str, int]]
+) -> None:
+    monkeypatch.setattr(doctor, "check_broker", lambda *_, **__: None)
+    monkeypatch.setattr(doctor, "partitions_of", lambda *_: {})
+    taken.add(("127.0.0.1", 8102))
+    settings = load_settings(state_dir=tmp_path, api_port=0, ui_port=0, broker_port=8102)
+    assert "problem" in {f.level for f in found(settings, "ports")}
+    remember_run(tmp_path, RunInfo.of_this_process("127.0.0.1:8102", stages=("broker",)))
+    for there in (settings, settings.model_copy(update={"bootstrap_servers": "kafka:9092"})):
+        assert {f.level for f in found(there, "ports")} == {"ok"}
+
+
+@pytest.mark.parametrize(("free_mib", "level"), [(100, "problem"), (500, "warning"), (5000, "ok")])
+def test_a_disk_that_is_nearly_full_is_told_and_a_start_on_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_mib: int, level: str
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_mib << 20))
+    settings = load_settings(state_dir=tmp_path, api_port=0, ui_port=0)
+    assert found(settings, "disk")[0].level == level
+    if level != "problem":
+        doctor.require(settings, ("generate", "process"))
+        return
+    for stages in (("generate",), ("process",)):
+        with pytest.raises(EnvironmentProblem, match=r"0\.1 GiB free.*--state-dir"):
+            doctor.require(settings, stages)
+    # what is written elsewhere needs none of it
+    monkeypatch.setattr(doctor, "check_broker", lambda *_, **__: None)
+    elsewhere = {"bootstrap_servers": "kafka:9092", "checkpoint": "hdfs://namenode/checkpoint"}
+    doctor.require(settings.model_copy(update=elsewhere), ("generate", "process"))
+
+
+def test_a_state_directory_that_cannot_be_made_is_looked_at_all_the_same() -> None:
+    settings = load_settings(state_dir="/proc/nowhere/deep", api_port=0, ui_port=0)
+    assert found(settings, "state directory")[0].level == "problem"
+    assert "/proc/nowhere/deep" in found(settings, "disk")[0].detail
+
+
+@pytest.mark.parametrize(
+    "refused", [PermissionError(13, "Permission denied"), OSError(116, "Stale file handle")], ids=["denied", "stale"]
+)
+def test_a_disk_that_cannot_be_looked_at_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: OSError
+) -> None:
+    def refuse(_: object) -> None:
+        raise refused
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", refuse)
+    (finding,) = found(load_settings(state_dir=tmp_path, api_port=0, ui_port=0), "disk")
+    assert finding.level == "problem" and str(refused.strerror) in finding.detail and "--state-dir" in finding.fix
+
+
 @pytest.mark.parametrize(("free", "level"), [(0.5, "problem"), (64.0, "ok")])
 def test_the_cpus_of_a_named_cluster_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, level: str
@@ -83,6 +172,45 @@ def test_the_cpus_of_a_named_cluster_are_asked_for(
     assert "3.5 CPUs" in finding.detail
     (finding,) = found(load_settings(ray_address="local", state_dir=tmp_path), "cpus")
     assert "this machine" in finding.detail and len(joined) == 1  # a start makes that one: there is none to ask
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "joined"),
+    [
+        (None, None, None),
+        (None, "", None),
+        (None, "local", None),
+        ("local", None, None),
+        ("local", "10.0.0.1:6379", None),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "local", "auto"),
+    ],
+)
+def test_doctor_and_start_agree_on_which_cluster_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, environment: str | None, joined: str | None
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # which a start sets, where nobody has
+    inits: list[str] = []
+    free = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda *, address, **_: inits.append(address),
+        available_resources=lambda: {"CPU": 64.0},
+        shutdown=lambda: None,
+    )
+    for module in (runtime, directory):
+        monkeypatch.setattr(module, "ray", free)
+    monkeypatch.setattr(runtime, "require_head", lambda _: None)
+    settings = load_settings(ray_address=given, state_dir=tmp_path)
+    start = runtime.RayRuntime(settings)
+    start.start()
+    assert (start.local, inits) == (joined is None, [joined or "local"])
+    (finding,) = found(settings, "cpus")
+    assert (f"the Ray cluster at {joined}" if joined else "this machine") in finding.detail
+    assert inits[1:] == ([joined] if joined else [])
+    assert ray_address(settings) == (given if given == joined else None)
 
 
 @pytest.mark.parametrize(

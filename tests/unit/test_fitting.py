@@ -379,6 +379,16 @@ def test_damage_far_behind_the_first_block_is_named_too(tmp_path: Path) -> None:
         read_ratings(path, ColumnNames(), SILENT)
 
 
+def test_ratings_that_may_not_be_read_are_named_with_a_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "ratings.csv").touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RatingsFileError, match=r"ratings\.csv cannot be read .*denied.*another"):
+        read_ratings(tmp_path / "ratings.csv", ColumnNames(), SILENT)
+
+
 def test_what_is_no_file_of_ratings_is_said(tmp_path: Path) -> None:
     path = tmp_path / "ratings.parquet"
     with pytest.raises(RatingsFileError, match="does not exist"):

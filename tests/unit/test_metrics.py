@@ -267,3 +267,16 @@ def test_what_was_there_before_is_no_rate() -> None:
     store.progress("shard/0", {**shard_progress(1_000_010), "committed_ms": NOW + 1_000}, NOW + 1_000)
     found = store.generator(NOW + 1_000)
     assert found["delivered_rate"] < 20 and found["delivered_total"] == 1_000_010
+
+
+def test_what_was_rejected_is_listed_once_however_often_a_micro_batch_runs() -> None:
+    store = MetricsStore((TUMBLING, SLIDING))
+    batch = [{"partition": p, "offset": 7 + n, "reason": "why"} for n in range(3) for p in (0, 1)]
+    for record in (*batch, *batch):
+        store.reject(record)
+    assert store.rejects() == batch[::-1]
+    many = [{"partition": 2, "offset": n, "reason": "why"} for n in range(10_000)]
+    for record in many:
+        store.reject(record)
+    kept = store.rejects()
+    assert 0 < len(kept) < 1000 and kept == many[-len(kept) :][::-1]

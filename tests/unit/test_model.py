@@ -219,6 +219,19 @@ def test_a_malformed_catalogue_row_is_named_by_its_line(tmp_path, text: str, lin
     assert f"line {line}:" in str(caught.value)
 
 
+def test_a_catalogue_that_may_not_be_read_is_named_with_a_fix(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "movies.csv"
+    path.write_text(HEADER + "1,A,Drama\n")
+    monkeypatch.setattr(type(path), "read_bytes", refuse)
+    with pytest.raises(CatalogueError, match=r"movies\.csv cannot be read .*denied.*--catalog"):
+        load_catalogue(load_settings(catalog=path))
+    with pytest.raises(CatalogueError, match="does not exist"):
+        load_catalogue(load_settings(catalog=tmp_path))
+
+
 def test_a_catalogue_of_ones_own(tmp_path) -> None:
     path = tmp_path / "movies.csv"
     path.write_text(HEADER + '7,"Heat, The (1995)",Crime|Drama\n3,Plain (2000),(no genres listed)\n')

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import socket
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,7 @@ from ray_pipeline.serving.api import make_api
 from ray_pipeline.serving.gate import ControlGate, Refused
 from ray_pipeline.serving.outside import OutsideQueue
 from ray_pipeline.serving.predictions import QueueFull
+from ray_pipeline.serving.reach import told, url_of
 from ray_pipeline.truth.explain import explain
 from ray_pipeline.truth.replay import ShardReplay, build_models
 from ray_pipeline.truth.scoring import Prediction
@@ -618,6 +620,29 @@ def test_tiles_and_charts_show_the_stores_numbers() -> None:
     assert "A &amp; B" in html and ">29<" in html
 
 
+@pytest.mark.parametrize(
+    ("host", "url", "everywhere"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000", False),
+        ("localhost", "http://localhost:8000", False),
+        ("::1", "http://[::1]:8000", False),
+        ("10.0.0.7", "http://10.0.0.7:8000", False),
+        ("0.0.0.0", "http://127.0.0.1:8000", True),
+        ("::", "http://[::1]:8000", True),
+    ],
+)
+def test_a_url_leads_to_the_server_whatever_it_listens_at(host: str, url: str, everywhere: bool) -> None:
+    assert url_of(host, 8000) == url
+    assert told(url, host) == (f"{url} (from elsewhere: http://{socket.gethostname()}:8000)" if everywhere else url)
+
+
+def test_links_to_an_api_that_listens_everywhere_follow_the_page() -> None:
+    fixed, following = (views.links("http://127.0.0.1:8000", everywhere) for everywhere in (False, True))
+    assert fixed.count('<a href="http://127.0.0.1:8000/') == following.count('<a href="http://127.0.0.1:8000/') == 4
+    assert (fixed.count(" data-rp-everywhere"), following.count(" data-rp-everywhere")) == (0, 4)
+    assert "[data-rp-everywhere]" in Path(views.__file__).with_name("dashboard.js").read_text()
+
+
 def test_serve_alone_says_the_token_that_others_must_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = []
 
@@ -629,7 +654,7 @@ def test_serve_alone_says_the_token_that_others_must_bring(monkeypatch: pytest.M
             """Nothing is bound."""
 
         def urls(self) -> dict[str, str]:
-            return {"api": "http://0.0.0.0:8000"}
+            return {"api": "http://127.0.0.1:8000", "ui": "http://127.0.0.1:8501"}
 
         def stop(self) -> None:
             """Nothing runs."""
@@ -647,5 +672,8 @@ def test_serve_alone_says_the_token_that_others_must_bring(monkeypatch: pytest.M
     for flags, token in (([], None), (["--control-token", "chosen-by-me"], "chosen-by-me")):
         done = CliRunner().invoke(app, ["serve", "--bootstrap-servers", "nowhere:1", "--api-host", "0.0.0.0", *flags])
         assert done.exit_code == 0, done.output
+        # whoever is elsewhere cannot use the loopback's address, and only what listens everywhere is of use to him
+        assert f"api: http://127.0.0.1:8000 (from elsewhere: http://{socket.gethostname()}:8000)\n" in done.output
+        assert "ui: http://127.0.0.1:8501\n" in done.output
         assert f"control token: {tokens[-1]}" in done.output and len(tokens[-1] or "") >= 8
         assert token in (None, tokens[-1])
