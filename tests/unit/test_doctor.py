@@ -199,6 +199,7 @@ def test_doctor_and_start_agree_on_which_cluster_is_joined(
         init=lambda *, address, **_: inits.append(address),
         available_resources=lambda: {"CPU": 64.0},
         shutdown=lambda: None,
+        _private=SimpleNamespace(services=SimpleNamespace(ConsolePopen=object)),
     )
     for module in (runtime, directory):
         monkeypatch.setattr(module, "ray", free)
