@@ -48,9 +48,15 @@ def run() -> dict[str, Any]:
             if not step["held"]:
                 break
         counts = counted_to_the_last(info)
-    held = [step for step in steps if step["held"]]
+    held, used = [step for step in steps if step["held"]], steps[-1]["cores_used"]
     return {
         "highest_held_rate": held[-1]["rate"] if held else 0,
+        # at the last rate, which was not held as a rule
+        "bottleneck": {
+            "cores": psutil.cpu_count(),
+            "used": round(sum(used.values()), 2),
+            "most": max(used, key=used.get),
+        },
         "steps": steps,
         **counts,
     }
@@ -73,6 +79,7 @@ def _cpu_by_process(pid: int) -> dict[str, float]:
                     ("_WorkerActor", "generator"),
                     ("_ServingActor", "API"),
                     ("_ProcessingActor", "Spark driver, Python"),
+                    ("_VerificationActor", "oracle and scoreboard"),
                     ("DefaultWorker", "Spark executor and master"),
                     ("SparkSubmit", "Spark driver, JVM"),
                 )

@@ -189,9 +189,22 @@ def save(name: str, result: dict[str, Any]) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-    if "goals" in result:
-        table = Table("what", "goal", "found", "met", title=name)
-        for row in result["goals"]:
-            table.add_row(row["what"], row["goal"], f"{row['found']:,}", "yes" if row["met"] else "no")
-        Console().print(table)
+    for title, rows in result.items():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            Console().print(_table(name if title == "goals" else f"{name}: {title}", rows))
     print(f"written to {path}", flush=True)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """What is in every row, as a table; what is no single value is left to the JSON."""
+    names = [name for name, value in rows[0].items() if not isinstance(value, (dict, list))]
+    table = Table(*names, title=title)
+    for row in rows:
+        table.add_row(*(_shown(row[name]) for name in names))
+    return table
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)

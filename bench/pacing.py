@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.common import BIN, embedded_broker
+from bench.common import BIN, embedded_broker, goal
 from ray_pipeline.config import load_settings
 from ray_pipeline.delivery.interface import Epoch
 from ray_pipeline.generator.plan import RatePlan
@@ -22,6 +22,7 @@ PLAN_SPANS = 6
 RATES = (0.1, 1.0, 10.0, 1_000.0, 10_000.0, 50_000.0, 100_000.0)
 SETTLE_S, SPAN_S = 5.0, 10.0
 SPAN_RATINGS = 20
+MOST_OFF_PERCENT = 1.0
 
 
 def run() -> dict[str, Any]:
@@ -40,7 +41,8 @@ def run() -> dict[str, Any]:
                 off_percent = round(100 * (sent / expected - 1), 2)
                 spans.append({"plan": round(expected, 1), "delivered": round(sent, 1), "off_percent": off_percent})
                 print(spans[-1], flush=True)
-    return {"span_s": SPAN_S, "rows": rows, "plan": PLAN, "spans": spans}
+    goals = [goal(f"off {row['target']:,g}/s, %", abs(row["off_percent"]), most=MOST_OFF_PERCENT) for row in rows]
+    return {"span_s": SPAN_S, "goals": goals, "rows": rows, "plan": PLAN, "spans": spans}
 
 
 @contextmanager
