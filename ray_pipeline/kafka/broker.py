@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -35,6 +36,9 @@ _NO_SPACE = "No space left on device"
 _PREDECESSOR_S = 30.0
 """How long a broker whose run was killed may take to end: the kernel tells it to, and it ends in order."""
 _MOST_LOG_BYTES = 4 << 20
+_PORTS = range(20_000, 32_000)
+"""Where free ports are looked for: below those that Linux gives to connections, one of which may take a port that was free a moment
+ago, or that of a broker that was killed, before the broker listens there."""
 FREE_SPACE = "Free some space and start again: it goes on where it was, nothing is lost or repeated"
 
 _PROPERTIES = """\
@@ -356,9 +360,10 @@ def _free(host: str, port: int) -> bool:
 
 
 def _any_free_port(host: str, besides: int = 0) -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            port = int(probe.getsockname()[1])
-        if port != besides:
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if port != besides and _free(host, port):
             return port
+    raise EnvironmentProblem(
+        problem=f"no port of {_PORTS.start} to {_PORTS.stop - 1} is free on {host} for the broker",
+        fix="Name one with --broker-port",
+    )
