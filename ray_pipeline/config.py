@@ -753,7 +753,8 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
         ConfigurationError: a value is out of range, a key or the preset is unknown, or the file cannot be read.
     """
     if file is not None:
-        _require_file(file)
+        with ConfigurationError.reading(file, "settings file", "TOML file", "--config"):
+            file.open("rb").close()
     known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
@@ -766,23 +767,6 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
         raise _explain(error) from None
     except ValueError as error:  # malformed TOML
         raise ConfigurationError(f"settings file {file}: {error}", "Correct the TOML") from None
-
-
-def _require_file(file: Path) -> None:
-    """Refuse a settings file that is none, or that this user may not read.
-
-    Raises:
-        ConfigurationError: it is so.
-    """
-    try:
-        if not file.is_file():
-            raise ConfigurationError(f"settings file {file} does not exist", "Name an existing TOML file")
-        file.open("rb").close()
-    except OSError as error:
-        raise ConfigurationError(
-            f"settings file {file} cannot be read ({error.strerror})",
-            "Give this user the right to read it, or name another with --config",
-        ) from None
 
 
 @functools.cache

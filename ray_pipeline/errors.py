@@ -23,6 +23,10 @@ Errors carry fields, not only text, and survive pickling between Ray processes.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 __all__ = [
     "BrokerUnavailableError",
     "CatalogueError",
@@ -65,6 +69,27 @@ class ConfigurationError(RayPipelineError):
     """A setting is wrong."""
 
     exit_code = 2
+
+    @classmethod
+    @contextlib.contextmanager
+    def reading(cls, path: Path, what: str, wanted: str, flag: str = "") -> Iterator[None]:
+        """While a file that a setting names is read: this error where it is none, or cannot be read.
+
+        Args:
+            path: the file.
+            what: what it is, such as ``"settings file"``.
+            wanted: what kind of file to name.
+            flag: the option that names it, if it is one.
+        """
+        try:
+            if not path.is_file():
+                raise cls(f"{what} {path} does not exist", f"Name an existing {wanted}")
+            yield
+        except OSError as error:
+            another = f"name another with {flag}" if flag else "name another"
+            raise cls(
+                f"{what} {path} cannot be read ({error.strerror})", f"Give this user the right to read it, or {another}"
+            ) from None
 
 
 class CatalogueError(ConfigurationError):

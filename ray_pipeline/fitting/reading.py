@@ -78,15 +78,8 @@ def read_ratings(path: Path, names: ColumnNames, tell: Callable[[str], None]) ->
     Raises:
         RatingsFileError: the file is missing or cannot be read, a column is, or a row is malformed; names the line and the reason.
     """
-    try:
-        if not path.is_file():
-            raise RatingsFileError(f"ratings file {path} does not exist", "Name an existing CSV or Parquet file")
+    with RatingsFileError.reading(path, "ratings file", "CSV or Parquet file"):
         path.open("rb").close()
-    except OSError as error:
-        raise RatingsFileError(
-            f"ratings file {path} cannot be read ({error.strerror})",
-            "Give this user the right to read it, or name another",
-        ) from None
     pieces: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint8]]] = []
     rows = told = 0
     for piece in _parquet(path, names) if _is_parquet(path) else _csv(path, names):

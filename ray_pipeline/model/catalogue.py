@@ -156,15 +156,8 @@ def _builtin_genres(count: int) -> tuple[tuple[str, ...], ...]:
 
 
 def _from_file(path: Path) -> Catalogue:
-    try:
-        if not path.is_file():
-            raise CatalogueError(problem=f"catalogue {path} does not exist", fix="Name an existing movies.csv")
+    with CatalogueError.reading(path, "catalogue", "movies.csv", "--catalog"):
         content = path.read_bytes()
-    except OSError as error:
-        raise CatalogueError(
-            problem=f"catalogue {path} cannot be read ({error.strerror})",
-            fix="Give this user the right to read it, or name another with --catalog",
-        ) from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
