@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (the first time takes some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m spark_compat.jars
+	$(BIN)/python -m spark_compat
 	@touch $@
 
 run: install      ## Start the whole pipeline: make run ARGS="--rate 500 --duration 60"

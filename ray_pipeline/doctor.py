@@ -19,6 +19,7 @@ from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.topics import partitions_of
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.state import active_run, active_runs, require_writable
+from spark_compat.classes import broker_classes, spark_classes
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars, spark_connector_jars
 from spark_compat.jvm import export_java, find_java
@@ -89,6 +90,7 @@ def examine(settings: Settings) -> list[Finding]:
         ("java", lambda _: [Finding("java", "ok", export_java_or_fail())]),
         ("versions", lambda _: [Finding("versions", "ok", _versions_or_fail())]),
         ("jars", lambda _: [Finding("jars", "ok", _jars())]),
+        ("classes", lambda _: [_classes()]),
         ("state directory", _state_directory),
         ("disk", _disk),
         ("memory", _memory),
@@ -132,6 +134,19 @@ def _versions_or_fail() -> str:
 
 def _jars() -> str:
     return f"{len(kafka_broker_jars())} of the broker, {len(spark_connector_jars())} of Spark's Kafka source"
+
+
+def _classes() -> Finding:
+    java = find_java()
+    missing = [classes.name for classes in (broker_classes(java), spark_classes(java)) if not classes.is_made()]
+    if missing:
+        return Finding(
+            "classes",
+            "warning",
+            f"not archived for this Java and these jars: {', '.join(missing)}; starts take some 7 s more",
+            "Make them, once: python -m spark_compat",
+        )
+    return Finding("classes", "ok", "what the JVMs load is archived")
 
 
 def _state_directory(settings: Settings) -> Iterable[Finding]:

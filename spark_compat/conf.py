@@ -8,8 +8,14 @@ from pathlib import Path
 from spark_compat.paths import hadoop_uri
 from spark_compat.usage import MEMORY_CONF
 
-__all__ = ["spark_conf"]
+__all__ = ["JAVA_OPTIONS", "spark_conf"]
 
+JAVA_OPTIONS = (
+    "spark.driver.extraJavaOptions",
+    "spark.executor.extraJavaOptions",
+    "spark.ray.raydp_app_master.extraJavaOptions",
+)
+"""Settings with the options of the JVMs: the driver's, the executors', and those of RayDP's masters."""
 
 _CHECKPOINTING = "org.apache.spark.sql.execution.streaming.checkpointing"
 _QUICK_START = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"

@@ -1,6 +1,6 @@
 """Java archives from Maven, resolved once and remembered, so that later starts need no network.
 
-``python -m spark_compat.jars`` resolves all of them.
+``python -m spark_compat`` resolves all of them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import platformdirs
@@ -78,25 +77,3 @@ def _resolve(endpoint: str) -> list[Path]:
     fresh.write_text(json.dumps([str(jar) for jar in jars]))
     fresh.replace(manifest)  # whole or not at all: two processes may resolve at the same time
     return jars
-
-
-def _main() -> int:
-    for name, resolve in (
-        ("Kafka broker", kafka_broker_jars),
-        ("Spark's Kafka source", spark_connector_jars),
-        ("Spark's Avro", spark_avro_jars),
-        ("Kafka tools", kafka_tools_jars),
-        ("HDFS for tests", minidfs_jars),
-    ):
-        try:
-            jars = resolve()
-        except SparkCompatError as error:
-            sys.stderr.write(f"{error}\n")
-            return 1
-        sys.stdout.write(f"{name}: {len(jars)} archives\n")
-        sys.stdout.flush()
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(_main())

@@ -9,8 +9,10 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
+from spark_compat.classes import spark_classes
+from spark_compat.conf import JAVA_OPTIONS
 from spark_compat.errors import SparkCompatError
-from spark_compat.jvm import export_java, find_java
+from spark_compat.jvm import Java, export_java, find_java
 
 __all__ = ["SparkSessionOwner"]
 
@@ -64,11 +66,12 @@ class SparkSessionOwner:
         Raises:
             SparkCompatError: Java is missing, or the Ray cluster has too few CPUs.
         """
-        export_java(find_java())
+        java = find_java()
+        export_java(java)
         # what executors run Python functions with
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         if self._master is None:
-            self._session = self._on_ray()
+            self._session = self._on_ray(java)
         else:
             self._session = self._alone()
         return self._session
@@ -116,7 +119,7 @@ class SparkSessionOwner:
             if active is not None:
                 active.stop()
 
-    def _on_ray(self) -> Any:
+    def _on_ray(self, java: Java) -> Any:
         import ray
         import raydp
 
@@ -128,13 +131,15 @@ class SparkSessionOwner:
                 f"need {needed}",
                 "Lower executors or executor_cores, add nodes, or stop other jobs",
             )
+        options = " ".join(spark_classes(java).options())
+        conf = self._conf | {key: f"{self._conf.get(key, '')} {options}".strip() for key in JAVA_OPTIONS}
         return raydp.init_spark(
             self._app_name,
             self._executors,
             self._executor_cores,
             self._executor_memory,
             fault_tolerant_mode=False,  # it is about Ray datasets, which are not used here
-            configs=self._conf,
+            configs=conf,
         )
 
     def _alone(self) -> Any:

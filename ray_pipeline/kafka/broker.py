@@ -21,6 +21,7 @@ from confluent_kafka import KafkaException
 
 from ray_pipeline.errors import EnvironmentProblem
 from ray_pipeline.kafka.client import make_admin
+from spark_compat.classes import broker_classes
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars
 from spark_compat.jvm import find_java
@@ -137,7 +138,7 @@ class EmbeddedBroker:
         if self.pid is not None:
             return
         try:
-            java = find_java().executable
+            java = find_java()
             classpath = os.pathsep.join(str(jar) for jar in kafka_broker_jars())
         except SparkCompatError as error:
             raise EnvironmentProblem(problem=error.problem, fix=error.fix) from error
@@ -145,7 +146,8 @@ class EmbeddedBroker:
         try:
             self._choose_port()
             properties = self._write_properties()
-            command = [str(java), f"-Xmx{self._heap_mib}m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+            command = [str(java.executable), *broker_classes(java).options()]
+            command += [f"-Xmx{self._heap_mib}m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
             command += [f"-Dorg.slf4j.simpleLogger.defaultLogLevel={'warn'}", "-cp", classpath]
             if not (self._folder / "data" / "meta.properties").is_file():
                 self._format(command, properties)

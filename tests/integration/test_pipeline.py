@@ -7,8 +7,9 @@ import os
 import re
 import signal
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -78,6 +79,14 @@ def test_it_starts_says_what_it_does_and_becomes_healthy(pipeline: Running, api:
     for line in ("starting the Kafka broker", "starting Spark on Ray", "stages: ", "dashboard: http", "API: http"):
         assert line in pipeline.text
     wait_for("a status line", lambda: re.search(r"target 200/s, delivered [\d.,]+/s .* lag", pipeline.text))
+
+
+def test_its_jvms_have_their_classes_from_an_archive(pipeline: Running) -> None:
+    """``make install`` made one for the broker and one for the four of Spark; a start would take some seconds more without."""
+    jvms = [process for process in descendants(pipeline) if process.name() == "java"]
+    mapped = [{Path(area.path).name.rpartition("-")[0] for area in jvm.memory_maps()} for jvm in jvms]
+    found = Counter(name for names in mapped for name in names if name.startswith("classes-"))
+    assert found == {"classes-kafka": 1, "classes-spark": 4} and len(jvms) == 5
 
 
 def test_summary_history_top_movies_and_genres_have_data(api: Api) -> None:

@@ -31,6 +31,7 @@ def nothing_is_started(monkeypatch: pytest.MonkeyPatch, nothing_is_started: None
     """Looking for Java and its archives starts processes."""
     monkeypatch.setattr(doctor, "export_java_or_fail", lambda: "version 17")
     monkeypatch.setattr(doctor, "_jars", lambda: "")
+    monkeypatch.setattr(doctor, "_classes", lambda: Finding("classes", "ok", ""))
 
 
 @pytest.mark.parametrize(
