@@ -16,9 +16,11 @@ install: $(STAMP) ## Install into .venv and resolve the Java archives
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is missing: install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "installing into $(VENV) (the first time takes some minutes)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "making the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing packages into $(VENV) (the first time takes some minutes)"
+	@quiet=; [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "getting Java archives (the first time from Maven)"
 	$(BIN)/python -m spark_compat
 	@touch $@
 

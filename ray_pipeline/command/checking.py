@@ -131,6 +131,7 @@ def _print_report(report: dict[str, Any]) -> None:
     typer.echo(
         f"Windows: {windows['checked']:,} checked, {windows['wrong']:,} wrong, {windows['pending']:,} pending, "
         f"{windows['late_dropped']:,} ratings dropped as late"
+        + (f", {windows['other_definition']:,} of an unknown definition" if windows["other_definition"] else "")
         + (f" ({windows['reason']})" if windows["reason"] else "")
     )
     for finding in report["findings"]:

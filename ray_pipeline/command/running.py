@@ -19,6 +19,7 @@ import typer
 
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, SINK, VERIFIER, with_settings
+from ray_pipeline.command.terminal import take_terminal
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
 from ray_pipeline.kafka.broker import EmbeddedBroker
@@ -55,11 +56,13 @@ class StopSignal:
         self._to_stderr = to_stderr
         self._clock = clock or SystemClock()
         self._first: tuple[int, int] | None = None
+        self._give_terminal_back: Callable[[], None] = lambda: None
 
     def install(self) -> None:
-        """Take the signals."""
+        """Take the signals; from a terminal they come to this command alone."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        self._give_terminal_back = take_terminal()
 
     def _on_signal(self, number: int, _frame: object) -> None:
         now_ms = self._clock.now_ms()
@@ -67,6 +70,7 @@ class StopSignal:
             before, at_ms = self._first
             if number == before and now_ms - at_ms < _ONE_SIGNAL_MS:
                 return
+            self._give_terminal_back()
             os._exit(_FORCED_EXIT)
         self._first = number, now_ms
         say(f"{signal.Signals(number).name}: stopping in order (again: at once)", self._to_stderr)

@@ -26,6 +26,7 @@ from ray_pipeline.chaos.victims import ProcessTree
 from ray_pipeline.clock import SystemClock
 from ray_pipeline.command.options import STATE, TOPICS, with_settings
 from ray_pipeline.command.running import say
+from ray_pipeline.command.terminal import take_terminal
 from ray_pipeline.config import Settings, flag_of
 from ray_pipeline.errors import ConfigurationError, RayPipelineError
 from ray_pipeline.state import RunInfo, active_run, broker_for_reading
@@ -146,6 +147,7 @@ def _on_signals() -> threading.Event:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    take_terminal()
     return stop
 
 

@@ -18,6 +18,8 @@ __all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "no_a
 _log = logging.getLogger("ray_pipeline.kafka.librdkafka")
 
 _REFUSED_S = 1.5
+_ANSWER_S = 8.0
+_STARTING_S = 15.0
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 _NO_LEADER_YET = (
@@ -109,25 +111,25 @@ def watermark_offsets(consumer: Consumer, topic: str, partition: int, timeout_s:
             return low, high
 
 
-def check_broker(bootstrap: str, timeout_s: float = 15.0, *, starting: bool = False) -> None:
+def check_broker(bootstrap: str, timeout_s: float | None = None, *, starting: bool = False) -> None:
     """Make sure that a broker answers.
 
     Args:
         bootstrap: brokers, HOST:PORT[,…].
-        timeout_s: how long one may take, seconds.
+        timeout_s: how long one may take, seconds; None = 8, so that a command ends within 15, or 15 for one that is starting.
         starting: whether it may be on its way up, as one that a pipeline of this machine starts again. Otherwise nobody need be
             waited for where this machine itself says, for 1.5 s, that nobody listens there.
 
     Raises:
         BrokerUnavailableError: none does.
     """
-    deadline = time.monotonic() + _REFUSED_S
+    began, most_s = time.monotonic(), timeout_s or (_STARTING_S if starting else _ANSWER_S)
     while not starting and _refused_here(bootstrap):
-        if time.monotonic() > deadline:
+        if time.monotonic() > began + _REFUSED_S:
             raise no_answer(bootstrap, "connection refused")
         time.sleep(0.1)
     try:
-        make_admin(bootstrap).list_topics(timeout=timeout_s)
+        make_admin(bootstrap).list_topics(timeout=max(1.0, began + most_s - time.monotonic()))
     except KafkaException as error:
         raise no_answer(bootstrap, error.args[0].str()) from None
 

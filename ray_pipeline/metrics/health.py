@@ -31,6 +31,7 @@ class Evidence:
         now_ms: the time.
         oracle: record ``oracle``; empty before the first.
         windows: the verdicts on all windows.
+        scores: how the scoreboard stands; empty before it has said so.
     """
 
     kafka_connected: bool
@@ -42,6 +43,7 @@ class Evidence:
     now_ms: int
     oracle: dict[str, Any]
     windows: Tally
+    scores: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ def assess(evidence: Evidence) -> Health:
         elif job.get("reason") and job.get("state") != "failed":
             degraded.append(f"the Spark job has trouble: {job['reason']}")
         degraded.extend(_oracle(evidence, now_ms))
+        if evidence.scores.get("state") == "failed":
+            degraded.append(
+                f"learners are not scored: the scoreboard failed: {evidence.scores.get('reason') or 'no reason given'}"
+            )
     if generator and generator.get("state") not in ("stopped", "failed"):
         age_ms = now_ms - int(generator["updated_ms"])
         if age_ms > _STALE_MS:

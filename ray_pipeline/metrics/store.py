@@ -223,6 +223,7 @@ class MetricsStore:
                     now_ms,
                     self._oracle,
                     self._verdicts.tally(now_ms),
+                    self._scores.get("", {}),
                 )
             )
 

@@ -62,7 +62,7 @@ def published_windows(settings: Settings, record: Any) -> Settings:
             raise ValueError(msg)
     except ValueError as error:
         raise RecordError(
-            problem=f"record windows of the progress topic is not what a job writes: {error}",
+            problem=f"it does not say what windows a job makes: {error}",
             fix="Write the true one again: the job does when it starts",
         ) from error
     return settings.model_copy(update={**said, "start_time_ms": None})  # the job has said how far ahead times may be
@@ -83,14 +83,16 @@ class Oracle:
 
     Args:
         settings: one's own; events, movies and windows are taken from what the run published.
-        from_ms: windows that end here or before are settled already.
+        settled_ms: by window type, up to which end its windows are settled already, epoch milliseconds.
         outside: the ratings from outside, kept up by the shell; None = there are none.
     """
 
-    def __init__(self, settings: Settings, from_ms: int = 0, outside: OutsideRatings | None = None) -> None:
+    def __init__(
+        self, settings: Settings, settled_ms: Mapping[str, int] | None = None, outside: OutsideRatings | None = None
+    ) -> None:
         self.settings = settings
         self._catalogue: Catalogue | None = None
-        self._from_ms = from_ms
+        self._settled_ms = settled_ms or {}
         self._run: dict[str, Any] | None = None
         self._records: ProgressRecords | None = None
         self._windows: dict[str, Any] | None = None
@@ -138,7 +140,10 @@ class Oracle:
         Raises:
             RecordError: it is none; it changes nothing.
         """
-        self._cuts.append(Cut.from_record(record, self._outside))
+        cut = Cut.from_record(record, self._outside)
+        if cut.windows is not None:
+            published_windows(self.settings, cut.windows)
+        self._cuts.append(cut)
 
     # -- records out
 
@@ -193,20 +198,20 @@ class Oracle:
         return known.next_index if known else 0
 
     def _advance(self, cut: Cut, now_ms: int) -> list[dict[str, Any]]:
-        engine, last = self._engine, self._last
-        if last is not None and cut.batch <= last.batch:
-            if cut.again(last):
-                return []
-            engine = None  # another query, from the beginning
-        if engine is None:
-            engine = self._begin()
+        engine, last, records = self._engine, self._last, []
+        if last is not None and cut.batch <= last.batch and cut.again(last):
+            return []
+        if engine is None or cut.anew(last):
+            before, engine = engine, self._new_engine(cut)
+            if before is not None:  # another query, from the beginning
+                records = self._left_by(before, engine, now_ms)
+            self._begin(engine)
         self._last, cut = cut, cut.in_records(self._replays)
         # more than was sent is not ours: it shows as a difference, and where from is another question
         reached = replace(cut, read={p: min(n, self._sent(p)) for p, n in cut.read.items()})
         self._replay([p for p, n in reached.read.items() if n])
         engine.advance(reached, self._replays)
         self._changed.update(engine.changed())
-        records = []
         for window, record in sorted(engine.close(), key=lambda closed: (closed[0][1], closed[0][0])):
             self._moved_ms[window] = engine.watermark.moved_ms
             self._final[window] = self._finished(window, {**record, "final": True, "final_ms": now_ms}, now_ms)
@@ -225,21 +230,29 @@ class Oracle:
             for partition, model in build_models(self.settings, self._catalogue, missing).items():
                 self._replays[partition] = ShardReplay(model, self._progress[partition], self.settings.guard_ms)
 
-    def _begin(self) -> ExpectedWindows:
+    def _new_engine(self, cut: Cut) -> ExpectedWindows:
+        """For the windows that the query of a cut makes, its first one."""
         assert self._catalogue is not None
-        settings = self.settings
-        self._engine = ExpectedWindows(
-            self._catalogue,
-            window_specs(settings),
-            round(settings.watermark_s * 1000),
-            settings.top_n,
-            self._from_ms,
-            self._outside,
+        settings = self.settings if cut.windows is None else published_windows(self.settings, cut.windows)
+        specs = window_specs(settings)
+        from_ms = min(self._settled_ms.get(spec.name, 0) for spec in specs)
+        return ExpectedWindows(
+            *(self._catalogue, specs, round(settings.watermark_s * 1000), settings.top_n, from_ms, self._outside)
         )
+
+    def _begin(self, engine: ExpectedWindows) -> None:
+        self._engine = engine
         self._final.clear()
         self._moved_ms.clear()
         self._changed.clear()
-        return self._engine
+
+    def _left_by(self, before: ExpectedWindows, engine: ExpectedWindows, now_ms: int) -> list[dict[str, Any]]:
+        """Windows of kinds that only the query before made: nothing comes to them any more, so they are final as they are."""
+        kept = {spec.name for spec in engine.specs}
+        left = [{**before.record(window), "final_ms": now_ms} for window in before.open]
+        left += [record for record in self._final.values() if record["unread"]]
+        whole = {"final": True, "unread": 0, "unread_partitions": {}, "cut": before.batch, "updated_ms": now_ms}
+        return [{**record, **whole} for record in left if record["window_type"] not in kept]
 
     def _open_ones(self, now_ms: int) -> list[dict[str, Any]]:
         """The open windows that changed."""

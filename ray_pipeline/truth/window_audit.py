@@ -13,12 +13,12 @@ from ray_pipeline.config import Settings
 from ray_pipeline.errors import RecordError
 from ray_pipeline.model.catalogue import Catalogue
 from ray_pipeline.truth.audit import Finding
-from ray_pipeline.truth.oracle import expected_key
+from ray_pipeline.truth.oracle import expected_key, published_windows
 from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.truth.replay import ShardReplay
 from ray_pipeline.truth.verdict import compare, diagnose
 from ray_pipeline.truth.windows import Cut, CutLog, ExpectedWindows
-from ray_pipeline.windows.spec import epoch_ms, iso_ms, window_specs
+from ray_pipeline.windows.spec import WindowSpec, epoch_ms, iso_ms, window_specs
 
 __all__ = ["WindowAudit", "WindowsVerdict"]
 
@@ -39,7 +39,8 @@ class WindowsVerdict:
         checked: windows that were compared.
         wrong: windows that are not as they must be, and records that are no window's.
         late_dropped: ratings of tumbling windows that came too late, as computed here.
-        pending: open windows that the job changed while the topics were read.
+        pending: open windows that the job changed while the topics were read, or last before it was killed.
+        other_definition: records of windows that an earlier query may have made which has not said what its windows are.
         findings: the first of what is wrong.
     """
 
@@ -47,6 +48,7 @@ class WindowsVerdict:
     wrong: int = 0
     late_dropped: int = 0
     pending: int = 0
+    other_definition: int = 0
     findings: list[Finding] = field(default_factory=list)
 
     def note(self, detail: str) -> None:
@@ -63,22 +65,42 @@ class _There:
     value: bytes | None
 
 
+@dataclass
+class _Query:
+    """A query of the job, from its first micro-batch on: with another checkpoint another one begins.
+
+    Attributes:
+        log: what its micro-batches read.
+        settings: the run's, with the windows that it makes; None = that is not known.
+    """
+
+    log: CutLog
+    settings: Settings | None = None
+
+    @property
+    def specs(self) -> tuple[WindowSpec, ...]:
+        """The window kinds, as far as known."""
+        return window_specs(self.settings) if self.settings else ()
+
+
 class WindowAudit:
     """Takes records of the job's topics in; :meth:`compare` says what is wrong.
+
+    A window is what the newest query made of it that has come to it: one that an earlier query left, such as of another length, must be
+    as that one read it.
 
     Holds each window's newest records as they are, until they are compared; of each window that was, its histogram; and each
     micro-batch's numbers (:class:`CutLog`).
 
     Args:
-        settings: the run's, with the job's windows.
+        settings: the run's, with the windows that the job has published last.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.verdict = WindowsVerdict()
         self._settings = settings
-        self._specs = window_specs(settings)
-        self._sizes_ms = {spec.name: spec.size_ms for spec in self._specs}
-        self._log = CutLog(settings.partitions)
+        self._sizes_ms: dict[str, int] = {}
+        self._queries = [_Query(CutLog(settings.partitions))]
         self._newest_batch = -1
         self._there: dict[str, dict[str, _There]] = {}  # by window, then view
         self._histograms: dict[tuple[str, int], array[int]] = {}
@@ -91,7 +113,7 @@ class WindowAudit:
         """A record of topic ``metrics.batches``, before any of ``metrics``."""
         before = self._log.last_batch
         try:
-            self._log.add(parse_object(value))
+            self._add(Cut.from_record(parse_object(value), OutsideRatings()))
             last = self._log.last_batch
             wrong = f"micro-batches {before + 1:,} to {last - 1:,} are not there" if before < last - 1 else ""
         except RecordError as error:
@@ -102,6 +124,22 @@ class WindowAudit:
                 f"the record at offset {offset} of topic {self._settings.batches_topic} is wrong: {wrong}"
             )
         self._newest_batch = max(self._newest_batch, self._log.last_batch)
+
+    @property
+    def _log(self) -> CutLog:
+        """What the newest query read."""
+        return self._queries[-1].log
+
+    def _add(self, cut: Cut) -> None:
+        query = self._queries[-1]
+        said = query.settings if cut.windows is None else published_windows(self._settings, cut.windows)
+        if cut.anew(query.log.last):
+            query = _Query(CutLog(self._settings.partitions))
+            said = None if cut.windows is None else said
+        query.log.add(cut)
+        query.settings = said
+        if query is not self._queries[-1]:
+            self._queries.append(query)
 
     def take_window(self, offset: int, key: str, value: bytes | None) -> None:
         """A record of topic ``metrics``."""
@@ -133,10 +171,33 @@ class WindowAudit:
             from_ms: windows that begin before are left out, epoch milliseconds.
             to_ms: windows that end after it are left out; None = none.
         """
-        settings, self._span_ms = self._settings, (from_ms or 0, to_ms)
+        self._span_ms = (from_ms or 0, to_ms)
+        newest = self._queries[-1]
+        newest.settings = newest.settings or self._settings
+        engine = self._of_query(newest, newest.settings, catalogue, replays, outside)
+        for query in reversed(self._queries[:-1]):
+            new = {spec.name for spec in query.specs} - self._sizes_ms.keys()
+            if query.settings is not None and (new or self._there):
+                self._of_query(query, query.settings, catalogue, replays, outside)
+        self._rest()
+        self._explain()
+        self.verdict.late_dropped = engine.late_total[0]
+        self._unread(engine, replays)
+        return self.verdict
+
+    def _of_query(
+        self,
+        query: _Query,
+        settings: Settings,
+        catalogue: Catalogue,
+        replays: Mapping[int, ShardReplay],
+        outside: OutsideRatings,
+    ) -> ExpectedWindows:
+        """Compare the windows that a query has come to, and no later one."""
+        self._sizes_ms.update({spec.name: spec.size_ms for spec in query.specs})
         delay_ms = round(settings.watermark_s * 1000)
-        engine = ExpectedWindows(catalogue, self._specs, delay_ms, settings.top_n, from_ms or 0, outside)
-        cuts = (_of_shards(cut, replays) for cut in self._log.cuts(outside))
+        engine = ExpectedWindows(catalogue, query.specs, delay_ms, settings.top_n, self._span_ms[0], outside)
+        cuts = (_of_shards(cut, replays) for cut in query.log.cuts(outside))
         ahead: list[Cut] = []
         while True:
             ahead += islice(cuts, _AHEAD - len(ahead))
@@ -146,28 +207,26 @@ class WindowAudit:
             engine.advance_together(ahead[:together], replays)
             del ahead[:together]
             for _, record in engine.close():
-                self._one(record, final=True)
+                self._one(query, record, final=True)
         for window in engine.open:
-            self._one(engine.record(window), final=False)
-        self._rest()
-        self._explain()
-        self.verdict.late_dropped = engine.late_total[0]
-        self._unread(engine, replays)
-        return self.verdict
+            self._one(query, engine.record(window), final=False)
+        return engine
 
-    def _one(self, expected: dict[str, Any], final: bool) -> None:
-        """Compare one window."""
-        start_ms = epoch_ms(expected["window_start"])
+    def _one(self, query: _Query, expected: dict[str, Any], final: bool) -> None:
+        """Compare one window, unless a later query has come to it."""
+        start_ms, newest = epoch_ms(expected["window_start"]), query is self._queries[-1]
+        if not newest and (expected["window_type"], start_ms) in self._histograms:
+            return
         there = self._there.pop(expected_key(expected), {})
         self._histograms[expected["window_type"], start_ms] = array("q", expected["histogram"])
         if not self._wanted(start_ms, epoch_ms(expected["window_end"])):
             return
         actual, broken = _read(there)
-        if not final and not broken and self._pending(actual):
+        wrong = broken or compare(expected, actual)
+        if not broken and (not final if newest else wrong) and self._pending(expected["window_type"], actual):
             self.verdict.pending += 1  # the job went on while this was read
             return
         self.verdict.checked += 1
-        wrong = broken or compare(expected, actual)
         if not wrong:
             return
         self.verdict.wrong += 1
@@ -199,8 +258,11 @@ class WindowAudit:
             actual, broken = _read(there)
             if not (actual or broken) or not self._wanted_key(name, start):
                 continue
-            if not broken and self._pending(actual):
+            if not broken and self._pending(name, actual):
                 self.verdict.pending += 1
+                continue
+            if not broken and name not in self._sizes_ms and any(query.settings is None for query in self._queries):
+                self.verdict.other_definition += 1
                 continue
             self.verdict.wrong += 1
             what = broken or "is there, no rating belongs to it"
@@ -209,13 +271,17 @@ class WindowAudit:
                 f"window {name[:80]} from {start[:80]} {what} (offset {first} of topic {self._settings.metrics_topic})"
             )
 
-    def _pending(self, actual: Mapping[str, Mapping[str, Any]]) -> bool:
+    def _pending(self, name: str, actual: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether the job has changed a window since the last micro-batch that was looked at: it may be within the next one.
 
-        Or has not changed it yet, when its query began anew.
+        Or has not changed it yet, when its query began anew; or had begun to, when a former query was killed.
         """
         newest = max((record["batch"] for record in actual.values()), default=-1)
-        return self._log.last_batch < newest <= self._newest_batch + 1
+        for query in self._queries:
+            last = self._newest_batch if query is self._queries[-1] else query.log.last_batch
+            if query.log.last_batch < newest <= last + 1 and name in {spec.name for spec in query.specs}:
+                return True
+        return False
 
     def _wanted_key(self, name: str, start: str) -> bool:
         try:

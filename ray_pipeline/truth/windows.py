@@ -42,15 +42,23 @@ class Cut:
         batch: its number.
         read: records of the shard read of each partition since its first one; a partition that is not named was not read.
         offsets: up to which offset (exclusive) each partition had been read; needed where there are ratings from outside.
+        windows: what the windows are, as the job publishes it; None where it did not say so again.
     """
 
     batch: int
     read: Mapping[int, int]
     offsets: Mapping[int, int] = field(default_factory=dict)
+    windows: Any = None
 
     def again(self, other: Cut) -> bool:
         """Whether it is of another cut's micro-batch, run again after a failure: with the same end, which another query's has not."""
+        if self.windows is not None and other.windows is not None and self.windows != other.windows:
+            return False
         return self.batch == other.batch and self.offsets == other.offsets
+
+    def anew(self, last: Cut | None) -> bool:
+        """Whether it is of another query than the last cut, from the beginning."""
+        return last is not None and self.batch <= last.batch and not self.again(last)
 
     @classmethod
     def from_record(cls, record: Any, outside: OutsideRatings) -> Cut:
@@ -77,7 +85,7 @@ class Cut:
                 valid[int(name)], offsets[int(name)] = whole_in(of, "valid"), whole_in(of, "next_offset")
         except ValueError as error:
             raise RecordError(problem=f"it does not say what a micro-batch read: {error}") from error
-        return cls(batch, valid, offsets).without(outside)
+        return cls(batch, valid, offsets, record.get("windows")).without(outside)
 
     def without(self, outside: OutsideRatings) -> Cut:
         """The cut with the ratings from outside no longer counted."""
@@ -91,7 +99,7 @@ class Cut:
 
 
 class CutLog:
-    """What each micro-batch read, in order; of a query that began anew only what came since.
+    """What each micro-batch of a query read, in order.
 
     Holds 8 bytes a micro-batch, and 16 for each partition of it.
 
@@ -100,11 +108,11 @@ class CutLog:
     """
 
     def __init__(self, partitions: int) -> None:
+        self.last: Cut | None = None
         self._batches = array("q")
         self._columns = [
             (array("q"), array("q")) for _ in range(partitions)
         ]  # valid records, next offset; -1 = not read
-        self._last: Cut | None = None
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -112,27 +120,23 @@ class CutLog:
     @property
     def last_batch(self) -> int:
         """Number of the last micro-batch; -1 without any."""
-        return self._last.batch if self._last else -1
+        return self.last.batch if self.last else -1
 
-    def add(self, record: Any) -> None:
-        """A record of topic ``metrics.batches``, read from JSON.
+    def add(self, cut: Cut) -> None:
+        """The next cut, or the last one again; with all that was read, ratings from outside too.
 
         Raises:
-            RecordError: it is none.
+            RecordError: it names a partition that is not there.
         """
-        cut = Cut.from_record(record, OutsideRatings())
         if cut.read and max(cut.read) >= len(self._columns):
             raise RecordError(problem=f"it names partition {max(cut.read)}, there are {len(self._columns)}")
-        if self._last is not None and cut.batch <= self._last.batch:
-            if cut.again(self._last):
-                return
-            for column in (self._batches, *(column for pair in self._columns for column in pair)):
-                del column[:]
+        if self.last is not None and cut.again(self.last):
+            return
         self._batches.append(cut.batch)
         for p, (valid, offsets) in enumerate(self._columns):
             valid.append(cut.read.get(p, -1))
             offsets.append(cut.offsets.get(p, -1))
-        self._last = cut
+        self.last = cut
 
     def cuts(self, outside: OutsideRatings) -> Iterator[Cut]:
         """The cuts, in order, without the ratings from outside, of which all must be known."""

@@ -42,7 +42,7 @@ __all__ = ["AuditReport", "PublishedRun", "audit", "published_run"]
 _AT_ONCE = 10_000
 _IDLE_DEADLINE_S = 60.0
 _LISTED = 20
-_WINDOW_COUNTS = ("checked", "wrong", "late_dropped", "pending")
+_WINDOW_COUNTS = ("checked", "wrong", "late_dropped", "pending", "other_definition")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ class AuditReport:
             neither of the two), and the number of each kind of wrong record.
         partitions: the same by partition.
         by_design: records that are broken on purpose, by kind; they are among the expected ones, and right as they are.
-        windows: ``checked``, ``wrong``, ``late_dropped``, ``pending``; and ``reason`` where they could not be checked.
+        windows: ``checked``, ``wrong``, ``late_dropped``, ``pending``, ``other_definition``; and ``reason`` where they could not
+            be checked.
         findings: what is wrong, the first 20 of each kind and partition.
         records_per_s: how fast the ratings were read and compared.
         duration_s: how long it all took.

@@ -172,20 +172,26 @@ class OracleStage:
         if error is not None:
             self._failed.append(error.str())
 
-    def _settled_ms(self) -> int:
-        """Up to which window end a predecessor has published what can change no more; 0 = nothing."""
-        final: dict[str, tuple[int, int]] = {}  # end and unread ratings, by key
+    def _settled_ms(self) -> dict[str, int]:
+        """Up to which window end a predecessor has published what can change no more, by window type."""
+        final: dict[str, tuple[str, int, int]] = {}  # type, end and unread ratings, by key
         for record in read_topic(self._bootstrap, self._settings.expected_topic):
             key, said = record.key or "", parse_object(record.value) or {}
             final.pop(key, None)
             if said.get("final") is not True:
                 continue
             try:
-                final[key] = epoch_ms(text_in(said, "window_end")), whole_in(said, "unread")
+                final[key] = (
+                    text_in(said, "window_type"),
+                    epoch_ms(text_in(said, "window_end")),
+                    whole_in(said, "unread"),
+                )
             except (ValueError, OverflowError) as error:  # somebody else's: as if that window had not been published
                 _log.warning("%s, offset %d, is passed over: %s", record.topic, record.offset, error)
-        if not final:
-            return 0
-        # they are published in order of their ends: the last end may be incomplete
-        newest_ms = max(end_ms for end_ms, _ in final.values()) - 1
-        return min([newest_ms, *(end_ms - 1 for end_ms, unread in final.values() if unread)])
+        found: dict[str, int] = {}
+        for name, end_ms, _ in final.values():
+            # they are published in order of their ends: the last end may be incomplete
+            found[name] = max(found.get(name, 0), end_ms - 1)
+        for name, end_ms, unread in final.values():
+            found[name] = min(found[name], end_ms - 1) if unread else found[name]
+        return found

@@ -55,6 +55,7 @@ class BatchSink:
         self._read_rejects = read_rejects
         self._job_record = job_record
         self._failed: list[str] = []
+        self._windows_told = False
         self._producer: Producer = make_producer(bootstrap, on_delivery=self._delivered, message_timeout_ms=55_000)
 
     @property
@@ -95,6 +96,7 @@ class BatchSink:
         self._flush()
         # after the windows: who knows what a micro-batch read can be sure that what it made of it is there
         self._put(self._settings.batches_topic, str(batch), self._cut(batch, watermark_ms))
+        self._windows_told = True
         self._collector.close(watermark_ms)
         self.ledger.close(watermark_ms)
         self.batch = batch
@@ -102,11 +104,7 @@ class BatchSink:
 
     def publish_windows(self) -> None:
         """Publish what the windows are, for those who check them."""
-        settings = self._settings
-        names = ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n", "ratings_topic", "metrics_topic")
-        record = {name: getattr(settings, name) for name in (*names, "batches_topic", "rejected_topic")}
-        record["max_ahead_s"] = settings.guard_ms / 1000
-        self._put(settings.progress_topic, "windows", {**record, "window_types": [s.name for s in self._specs]})
+        self._put(self._settings.progress_topic, "windows", self._windows())
 
     def publish_job(self, **changes: Any) -> None:
         """Publish the job's record.
@@ -140,14 +138,23 @@ class BatchSink:
 
     # -- inside
 
+    def _windows(self) -> dict[str, Any]:
+        """What the windows are."""
+        settings = self._settings
+        names = ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n", "ratings_topic", "metrics_topic")
+        record = {name: getattr(settings, name) for name in (*names, "batches_topic", "rejected_topic")}
+        record["max_ahead_s"] = settings.guard_ms / 1000
+        return {**record, "window_types": [s.name for s in self._specs]}
+
     def _cut(self, batch: int, watermark_ms: int) -> dict[str, Any]:
-        """What had been read at the end of a micro-batch."""
+        """What had been read at the end of a micro-batch; the first time also what the windows are: a later query's may be others."""
         totals = self._collector.totals.items()
         return {
             "batch": batch,
             "at_ms": self._clock.now_ms(),
             "watermark_ms": watermark_ms,
             "partitions": {str(p): t.as_record() for p, t in sorted(totals)},
+            **({} if self._windows_told else {"windows": self._windows()}),
         }
 
     def _publish_rejects(self, before: dict[int, PartitionTotals]) -> None:

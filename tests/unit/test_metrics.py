@@ -101,6 +101,7 @@ def evidence(**changes: Any) -> Evidence:
         "now_ms": NOW,
         "oracle": {"state": "running", "batch": 5, "updated_ms": NOW},
         "windows": Tally(10, 2, 0, 0, ""),
+        "scores": {"state": "running", "reason": ""},
     }
     return Evidence(**{**fields, **changes})
 
@@ -134,6 +135,12 @@ def evidence(**changes: Any) -> Evidence:
             "the oracle has said nothing",
         ),
         ({"job": job(batch=300)}, "degraded", "the oracle is 295 micro-batches behind"),
+        ({"scores": {}}, "healthy", None),
+        (
+            {"scores": {"state": "failed", "reason": "Kafka is away"}},
+            "degraded",
+            "the scoreboard failed: Kafka is away",
+        ),
         ({"windows": Tally(9, 1, 0, 2, "window A holds 3")}, "unhealthy", "window A holds 3 (and 1 more)"),
         ({"generator": generator(state="stopped"), "job": job(state="stopped")}, "stopped", "have stopped"),
     ],
@@ -237,6 +244,20 @@ def test_too_many_and_too_few_are_seen_while_ratings_flow(read: int, ahead: int,
 
 def test_a_job_ahead_of_the_progress_at_hand_is_not_judged() -> None:
     assert surplus(shard_progress(10), 11, int(shard_progress(11)["event_time_ms"])) is None
+
+
+def test_a_scoreboard_that_failed_degrades_health_until_one_runs_again() -> None:
+    store = MetricsStore((TUMBLING,))
+    store.kafka_connected = True
+    store.progress("generator", generator(), NOW)
+    store.expected("oracle", {"state": "running", "batch": 5, "updated_ms": NOW}, NOW)
+    store.job(job(), NOW)
+    store.score("", {"records": 0, "rejected": {}, "state": "failed", "reason": "another catalogue", "updated_ms": NOW})
+    found = store.health(NOW)
+    assert found.status == "degraded"
+    assert found.reasons == ("learners are not scored: the scoreboard failed: another catalogue",)
+    store.score("", {"records": 0, "rejected": {}, "state": "running", "reason": "", "updated_ms": NOW})
+    assert store.health(NOW).status == "healthy"
 
 
 def test_a_lasting_difference_between_sent_and_read_turns_health_red() -> None:

@@ -22,6 +22,7 @@ from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import RayPipelineError, RecordError
 from ray_pipeline.generator.plan import ShardSchedule
 from ray_pipeline.kafka.read import Record
+from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_user_map
 from ray_pipeline.truth.outside import OutsideRatings
@@ -35,7 +36,7 @@ from ray_pipeline.verification.answers import AnswerFeed
 from ray_pipeline.verification.audit import AuditReport, audit
 from ray_pipeline.verification.oracle import OracleStage
 from ray_pipeline.verification.scoring import ScoreFeed
-from ray_pipeline.windows.spec import window_specs
+from ray_pipeline.windows.spec import epoch_ms, iso_ms, window_specs
 
 START_MS = 1_700_000_040_000
 SETTINGS = load_settings(
@@ -94,33 +95,52 @@ def metrics_of(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         )
 
 
-def made_world() -> Topics:
-    """A run of two shards of which one lags, so that ratings come too late, and a job that is right."""
-    topics = Topics()
-    run = {"run": "run", "config": SETTINGS.digest(CATALOGUE.digest), "catalogue": CATALOGUE.digest}
-    topics.put(SETTINGS.progress_topic, "run", {**run, "settings": SETTINGS.event_settings()})
-    windows = {
-        n: getattr(SETTINGS, n) for n in ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n", "max_ahead_s")
+def windows_of(settings: Settings) -> dict[str, Any]:
+    """Record ``windows``, as a job writes it."""
+    return {
+        n: getattr(settings, n) for n in ("tumbling_s", "sliding_s", "slide_s", "watermark_s", "top_n", "max_ahead_s")
     }
-    topics.put(SETTINGS.progress_topic, "windows", windows)
-    replays = {p: ShardReplay(MODELS[p], progress_of(p, 10_000)) for p in range(2)}
-    ends = [START_MS + 6_000 * n for n in range(1, BATCHES + 1)]
-    reads = [
-        {0: replays[0].count_before(e), 1: replays[1].count_before(e - (25_000 if 3 < n < 8 else 0))}
-        for n, e in enumerate(ends)
-    ]
-    engine = ExpectedWindows(CATALOGUE, window_specs(SETTINGS), 5_000, SETTINGS.top_n)
+
+
+def job(
+    topics: Topics,
+    settings: Settings,
+    reads: list[dict[int, int]],
+    replays: dict[int, ShardReplay],
+    says_windows: bool = True,
+) -> ExpectedWindows:
+    """A query that is right, from its first micro-batch on."""
+    engine = ExpectedWindows(CATALOGUE, window_specs(settings), round(settings.watermark_s * 1000), settings.top_n)
     for batch, read in enumerate(reads):
-        for p, sent in read.items():
-            topics.put(SETTINGS.progress_topic, f"shard/{p}", progress_of(p, sent).to_json())
         engine.advance(Cut(batch, read), replays)
         for window in engine.changed():
             if window in engine.open:
                 for key, record in metrics_of(engine.record(window)):
                     topics.put(SETTINGS.metrics_topic, key, record)
         partitions = {str(p): {"valid": n, "next_offset": n} for p, n in read.items()}
-        topics.put(SETTINGS.batches_topic, str(batch), {"batch": batch, "at_ms": START_MS, "partitions": partitions})
+        said = {"windows": windows_of(settings)} if says_windows and batch == 0 else {}
+        cut = {"batch": batch, "at_ms": START_MS, "partitions": partitions, **said}
+        topics.put(SETTINGS.batches_topic, str(batch), cut)
         engine.close()
+    return engine
+
+
+def made_world() -> Topics:
+    """A run of two shards of which one lags, so that ratings come too late, and a job that is right."""
+    topics = Topics()
+    run = {"run": "run", "config": SETTINGS.digest(CATALOGUE.digest), "catalogue": CATALOGUE.digest}
+    topics.put(SETTINGS.progress_topic, "run", {**run, "settings": SETTINGS.event_settings()})
+    topics.put(SETTINGS.progress_topic, "windows", windows_of(SETTINGS))
+    replays = {p: ShardReplay(MODELS[p], progress_of(p, 10_000)) for p in range(2)}
+    ends = [START_MS + 6_000 * n for n in range(1, BATCHES + 1)]
+    reads = [
+        {0: replays[0].count_before(e), 1: replays[1].count_before(e - (25_000 if 3 < n < 8 else 0))}
+        for n, e in enumerate(ends)
+    ]
+    for read in reads:
+        for p, sent in read.items():
+            topics.put(SETTINGS.progress_topic, f"shard/{p}", progress_of(p, sent).to_json())
+    engine = job(topics, SETTINGS, reads, replays)
     for p, sent in reads[-1].items():
         events = replays[p].events(0, sent)
         for key, value in zip(encode_keys(events), encode_values(events), strict=True):
@@ -507,6 +527,125 @@ def followed(topics: Topics, before: Topics | None = None) -> tuple[OracleStage,
     return stage, producer.records
 
 
+# -- another query with other windows: the former one's stay in the topic
+
+OTHER = SETTINGS.model_copy(update={"tumbling_s": 20})
+OLD_WINDOW = f"tumbling_10s|{iso_ms(START_MS + 10_000)}"
+
+
+def with_other_windows(says_windows: bool = True, batches: int = 3) -> Topics:
+    """The run's topics after its job was started with another window length and another checkpoint."""
+    found = tampered()
+    if not says_windows:  # as a job wrote them that did not say yet what its windows are
+        rows = found.records.pop(SETTINGS.batches_topic)
+        for row in rows:
+            said = json.loads(row.value or b"")
+            said.pop("windows", None)
+            found.put(SETTINGS.batches_topic, row.key or "", said)
+    sent = {p: int(found.newest(SETTINGS.progress_topic, f"shard/{p}")["next_index"]) for p in range(2)}
+    reads = [{p: n * part // batches for p, n in sent.items()} for part in range(1, batches + 1)]
+    replays = {p: ShardReplay(MODELS[p], progress_of(p, n)) for p, n in sent.items()}
+    found.put(SETTINGS.progress_topic, "windows", windows_of(OTHER))
+    found.keep_newest(SETTINGS.progress_topic)
+    job(found, OTHER, reads, replays)
+    return found
+
+
+def windows_there(topics: Topics) -> set[str]:
+    return {(r.key or "").rpartition("|")[0] for r in topics.of(SETTINGS.metrics_topic)}
+
+
+def test_windows_of_a_former_length_are_judged_as_what_they_were() -> None:
+    topics = with_other_windows()
+    report = audited(topics)
+    assert (report.verdict, report.reason, report.findings) == ("agreed", "", [])
+    there = windows_there(topics)
+    assert {w.partition("|")[0] for w in there} == {"tumbling_10s", "tumbling_20s", "sliding_30s_10s"}
+    counts = {"checked": len(there), "wrong": 0, "pending": 0, "other_definition": 0}
+    assert {name: report.windows[name] for name in counts} == counts
+
+
+def test_windows_that_a_new_query_has_not_come_to_are_the_former_ones() -> None:
+    topics = with_other_windows()
+    rows = topics.of(SETTINGS.batches_topic)
+    assert json.loads(rows[BATCHES].value or b"")["batch"] == 0
+    del rows[BATCHES:]  # it has said what its windows are, and read nothing yet
+    topics.records[SETTINGS.metrics_topic] = list(WORLD.of(SETTINGS.metrics_topic))
+    assert audited(topics).verdict == "agreed"
+
+
+@pytest.mark.parametrize(
+    ("window", "change"),
+    [
+        (OLD_WINDOW, {"count": 1}),
+        (OLD_WINDOW, None),
+        (f"tumbling_20s|{iso_ms(START_MS)}", {"count": 1}),
+        (f"sliding_30s_10s|{iso_ms(START_MS)}", {"count": 1}),
+        (f"tumbling_10s|{iso_ms(START_MS + 10_000_000)}", {}),  # a former length, a time without ratings
+        (f"tumbling_7s|{iso_ms(START_MS + 7_000)}", {}),  # a length that nobody has had
+    ],
+)
+def test_a_window_of_whatever_length_that_was_forged_is_found(window: str, change: dict[str, Any] | None) -> None:
+    topics = with_other_windows()
+    key = f"{window}|total"
+    name, _, start = window.partition("|")
+    if change is None:
+        topics.put(SETTINGS.metrics_topic, key, None)
+    else:
+        true = key if window in windows_there(topics) else f"{OLD_WINDOW}|total"
+        record = topics.newest(SETTINGS.metrics_topic, true)
+        topics.put(
+            SETTINGS.metrics_topic, key, {**record, "window_type": name, "window_start": start, "batch": 1, **change}
+        )
+    report = audited(topics)
+    assert (report.verdict, report.windows["wrong"]) == ("disagreed", 1)
+    assert name in report.findings[0].detail and start in report.findings[0].detail
+
+
+def test_windows_of_a_former_query_that_has_not_said_what_they_are_are_counted_apart() -> None:
+    topics = with_other_windows(says_windows=False)
+    report = audited(topics)
+    former = {window for window in windows_there(topics) if window.startswith("tumbling_10s|")}
+    assert report.verdict == "agreed" and report.windows["other_definition"] == len(former) > 5
+
+
+def test_live_no_window_of_a_former_length_is_wrong_or_left_over_but_one_that_was_forged() -> None:
+    topics = with_other_windows()
+    later_ms = SystemClock().now_ms() + 60_000
+
+    def live(verdicts: Verdicts, expected: dict[str, Any]) -> Verdicts:
+        for row in topics.of(SETTINGS.metrics_topic):
+            verdicts.actual(json.loads(row.value or b""))
+        for key, record in expected.items():
+            if key != "oracle":
+                verdicts.expect(record)
+        # the new query is as far as the former one was
+        verdicts.job_at(2, START_MS + 3_600_000, later_ms - 30_000)
+        verdicts.oracle_at(2, later_ms - 30_000)
+        verdicts.oracle_at(2, later_ms)
+        return verdicts
+
+    published = Topics()
+    for key, record in followed(WORLD)[1].items():  # by the oracle of the former run
+        if key != "oracle":
+            published.put(SETTINGS.expected_topic, key, record)
+    for before in (None, published):  # from the beginning, and where another one has left off
+        expected = {r.key or "": json.loads(r.value or b"") for r in published.of(SETTINGS.expected_topic)}
+        stage, found = followed(topics, before)
+        assert stage.status()["state"] == "stopped" and stage.status()["passed_over"] == 0
+        verdicts = live(Verdicts(), {**(expected if before else {}), **found})
+        tally = verdicts.tally(later_ms)
+        former = [w for w in windows_there(topics) if w.startswith("tumbling_10s|")]
+        said = [verdicts.of("tumbling_10s", epoch_ms(w.partition("|")[2]), later_ms)["verdict"] for w in former]
+        assert (tally.wrong, tally.first_wrong) == (0, "") and set(said) <= {"verified", "late by design"}
+        forged = topics.newest(SETTINGS.metrics_topic, f"{OLD_WINDOW}|total")
+        verdicts.actual({**forged, "window_start": iso_ms(START_MS + 10_000_000), "batch": 1})
+        assert verdicts.tally(later_ms).wrong == 1
+
+
+# -- rubbish
+
+
 def test_rubbish_in_the_topics_does_not_end_the_verification() -> None:
     true = followed(WORLD)[1]
     topics = tampered()
@@ -660,12 +799,7 @@ def test_what_the_micro_batches_read_is_held_in_a_few_bytes_each() -> None:
     log, count = CutLog(4), 20_000
     tracemalloc.start()
     for batch in range(count):
-        log.add(
-            {
-                "batch": batch,
-                "partitions": {str(p): {"valid": 1_000 * batch, "next_offset": 1_001 * batch} for p in range(4)},
-            }
-        )
+        log.add(Cut(batch, {p: 1_000 * batch for p in range(4)}, {p: 1_001 * batch for p in range(4)}))
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert held < 100 * count  # 8 + 4 · 16 bytes, and an array's reserve
