@@ -13,11 +13,38 @@ import numpy as np
 from ray_pipeline.chaos.plan import KINDS, OF_OWN, Kind
 from ray_pipeline.metrics.verdicts import Tally
 
-__all__ = ["GOALS", "Goal", "MemorySeries", "Outcome", "StormReport", "as_table", "percentile", "slope_mib_per_min"]
+__all__ = [
+    "GOALS",
+    "Audited",
+    "Goal",
+    "MemorySeries",
+    "Outcome",
+    "StormReport",
+    "as_table",
+    "percentile",
+    "slope_mib_per_min",
+]
 
 _MIB = 1024.0 * 1024.0
 _MOST_POINTS = 400
 _WARM_UP_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """An audit of all that there was so far, made while ratings flowed.
+
+    Attributes:
+        verdict: ``agreed``, ``disagreed`` or ``unchecked``.
+        records: records that were compared.
+        windows: windows that were compared, open ones too.
+        duration_s: how long it took, seconds.
+    """
+
+    verdict: str
+    records: int
+    windows: int
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +65,7 @@ class Outcome:
         failed: what was refused, had not recovered in time, or disagreed; empty when all was well.
         oracle_s: until the oracle had compared what the job had read, seconds; None when it had not.
         untold: of what it could not be told whether it agrees; empty when all could.
+        audit: the audit after the recovery, the same one for faults that overlap; None when there was none.
     """
 
     number: int
@@ -53,6 +81,7 @@ class Outcome:
     phase: str = ""
     oracle_s: float | None = None
     untold: str = ""
+    audit: Audited | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +201,7 @@ class StormReport:
         aborted: why the storm ended early, or what was not in order at its end; empty when all was.
         windows: the verdicts on windows at its end, before the audit; None when nobody looked.
         conditions: what the storm made of a pipeline of its own, whole sentences; empty when it broke one that ran.
+        audits: those that were made during the storm.
     """
 
     seed: int
@@ -184,6 +214,7 @@ class StormReport:
     aborted: str = ""
     windows: Tally | None = None
     conditions: str = ""
+    audits: tuple[Audited, ...] = ()
 
     @property
     def _judged(self) -> tuple[str, str]:
@@ -232,6 +263,13 @@ class StormReport:
                 "untold": sum(bool(outcome.untold) for outcome in done),
             },
             "goals": [goal.judge(done) for goal in GOALS],
+            "audits": {
+                "made": len(self.audits),
+                "agreed": sum(made.verdict == "agreed" for made in self.audits),
+                "records_checked": sum(made.records for made in self.audits),
+                "windows_checked": sum(made.windows for made in self.audits),
+                "duration_s": _times([made.duration_s for made in self.audits]),
+            },
             "time_to_rate_s": _times([o.at_rate_s for o in done if o.at_rate_s is not None]),
             "time_to_fresh_windows_s": _times([o.fresh_s for o in done if o.fresh_s is not None]),
             "by_kind": {kind: self._of_kind(kind, done) for kind in sorted({o.kind for o in done})},
@@ -247,9 +285,7 @@ class StormReport:
             "restarts": dict(self.restarts),
             "aborted": self.aborted,
             "audit": self.audit,
-            "outcomes": [
-                {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__} for outcome in self.outcomes
-            ],
+            "outcomes": [asdict(outcome) for outcome in self.outcomes],
         }
 
     @staticmethod
@@ -271,7 +307,7 @@ def as_table(report: Mapping[str, Any]) -> str:
     Args:
         report: :meth:`StormReport.as_dict`.
     """
-    faults = report["faults"]
+    faults, audits = report["faults"], report["audits"]
     lines = [
         f"**{report['verdict']}**: {faults['injected']} faults in {report['duration_s'] / 60:.0f} min (seed {report['seed']}, "
         f"{faults['overlapping']} overlapping, {faults['skipped']} skipped, {faults['not_recovered']} not recovered from in time)",
@@ -284,7 +320,12 @@ def as_table(report: Mapping[str, Any]) -> str:
         "",
         "| compared after each fault | |",
         "|---|---:|",
-        f"| faults after which it could not be told whether the job has read what was sent | {faults['untold']} |",
+        f"| audits of all records and windows so far | {audits['made']} |",
+        f"| of these, agreed | {audits['agreed']} |",
+        f"| records that they compared, over all | {_number(audits['records_checked'])} |",
+        f"| windows that they compared, over all | {_number(audits['windows_checked'])} |",
+        f"| an audit, s: p50 / p95 / max | {_three(audits['duration_s'])} |",
+        f"| faults after which not all could be compared | {faults['untold']} |",
         *(f"| windows {name} | {_number((report['windows_live'] or {}).get(field))} |" for name, field in _LIVE),
         "",
         "| checked at the end | |",

@@ -1,4 +1,4 @@
-"""The loop: a fault, the recovery from it, the next fault; memory and the live comparison beside."""
+"""The loop: a fault, the recovery from it, comparison and audit, the next fault; memory beside."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from ray_pipeline.chaos.inject import Injected, Injector
 from ray_pipeline.chaos.observer import Observer
 from ray_pipeline.chaos.plan import OF_OWN, Fault, Kind
 from ray_pipeline.chaos.recovery import Recovery
-from ray_pipeline.chaos.report import MemorySeries, Outcome
+from ray_pipeline.chaos.report import Audited, MemorySeries, Outcome
 from ray_pipeline.clock import Clock
 from ray_pipeline.errors import RayPipelineError, StageFailedError
 from ray_pipeline.metrics.verdicts import Tally
+from ray_pipeline.truth.audit import Finding
+from ray_pipeline.verification.audit import AuditReport
 
 __all__ = ["Storm", "together"]
 
@@ -32,6 +34,7 @@ class Storm:
     Args:
         injector: carries a fault out.
         observer: sees what the run publishes.
+        audit: compares all records and windows so far with what must be there, while ratings flow.
         clock: tells the time.
         tell: is called with a line for each fault.
         end: ends the storm when set.
@@ -41,11 +44,13 @@ class Storm:
         self,
         injector: Injector,
         observer: Observer,
+        audit: Callable[[], AuditReport],
         clock: Clock,
         tell: Callable[[str], None],
         end: threading.Event,
     ) -> None:
         self.outcomes: list[Outcome] = []
+        self.audits: list[Audited] = []
         self.memory = MemorySeries()
         self.restarts: dict[str, int] = {}
         self.windows: Tally | None = None
@@ -54,6 +59,7 @@ class Storm:
         self.rate = injector.base_rate
         self._injector = injector
         self._observer = observer
+        self._audit = audit
         self._clock = clock
         self._tell = tell
         self._end = end
@@ -68,7 +74,7 @@ class Storm:
         """
         self._began_ms = self._clock.now_ms()
         try:
-            self._settle()
+            self._settle("to begin with")
             groups = together(faults)
             while self._elapsed_s() < seconds and not self._end.is_set() and not self.aborted:
                 group = next(groups, None)
@@ -104,10 +110,10 @@ class Storm:
 
     # -- inside
 
-    def _settle(self) -> None:
+    def _settle(self, when: str) -> None:
         recovery = Recovery(self._clock.now_ms(), self._injector.rate)
         if not self._recovered([recovery]) and not self._end.is_set():
-            self.aborted = f"the pipeline was not well to begin with: {recovery.wanting()}"
+            self.aborted = f"the pipeline was not well {when}: {recovery.wanting()}"
 
     def _one(self, group: list[Fault]) -> None:
         """A fault, with those that overlap it, and the recovery from them."""
@@ -124,14 +130,16 @@ class Storm:
         well = self._recovered(recoveries)
         if self._end.is_set():
             return  # cut short: nothing can be said of it
-        differs, untold = self._compare() if well else ("", "")
+        differs, untold, audited = self._checked() if well else ("", "", None)
         differs = differs or self._injector.outlived()
         for (fault, at_ms, done), recovery in zip(injected, recoveries, strict=True):
             failed = "" if well else recovery.wanting()
-            self._note(fault, at_ms, done, recovery, done.failed or failed or differs, untold)
+            self._note(fault, at_ms, done, recovery, done.failed or failed or differs, untold, audited)
         last = self.outcomes[-_MOST_FAILURES_IN_A_ROW:]
         if len(last) == _MOST_FAILURES_IN_A_ROW and all(outcome.failed for outcome in last):
             self.aborted = f"{_MOST_FAILURES_IN_A_ROW} failures in a row: {last[-1].failed}"
+        elif well:
+            self._settle("after an audit")  # which took CPU time from it: that is not to count for the next fault
 
     def _recovered(self, recoveries: list[Recovery]) -> bool:
         deadline_ms = self._clock.now_ms() + int(_DEADLINE_S * 1000)
@@ -144,6 +152,18 @@ class Storm:
                 return False
             self._clock.wait(self._end, _SAMPLE_S)
         return False
+
+    def _checked(self) -> tuple[str, str, Audited]:
+        """What differs, of what it cannot be told, and the audit of all records and windows so far."""
+        differs, untold = self._compare()
+        report = self._audit()
+        windows = report.windows
+        made = Audited(report.verdict, report.records.get("found", 0), windows.get("checked", 0), report.duration_s)
+        self.audits.append(made)
+        # no difference of a moment: an audit takes the job's open windows for what they are, and waits for what it may still read
+        found = _finding(report.findings[0]) if report.verdict == "disagreed" else ""
+        unchecked = report.reason or windows.get("reason", "")
+        return "; ".join(filter(None, (differs, found))), "; ".join(filter(None, (untold, unchecked))), made
 
     def _compare(self) -> tuple[str, str]:
         """What the job has read against what the shards' plans say, and windows against what they must hold; differences must not stay.
@@ -163,7 +183,16 @@ class Storm:
         found += [f"{windows.wrong} windows are wrong: {windows.first_wrong}"] if windows.wrong else []
         return ", ".join(found), ", ".join(f"partition {p}" for p, n in sorted(read.items()) if n is None)
 
-    def _note(self, fault: Fault, at_ms: int, done: Injected, recovery: Recovery, failed: str, untold: str) -> None:
+    def _note(
+        self,
+        fault: Fault,
+        at_ms: int,
+        done: Injected,
+        recovery: Recovery,
+        failed: str,
+        untold: str,
+        audited: Audited | None,
+    ) -> None:
         outcome = Outcome(
             number=fault.number,
             kind=fault.kind.value,
@@ -178,6 +207,7 @@ class Storm:
             failed=failed,
             oracle_s=None if done.skipped else recovery.seconds(recovery.oracle),
             untold=untold,
+            audit=audited,
         )
         self.outcomes.append(outcome)
         self._tell(_line(outcome))
@@ -217,6 +247,13 @@ def _alike(first: Fault, second: Fault) -> bool:
     commands = (Kind.PAUSE, Kind.RATE, Kind.RESCALE)
     kinds = {first.kind, second.kind}
     return len(kinds) == 1 or not kinds.isdisjoint(OF_OWN) or kinds <= set(commands)
+
+
+def _finding(first: Finding) -> str:
+    """What an audit found, in words."""
+    places = {"partition": first.partition, "index": first.index, "offset": first.offset}
+    where = "".join(f", {name} {at}" for name, at in places.items() if at is not None)
+    return f"the audit found: {first.kind}{where}: {first.detail}"
 
 
 def _line(outcome: Outcome) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 import shutil
@@ -221,7 +222,9 @@ def _storm(
         rate = float(generator["target_rate"])
         tree = ProcessTree(run.pid, run.process_started)
         injector = Injector(settings, run.bootstrap, tree, observer, clock, rate, stop, child)
-        storm = Storm(injector, observer, clock, say, stop)
+        # one process: the pipeline needs the other cores
+        audit_so_far = functools.partial(audit, settings, run.bootstrap, processes=1)
+        storm = Storm(injector, observer, audit_so_far, clock, say, stop)
         storm.run(wanted.faults, wanted.minutes * 60)
         yield storm
     finally:
@@ -257,4 +260,5 @@ def _report(
         storm.aborted or ended,
         storm.windows,
         conditions,
+        tuple(storm.audits),
     )

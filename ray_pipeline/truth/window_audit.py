@@ -102,6 +102,9 @@ class WindowAudit:
         self._sizes_ms: dict[str, int] = {}
         self._queries = [_Query(CutLog(settings.partitions))]
         self._newest_batch = -1
+        self._later: Cut | None = None
+        self._engine: ExpectedWindows | None = None
+        self._replays: Mapping[int, ShardReplay] = {}
         self._there: dict[str, dict[str, _There]] = {}  # by window, then view
         self._histograms: dict[tuple[str, int], array[int]] = {}
         self._to_explain: list[tuple[dict[str, Any], dict[str, Any], str]] = []
@@ -147,10 +150,13 @@ class WindowAudit:
         self._there.setdefault(window, {})[view] = _There(offset, value)
 
     def take_later_cut(self, value: bytes | None) -> None:
-        """A record of topic ``metrics.batches`` that was written while ``metrics`` was read: the job goes on."""
-        later = (parse_object(value) or {}).get("batch")
-        if isinstance(later, int) and later == self._newest_batch + 1:
-            self._newest_batch = later
+        """A record of topic ``metrics.batches`` that was written since: the job goes on."""
+        try:
+            later = Cut.from_record(parse_object(value), OutsideRatings())
+        except RecordError:  # it is named by who comes later
+            return
+        if later.batch == self._newest_batch + 1:
+            self._newest_batch, self._later = later.batch, later
 
     # -- what is wrong
 
@@ -162,7 +168,7 @@ class WindowAudit:
         from_ms: int | None,
         to_ms: int | None,
     ) -> WindowsVerdict:
-        """Compare all windows; once.
+        """Compare all windows; once. What was not read is another question: :meth:`unread`.
 
         Args:
             catalogue: the run's movies.
@@ -182,7 +188,7 @@ class WindowAudit:
         self._rest()
         self._explain()
         self.verdict.late_dropped = engine.late_total[0]
-        self._unread(engine, replays)
+        self._engine, self._replays = engine, replays
         return self.verdict
 
     def _of_query(
@@ -211,6 +217,24 @@ class WindowAudit:
         for window in engine.open:
             self._one(query, engine.record(window), final=False)
         return engine
+
+    def unread(self, outside: OutsideRatings) -> WindowsVerdict:
+        """Windows that are final although ratings of them have not been read, by the later cuts either; after :meth:`compare`.
+
+        Of a job that goes on it may be so for a moment: a rating that was sent too late for them waits for the next micro-batch too.
+
+        Args:
+            outside: the ratings from outside, all that the later cuts can have read.
+        """
+        assert self._engine is not None
+        found, read = WindowsVerdict(), dict(self._engine.read)
+        if self._later is not None:
+            read.update(_of_shards(self._later.without(outside), self._replays).read)
+        for partition, replay in sorted(self._replays.items()):
+            if read.get(partition, 0) < replay.progress.next_index:
+                unread = self._unread_of if replay.valid is not None else self._unread
+                unread(found, replay, read.get(partition, 0), self._engine)
+        return found
 
     def _one(self, query: _Query, expected: dict[str, Any], final: bool) -> None:
         """Compare one window, unless a later query has come to it."""
@@ -295,28 +319,23 @@ class WindowAudit:
         from_ms, to_ms = self._span_ms
         return start_ms >= from_ms and (to_ms is None or end_ms <= to_ms)
 
-    def _unread(self, engine: ExpectedWindows, replays: Mapping[int, ShardReplay]) -> None:
-        """Windows that are final although ratings of them have not been read."""
-        for partition, replay in sorted(replays.items()):
-            sent, read = replay.progress.next_index, engine.read.get(partition, 0)
-            if read >= sent:
-                continue
-            if replay.valid is not None:
-                self._unread_of(replay, read, engine)
-                continue
-            first_ms = replay.due_ms(read)
-            for spec in engine.specs:
-                last_ms = min(replay.due_ms(sent - 1), engine.watermark.evict_ms)
-                end_ms = first_ms - first_ms % spec.slide_ms + spec.slide_ms
-                if end_ms <= engine.watermark.evict_ms:
-                    self.verdict.wrong += max(1, (last_ms - end_ms) // spec.slide_ms + 1)
-                    text = (
-                        f"{sent - read:,} ratings of partition {partition} from {iso_ms(first_ms)} on have not been read, but "
-                        f"windows of {spec.name} that they belong to are final"
-                    )
-                    self.verdict.findings.append(Finding("window", partition, read, None, text))
+    @staticmethod
+    def _unread(found: WindowsVerdict, replay: ShardReplay, read: int, engine: ExpectedWindows) -> None:
+        """Add the windows that are final without ratings of a shard."""
+        sent, first_ms = replay.progress.next_index, replay.due_ms(read)
+        for spec in engine.specs:
+            last_ms = min(replay.due_ms(sent - 1), engine.watermark.evict_ms)
+            end_ms = first_ms - first_ms % spec.slide_ms + spec.slide_ms
+            if end_ms <= engine.watermark.evict_ms:
+                found.wrong += max(1, (last_ms - end_ms) // spec.slide_ms + 1)
+                text = (
+                    f"{sent - read:,} ratings of partition {replay.partition} from {iso_ms(first_ms)} on have not been read, but "
+                    f"windows of {spec.name} that they belong to are final"
+                )
+                found.findings.append(Finding("window", replay.partition, read, None, text))
 
-    def _unread_of(self, replay: ShardReplay, read: int, engine: ExpectedWindows) -> None:
+    @staticmethod
+    def _unread_of(found: WindowsVerdict, replay: ShardReplay, read: int, engine: ExpectedWindows) -> None:
         """The same, of a shard whose records are broken on purpose: some of them are too late by design."""
         sent, mark = replay.progress.next_index, engine.watermark
         for spec in engine.specs:
@@ -324,12 +343,12 @@ class WindowAudit:
             last_end_ms = mark.evict_ms - mark.evict_ms % spec.slide_ms
             count = replay.unread(read, sent, 0, last_end_ms, mark.moved_ms)
             if count:
-                self.verdict.wrong += 1
+                found.wrong += 1
                 text = (
                     f"{count:,} ratings of partition {replay.partition} have not been read, but windows of {spec.name} that they "
                     "belong to are final"
                 )
-                self.verdict.findings.append(Finding("window", replay.partition, read, None, text))
+                found.findings.append(Finding("window", replay.partition, read, None, text))
 
 
 def _of_shards(cut: Cut, replays: Mapping[int, ShardReplay]) -> Cut:

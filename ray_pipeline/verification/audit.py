@@ -41,6 +41,9 @@ __all__ = ["AuditReport", "PublishedRun", "audit", "published_run"]
 
 _AT_ONCE = 10_000
 _IDLE_DEADLINE_S = 60.0
+_NEXT_BATCH_S = 15.0
+"""How long the job is waited for, where it goes on, to read ratings that were sent too late for what is final."""
+_LOOK_AGAIN_S = 0.5
 _LISTED = 20
 _WINDOW_COUNTS = ("checked", "wrong", "late_dropped", "pending", "other_definition")
 
@@ -305,8 +308,12 @@ def _audit_partitions(
         outside = _OutsideOf(ledger, partition)
         progress = run.progress.get(partition)
         if progress is None:
-            verdicts.append(_without_progress(settings, bootstrap, partition, outside))
-            continue
+            verdict = _without_progress(settings, bootstrap, partition, outside)
+            progress = _progress_by_now(settings, bootstrap, partition, records) if verdict.found else None
+            if progress is None:
+                verdicts.append(verdict)
+                continue
+            outside = _OutsideOf(ledger, partition)  # the shard began while its partition was read
         replay = ShardReplay(models[partition], progress, settings.guard_ms)
         first = 0 if from_ms is None else min(progress.next_index, replay.count_before(from_ms))
         end = progress.next_index if to_ms is None else min(progress.next_index, replay.count_before(to_ms))
@@ -380,13 +387,22 @@ def _sent_by_now(
     settings: Settings, bootstrap: str, partition: int, before: ShardProgress, records: ProgressRecords
 ) -> int:
     """How far a shard is by now: it may have gone on while its partition was read."""
+    later = _progress_by_now(settings, bootstrap, partition, records)
+    if later is None or later.committed_ms <= before.committed_ms:
+        return before.next_index
+    return max(before.next_index, later.next_index)
+
+
+def _progress_by_now(
+    settings: Settings, bootstrap: str, partition: int, records: ProgressRecords
+) -> ShardProgress | None:
+    """What a shard says by now; None where that is nothing that can be true."""
     key = progress_key(partition)
     newest = newest_of_key(bootstrap, settings.progress_topic, key, _IDLE_DEADLINE_S)
     try:
-        later = records.read(key, parse_object(newest))
+        return records.read(key, parse_object(newest))
     except RecordError:  # named where all of them were read
-        return before.next_index
-    return max(before.next_index, later.next_index) if later.committed_ms > before.committed_ms else before.next_index
+        return None
 
 
 def _blocks(
@@ -464,17 +480,31 @@ def _audit_windows(
     for record in read_topic(bootstrap, settings.metrics_topic):
         windows.take_window(record.offset, record.key or "", record.value)
     run = published_run(settings, bootstrap)  # and this too: what was read was sent before
-    for record in read_topic_from(bootstrap, settings.batches_topic, 0, last + 1):
-        windows.take_later_cut(record.value)
+    later = _take_later_cuts(windows, settings, bootstrap, last)
     if run.unchecked:
         return windows.verdict, f"what they must hold is not known: {next(iter(run.unchecked.values()))}"
     ledger = OutsideLedger(settings, bootstrap)
     outside = ledger.refresh()
-    ledger.close()
     models = build_models(settings, catalogue, run.progress)
     replays = {p: ShardReplay(models[p], progress, settings.guard_ms) for p, progress in run.progress.items()}
     found = windows.compare(catalogue, replays, outside, from_ms, to_ms)
+    deadline = time.monotonic() + _NEXT_BATCH_S
+    while (unread := windows.unread(outside)).wrong and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN_S)
+        later = _take_later_cuts(windows, settings, bootstrap, later)
+        ledger.refresh()
+    ledger.close()
+    found.wrong += unread.wrong
+    found.findings += unread.findings
     return found, "no job has read anything yet" if last < 0 else ""
+
+
+def _take_later_cuts(windows: WindowAudit, settings: Settings, bootstrap: str, last: int) -> int:
+    """Take in what micro-batches have said after an offset; returns the last offset."""
+    for record in read_topic_from(bootstrap, settings.batches_topic, 0, last + 1):
+        windows.take_later_cut(record.value)
+        last = record.offset
+    return last
 
 
 def _left_by_a_job(settings: Settings, bootstrap: str) -> str:

@@ -43,6 +43,8 @@ def test_a_storm_leaves_no_gap_no_repeat_and_no_wrong_window(tmp_path: Path) -> 
     assert {o["kind"] for o in found["outcomes"]} == set(kinds) and found["faults"]["injected"] == len(kinds)
     assert found["records_checked"] > 5_000 and found["audit"]["windows"]["checked"] > 10
     assert (found["gaps"], found["repeats"], found["wrong_windows"], found["audit"]["findings"]) == (0, 0, 0, []), said
+    assert all(o["audit"]["verdict"] == "agreed" and o["audit"]["records"] > 0 for o in found["outcomes"]), said
+    assert found["faults"]["untold"] == 0 and found["audits"]["made"] == found["audits"]["agreed"] >= len(kinds) // 2
     assert found["restarts"]["Spark, by its watchdog"] == 1 and found["restarts"]["the run"] == 1, said
     assert found["windows_live"]["wrong"] == 0 and found["windows_live"]["pending"] > 10, said
     # how soon is another question on a machine that others use too; but it was measured, of every part

@@ -25,7 +25,7 @@ from ray_pipeline.chaos.inject import Injected, Injector, phase_of
 from ray_pipeline.chaos.observer import Observer
 from ray_pipeline.chaos.plan import KINDS, Fault, Kind, parse_kinds, plan
 from ray_pipeline.chaos.recovery import Recovery, Sample, ShardSeen, at_rate, fresh
-from ray_pipeline.chaos.report import MemorySeries, Outcome, StormReport, as_table, slope_mib_per_min
+from ray_pipeline.chaos.report import Audited, MemorySeries, Outcome, StormReport, as_table, slope_mib_per_min
 from ray_pipeline.chaos.storm import Storm, together
 from ray_pipeline.chaos.victims import ProcessRow, Role, roles
 from ray_pipeline.clock import FakeClock, SystemClock
@@ -38,6 +38,8 @@ from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.verdicts import Tally
 from ray_pipeline.state import RunInfo
+from ray_pipeline.truth.audit import Finding
+from ray_pipeline.verification.audit import AuditReport
 from ray_pipeline.windows.watchdog import ExecutorWatchdog
 from tests.unit.test_conformance import small_model
 
@@ -363,19 +365,29 @@ def test_memory_of_roles_that_come_and_go() -> None:
 # -- the loop
 
 OPEN = Tally(verified=3, pending=5, late=0, wrong=0, first_wrong="")
+SO_FAR = AuditReport("agreed", records={"found": 500}, windows={"checked": 8, "reason": ""}, duration_s=2.5)
 
 
 class Watching:
-    """An observer and an injector of a pipeline that is always well; a test says what else they see."""
+    """Observer, injector and audit of a pipeline that is well, but while it is audited; a test says what else they see."""
 
     def __init__(self, clock: FakeClock, surpluses: dict[int, int | None], windows: Tally = OPEN) -> None:
         self.base_rate = self.rate = 200.0
         self.clock, self.read, self.windows = clock, surpluses, windows
         self.done = Injected(0, 0, "x")
         self.left = ""
+        self.report = SO_FAR
+        self.behind_until_ms = 0
+        self.hit_ms: list[int] = []
 
     def sample(self) -> Sample:
-        return sample(self.clock.now_ms(), self.clock.now_ms())
+        now_ms = self.clock.now_ms()
+        return sample(now_ms, now_ms if now_ms >= self.behind_until_ms else now_ms - 9_000)
+
+    def audit(self) -> AuditReport:
+        self.clock.advance(30)
+        self.behind_until_ms = self.clock.now_ms() + 20_000
+        return self.report
 
     def surpluses(self) -> dict[int, int | None]:
         return self.read
@@ -387,6 +399,7 @@ class Watching:
         return {}
 
     def inject(self, fault: Fault) -> Injected:
+        self.hit_ms.append(self.clock.now_ms())
         return dataclasses.replace(self.done, begun_ms=self.clock.now_ms(), over_ms=self.clock.now_ms())
 
     def restore(self) -> None:
@@ -406,15 +419,20 @@ class Watching:
 
 
 def stormed(
-    surpluses: dict[int, int | None], windows: Tally = OPEN, done: Injected | None = None, left: str = ""
+    surpluses: dict[int, int | None],
+    windows: Tally = OPEN,
+    done: Injected | None = None,
+    left: str = "",
+    found: AuditReport = SO_FAR,
+    faults: list[Fault] | None = None,
 ) -> tuple[StormReport, list[str]]:
     clock, said = FakeClock(NOW_MS), list[str]()
     watching: Any = Watching(clock, surpluses, windows)
-    watching.done, watching.left = done or watching.done, left
-    storm = Storm(watching, watching, clock, said.append, threading.Event())
-    storm.run(plan(1, 2, (Kind.KILL_BROKER,)), 600.0)
+    watching.done, watching.left, watching.report = done or watching.done, left, found
+    storm = Storm(watching, watching, watching.audit, clock, said.append, threading.Event())
+    storm.run(faults or plan(1, 2, (Kind.KILL_BROKER,)), 600.0)
     report = storm_report(AGREED, *storm.outcomes, aborted=storm.aborted)
-    return dataclasses.replace(report, windows=storm.windows), said
+    return dataclasses.replace(report, windows=storm.windows, audits=tuple(storm.audits)), said
 
 
 def test_after_each_fault_what_was_read_and_all_windows_are_compared() -> None:
@@ -431,7 +449,66 @@ def test_what_cannot_be_told_is_no_agreement_but_counted_and_shown() -> None:
     report, said = stormed({0: 0, 1: None})
     assert report.verdict == "survived" and report.as_dict()["faults"]["untold"] == 2
     assert all("could not be told: partition 1" in line for line in said)
-    assert "could not be told whether the job has read what was sent | 2 |" in as_table(report.as_dict())
+    assert "| faults after which not all could be compared | 2 |" in as_table(report.as_dict())
+
+
+def test_after_each_fault_all_records_and_windows_so_far_are_audited() -> None:
+    report, _ = stormed({0: 0})
+    found = report.as_dict()
+    assert (report.verdict, found["faults"]["untold"]) == ("survived", 0)
+    times = {"p50": 2.5, "p95": 2.5, "max": 2.5}
+    assert found["audits"] == {
+        "made": 2,
+        "agreed": 2,
+        "records_checked": 1_000,
+        "windows_checked": 16,
+        "duration_s": times,
+    }
+    assert [o["audit"] for o in json.loads(json.dumps(found))["outcomes"]] == [
+        {"verdict": "agreed", "records": 500, "windows": 8, "duration_s": 2.5}
+    ] * 2
+    table = as_table(found)
+    assert "| audits of all records and windows so far | 2 |" in table
+    assert "| records that they compared, over all | 1,000 |" in table
+
+
+def test_faults_that_overlap_share_an_audit() -> None:
+    report, _ = stormed({0: 0}, faults=[Fault(0, Kind.KILL_BROKER, 0.0), Fault(1, Kind.RATE, 0.0, True)])
+    assert [outcome.audit for outcome in report.outcomes] == [Audited("agreed", 500, 8, 2.5)] * 2
+    assert report.as_dict()["audits"]["made"] == 1
+
+
+def test_an_audit_that_disagrees_fails_the_fault_and_names_what_it_found_first() -> None:
+    findings = [Finding("missing", 1, 77, None, "rating 77 is missing"), Finding("window", None, None, None, "x")]
+    found = dataclasses.replace(SO_FAR, verdict="disagreed", findings=findings)
+    report, said = stormed({0: 0}, found=found)
+    assert report.verdict == "failed"
+    assert "the audit found: missing, partition 1, index 77: rating 77 is missing" in report.reason
+    assert all(outcome.failed for outcome in report.outcomes) and all("FAILED: the audit" in line for line in said)
+    assert report.as_dict()["audits"]["agreed"] == 0
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        AuditReport(reason="a transaction is open"),
+        dataclasses.replace(SO_FAR, windows={"checked": 0, "reason": "a transaction is open"}),
+    ],
+)
+def test_what_an_audit_could_not_check_is_counted_as_untold(found: AuditReport) -> None:
+    report, said = stormed({0: 0}, found=found)
+    assert report.verdict == "survived" and report.as_dict()["faults"]["untold"] == 2
+    assert all("could not be told: a transaction is open" in line for line in said)
+
+
+def test_the_time_of_an_audit_is_no_part_of_a_recovery_and_what_it_disturbs_is_over_before_the_next_fault() -> None:
+    clock = FakeClock(NOW_MS)
+    watching: Any = Watching(clock, {0: 0})
+    storm = Storm(watching, watching, watching.audit, clock, lambda _: None, threading.Event())
+    storm.run(plan(1, 3, (Kind.KILL_BROKER,)), 600.0)
+    assert [outcome.at_rate_s for outcome in storm.outcomes] == pytest.approx([0.2] * 3, abs=0.01)
+    first, second, third = watching.hit_ms
+    assert min(second - first, third - second) > 50_000, "30 s of audit, 20 s until all was well"
 
 
 def test_what_outlives_a_run_that_the_last_fault_killed_fails_the_storm() -> None:
@@ -639,7 +716,7 @@ def chaos(
 
     class Passed:
         aborted, duration_s, rate, restarts, windows = "", 60.0, 200.0, dict[str, int](), OPEN
-        memory = MemorySeries()
+        memory, audits = MemorySeries(), list[Audited]()
 
     @contextlib.contextmanager
     def passed(*_: object, **__: object) -> Iterator[Any]:

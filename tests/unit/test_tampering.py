@@ -180,8 +180,10 @@ def audited(topics: Topics, settings: Settings = ANYBODY, **span: int) -> AuditR
         patch.setattr(
             audit_module,
             "newest_of_key",
-            lambda _, topic, key, __: [r.value for r in topics.of(topic) if r.key == key][-1],
+            lambda _, topic, key, __: next((r.value for r in reversed(topics.of(topic)) if r.key == key), None),
         )
+        patch.setattr(audit_module, "_NEXT_BATCH_S", 0.2)
+        patch.setattr(audit_module, "_LOOK_AGAIN_S", 0.0)
         there = {
             topic.removesuffix("/0"): 2 if topic.endswith("/0") else 1 for topic, rows in topics.records.items() if rows
         }
@@ -240,6 +242,61 @@ def test_topics_that_nobody_touched_agree() -> None:
     report = audited(WORLD)
     assert (report.verdict, report.reason, report.findings) == ("agreed", "", [])
     assert report.windows["checked"] > 10 and report.windows["late_dropped"] > 50
+
+
+# -- a run that goes on
+
+
+class GoingOn(Topics):
+    """Topics of which one grows: it is longer each time that it is looked at."""
+
+    growing = ""
+    lengths: tuple[int, ...] = ()
+
+    def of(self, topic: str) -> list[Record]:
+        rows = super().of(topic)
+        if topic != self.growing:
+            return rows
+        length, self.lengths = self.lengths[0], self.lengths[1:] or self.lengths
+        return rows[:length]
+
+
+@pytest.mark.parametrize(("looks", "verdict"), [((8, 8, 8, 9), "agreed"), ((8, 9), "agreed"), ((8,), "disagreed")])
+def test_what_was_sent_too_late_for_final_windows_may_wait_for_the_next_micro_batch(
+    looks: tuple[int, ...], verdict: str
+) -> None:
+    topics = GoingOn({topic: list(rows) for topic, rows in WORLD.records.items()})
+    topics.growing, topics.lengths = SETTINGS.batches_topic, looks
+    # shard 1 was behind by more than the watermark up to micro-batch 7, and has just sent what micro-batch 8 reads
+    sent = json.loads(WORLD.of(SETTINGS.batches_topic)[8].value or b"")["partitions"]
+    topics.records[SETTINGS.metrics_topic] = [
+        r for r in WORLD.of(SETTINGS.metrics_topic) if json.loads(r.value or b"")["batch"] < 8
+    ]
+    for p, of in sent.items():
+        topics.records[f"{SETTINGS.ratings_topic}/{p}"] = WORLD.of(f"{SETTINGS.ratings_topic}/{p}")[: of["valid"]]
+        topics.put(SETTINGS.progress_topic, f"shard/{p}", progress_of(int(p), of["valid"]).to_json())
+    report = audited(topics)
+    assert report.verdict == verdict and report.windows["checked"] > 10
+    assert all("of partition 1" in f.detail and "have not been read" in f.detail for f in report.findings)
+    assert bool(report.findings) == bool(report.windows["wrong"]) == (verdict == "disagreed")
+
+
+def test_a_shard_that_begins_while_its_partition_is_read_is_no_stranger() -> None:
+    topics = GoingOn({topic: list(rows) for topic, rows in WORLD.records.items()})
+    rows = topics.of(SETTINGS.progress_topic)
+    rows.sort(key=lambda r: r.key == "shard/1")
+    topics.records[SETTINGS.progress_topic] = [replace(r, offset=n) for n, r in enumerate(rows)]
+    before = sum(r.key != "shard/1" for r in rows)
+    topics.growing, topics.lengths = SETTINGS.progress_topic, (before, len(rows))
+    report = audited(topics)
+    assert (report.verdict, report.findings) == ("agreed", [])
+    assert report.partitions["1"]["found"] == len(WORLD.of(f"{SETTINGS.ratings_topic}/1"))
+    topics.lengths = (before,)
+    never = audited(topics)
+    assert never.verdict == "disagreed" and never.partitions["1"]["foreign"] == never.partitions["1"]["found"]
+
+
+# -- where it is
 
 
 def test_it_is_read_where_the_run_says_that_its_topics_are_unless_they_are_named() -> None:
