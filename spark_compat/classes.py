@@ -94,12 +94,12 @@ class ClassArchive:
         self._made_of.write_text(json.dumps(parts))
 
     def _parts(self) -> list[list[str | int]]:
-        """What it is made of: path, bytes and time of each file."""
+        """What it is made of: path, bytes and time (s) of each file."""
         found = [self._java.home / "lib" / "server" / "libjvm.so", *_expanded(self._classpath)]
         rows: list[list[str | int]] = []
         for path in found:
             stat = path.stat()
-            rows.append([str(path), stat.st_size, stat.st_mtime_ns])
+            rows.append([str(path), stat.st_size, int(stat.st_mtime)])  # as Java takes it; images keep no more
         digest = hashlib.sha256(_list(self._name)).hexdigest()
         return [*rows, [digest, 0, 0]]
 
