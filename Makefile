@@ -14,7 +14,7 @@ help:            ## List the targets
 
 install: $(STAMP) ## Install into .venv and resolve the Java archives
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard spark_compat/class_lists/*)
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is missing: install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "making the environment $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
