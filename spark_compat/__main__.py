@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from spark_compat.classes import ClassArchive, broker_classes, names_of, remove_orphans, spark_classes
+from spark_compat.classes import ClassArchive, broker_classes, class_list, names_of, remove_orphans, spark_classes
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import (
     kafka_broker_jars,
@@ -82,7 +82,7 @@ def _renew(folder: Path) -> None:
             line for lines, broker in zip(dumped, brokers, strict=True) if broker == wanted for line in lines
         )
         text = "\n".join(names) + "\n"
-        file = Path(__file__).parent / "class_lists" / f"{name}.txt.gz"
+        file = class_list(name)
         file.write_bytes(gzip.compress(text.encode(), mtime=0))
         _say(f"{file}: {len(names)} lines")
 

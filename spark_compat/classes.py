@@ -15,7 +15,6 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import platformdirs
@@ -24,7 +23,7 @@ from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars
 from spark_compat.jvm import Java
 
-__all__ = ["ClassArchive", "broker_classes", "names_of", "remove_orphans", "spark_classes"]
+__all__ = ["ClassArchive", "broker_classes", "class_list", "names_of", "remove_orphans", "spark_classes"]
 
 _DEADLINE_S = 600.0
 
@@ -79,7 +78,7 @@ class ClassArchive:
         parts = self._parts()
         with tempfile.TemporaryDirectory(dir=self._file.parent) as folder:
             names, fresh = Path(folder) / "classes.txt", Path(folder) / "classes.jsa"
-            names.write_bytes(gzip.decompress(_list(self._name)))
+            names.write_bytes(gzip.decompress(class_list(self._name).read_bytes()))
             command = [str(self._java.executable), "-Xshare:dump", f"-XX:SharedClassListFile={names}"]
             command += [f"-XX:SharedArchiveFile={fresh}", "-Xlog:disable", "-cp", os.pathsep.join(self._classpath)]
             try:
@@ -100,7 +99,7 @@ class ClassArchive:
         for path in found:
             stat = path.stat()
             rows.append([str(path), stat.st_size, int(stat.st_mtime)])  # as Java takes it; images keep no more
-        digest = hashlib.sha256(_list(self._name)).hexdigest()
+        digest = hashlib.sha256(class_list(self._name).read_bytes()).hexdigest()
         return [*rows, [digest, 0, 0]]
 
 
@@ -128,15 +127,16 @@ def remove_orphans() -> None:
             made_of.unlink(missing_ok=True)
 
 
+def class_list(name: str) -> Path:
+    """The file with the names of the classes of one kind of JVM, compressed."""
+    return Path(__file__).parent / "class_lists" / f"{name}.txt.gz"
+
+
 def names_of(dumped: Iterable[str]) -> list[str]:
     """Lines of ``-XX:DumpLoadedClassList`` of several JVMs as one list, without what is made anew in each JVM."""
     lines = (line.strip() for line in dumped)
     kept = (line if line.startswith("@") else line.split(" ")[0] for line in lines if line and "source:" not in line)
     return list(dict.fromkeys(line for line in kept if not line.startswith("#") and "$Proxy" not in line))
-
-
-def _list(name: str) -> bytes:
-    return (files("spark_compat") / "class_lists" / f"{name}.txt.gz").read_bytes()
 
 
 def _folder() -> Path:

@@ -10,13 +10,6 @@ from spark_compat.usage import MEMORY_CONF
 
 __all__ = ["JAVA_OPTIONS", "spark_conf"]
 
-JAVA_OPTIONS = (
-    "spark.driver.extraJavaOptions",
-    "spark.executor.extraJavaOptions",
-    "spark.ray.raydp_app_master.extraJavaOptions",
-)
-"""Settings with the options of the JVMs: the driver's, the executors', and those of RayDP's masters."""
-
 _CHECKPOINTING = "org.apache.spark.sql.execution.streaming.checkpointing"
 _QUICK_START = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 # the second compiler only for what is really hot: else it takes the CPUs from the first batches
@@ -24,6 +17,13 @@ _EXECUTOR = (
     "-XX:+UseSerialGC "
     "-XX:Tier4InvocationThreshold=20000 -XX:Tier4CompileThreshold=60000 -XX:Tier4BackEdgeThreshold=160000"
 )
+JAVA_OPTIONS = {
+    # driver and master plan and coordinate: the second compiler costs them more than it gives back
+    "spark.driver.extraJavaOptions": _QUICK_START,
+    "spark.ray.raydp_app_master.extraJavaOptions": _QUICK_START,
+    "spark.executor.extraJavaOptions": _EXECUTOR,
+}
+"""Options of the JVMs, by setting: the driver's, RayDP's masters', the executors'."""
 
 
 def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_partitions: int) -> dict[str, str]:
@@ -62,10 +62,7 @@ def spark_conf(*, jars: Sequence[Path], fair_scheduler_file: Path, shuffle_parti
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
-        # driver and master plan and coordinate: the second compiler costs them more than it gives back
-        "spark.driver.extraJavaOptions": _QUICK_START,
-        "spark.ray.raydp_app_master.extraJavaOptions": _QUICK_START,
-        "spark.executor.extraJavaOptions": _EXECUTOR,
+        **JAVA_OPTIONS,
         **MEMORY_CONF,
         # RayDP's master takes no CPU: it only hands out executors
         "spark.ray.raydp_spark_master.actor.resource.CPU": "0",

@@ -199,7 +199,7 @@ class Oracle:
 
     def _advance(self, cut: Cut, now_ms: int) -> list[dict[str, Any]]:
         engine, last, records = self._engine, self._last, []
-        if last is not None and cut.batch <= last.batch and cut.again(last):
+        if last is not None and cut.again(last):
             return []
         if engine is None or cut.anew(last):
             before, engine = engine, self._new_engine(cut)

@@ -135,10 +135,9 @@ class WindowAudit:
 
     def _add(self, cut: Cut) -> None:
         query = self._queries[-1]
-        said = query.settings if cut.windows is None else published_windows(self._settings, cut.windows)
         if cut.anew(query.log.last):
             query = _Query(CutLog(self._settings.partitions))
-            said = None if cut.windows is None else said
+        said = query.settings if cut.windows is None else published_windows(self._settings, cut.windows)
         query.log.add(cut)
         query.settings = said
         if query is not self._queries[-1]:
