@@ -8,7 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from ray_pipeline.errors import BrokerUnavailableError
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
-from ray_pipeline.kafka.read import Record, record_of
+from ray_pipeline.kafka.read import FILLED_S, Record, record_of
 
 __all__ = ["GrowingTopic"]
 
@@ -52,7 +52,7 @@ class GrowingTopic:
             if not self._assigned:
                 self._committed.assign([TopicPartition(self._topic, 0, self._next)])
                 self._assigned = True
-            for message in self._committed.consume(_AT_ONCE, timeout=0.05):
+            for message in self._committed.consume(_AT_ONCE, timeout=FILLED_S):
                 error = message.error()
                 if error is None:
                     found.append(record_of(message))

@@ -17,6 +17,7 @@ from ray_pipeline.errors import BrokerUnavailableError, RecordError
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
 
 __all__ = [
+    "FILLED_S",
     "Backlog",
     "LatestRecords",
     "Record",
@@ -41,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 _AT_ONCE = 10_000
 _LOOK_AGAIN_S = 0.02
+FILLED_S = 0.02
+"""How long to wait until so many messages are there: a client waits for all of them, and at the end of a topic there never are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +253,7 @@ def follow(
         consumer.assign(assigned)
         while not stop.is_set():
             batch = []
-            for message in consumer.consume(5000, timeout=0.05):
+            for message in consumer.consume(5000, timeout=FILLED_S):
                 error = message.error()
                 if error is None:
                     batch.append(record_of(message))
@@ -478,7 +481,7 @@ def _read_to_end(
     try:
         consumer.assign([TopicPartition(topic, p, froms[p]) for p in sorted(left)])
         while left:
-            for message in consumer.consume(_AT_ONCE, timeout=0.1):
+            for message in consumer.consume(_AT_ONCE, timeout=FILLED_S):
                 error = message.error()
                 if error is None:
                     partition, offset = _place(message)

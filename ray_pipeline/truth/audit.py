@@ -223,15 +223,18 @@ class PartitionAudit:
                 self._examine(_Found(offset_of(at), keys[at], values[at], self._identify(values[at])))
             at += 1
 
-    def finish(self, sent: int | None = None) -> PartitionVerdict:
+    def finish(self, sent: Callable[[], int] | None = None) -> PartitionVerdict:
         """No more records come.
 
         Args:
-            sent: how many ratings the shard says by now it has sent, when it went on while this was read.
+            sent: tells how many ratings the shard says by now it has sent: it may have gone on while this was read. Asked only when
+                there are more than it said at first.
         """
         if self._region:
             self._resolve()
-        last = max(self._end, sent or 0)
+        last = self._end
+        if sent is not None and (self._next > last or any(index >= last for index in self._early)):
+            last = max(last, sent())
         if self._end > self._next:
             self._skip(range(self._next, self._end), None)
             self._next = self._end

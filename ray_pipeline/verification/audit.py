@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections import deque
@@ -21,7 +22,7 @@ from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, Record
 from ray_pipeline.formats.factory import open_format
 from ray_pipeline.generator.plan import NEVER_MS
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
-from ray_pipeline.kafka.read import Record, newest_of_key, read_topic, read_topic_from
+from ray_pipeline.kafka.read import FILLED_S, Record, newest_of_key, read_topic, read_topic_from
 from ray_pipeline.kafka.topics import partitions_of
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.truth.audit import KINDS, Finding, PartitionAudit, PartitionVerdict
@@ -40,6 +41,8 @@ from ray_pipeline.verification.outside import OutsideLedger
 __all__ = ["AuditReport", "PublishedRun", "audit", "published_run"]
 
 _AT_ONCE = 10_000
+_WORTH_A_PROCESS = 200_000
+"""Records for which another process pays: to start one takes about as long as to compare so many."""
 _IDLE_DEADLINE_S = 60.0
 _NEXT_BATCH_S = 15.0
 """How long the job is waited for, where it goes on, to read ratings that were sent too late for what is final."""
@@ -217,7 +220,7 @@ def audit(
         bootstrap: brokers, HOST:PORT[,…].
         from_ms: event time from which on to look, epoch milliseconds; None = the beginning.
         to_ms: event time up to which to look (exclusive); None = the end.
-        processes: how many read side by side; None = one a core, at most one a partition.
+        processes: how many read side by side; None = as many as pay for what is in the topic, at most one a core and a partition.
     """
     began = time.monotonic()
     report = AuditReport()
@@ -282,7 +285,7 @@ def _audit_records(
             fix="Check --ratings-topic",
         )
     partitions = [p for p in range(settings.partitions) if p not in run.unchecked]
-    workers = max(1, min(processes or os.cpu_count() or 1, len(partitions)))
+    workers = max(1, min(processes or _worth_starting(settings, bootstrap), len(partitions)))
     jobs = [(settings, bootstrap, run, partitions[n::workers], from_ms, to_ms) for n in range(workers)]
     if workers == 1:
         return _audit_partitions(*jobs[0])
@@ -290,6 +293,18 @@ def _audit_records(
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         parts = [pool.submit(_audit_partitions, *job) for job in jobs]
         return sorted((v for part in parts for v in part.result()), key=lambda v: v.partition)
+
+
+@_brokers()
+def _worth_starting(settings: Settings, bootstrap: str) -> int:
+    """How many processes pay: the records of a small topic are compared before another one has imported what it needs."""
+    consumer = make_consumer(bootstrap)
+    try:
+        ends = (watermark_offsets(consumer, settings.ratings_topic, p) for p in range(settings.partitions))
+        records = sum(high - low for low, high in ends)
+    finally:
+        consumer.close()
+    return min(os.cpu_count() or 1, 1 + records // _WORTH_A_PROCESS)
 
 
 @_brokers()
@@ -321,7 +336,8 @@ def _audit_partitions(
         for keys, values, offsets in _blocks(settings, bootstrap, partition, one, end if to_ms is not None else None):
             outside.read_on(offsets[0], offsets[-1])
             one.take(keys, values, offsets.__getitem__)
-        verdict = one.finish(_sent_by_now(settings, bootstrap, partition, progress, records) if to_ms is None else None)
+        sent_by_now = functools.partial(_sent_by_now, settings, bootstrap, partition, progress, records)
+        verdict = one.finish(sent_by_now if to_ms is None else None)
         outside.count_into(verdict, from_ms, to_ms)
         verdicts.append(verdict)
     ledger.close()
@@ -421,7 +437,7 @@ def _blocks(
     try:
         consumer.assign(place)
         while low < end:
-            messages = consumer.consume(_AT_ONCE, timeout=0.1)
+            messages = consumer.consume(_AT_ONCE, timeout=FILLED_S)
             if any(m.error() is not None for m in messages):
                 for message in messages:
                     error = message.error()

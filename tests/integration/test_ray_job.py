@@ -148,7 +148,7 @@ def test_the_pipeline_runs_as_a_ray_job_on_two_nodes(cluster: Cluster, broker: s
     summary = tmp_path / "summary.json"
     done = submit(
         cluster,
-        *("ray-pipeline", "run", "--duration", "15", "--rate", "400", "--bootstrap-servers", broker),
+        *("ray-pipeline", "run", "--duration", "8", "--rate", "500", "--bootstrap-servers", broker),
         *("--actors", "4", "--ui-port", "0", "--api-port", "0", "--state-dir", str(tmp_path), *topics),
         *("--summary-json", str(summary)),
     )
@@ -156,8 +156,8 @@ def test_the_pipeline_runs_as_a_ray_job_on_two_nodes(cluster: Cluster, broker: s
     assert done.returncode == 0, output
     assert "succeeded" in output and "Summary" in output
     found = json.loads(summary.read_text())
-    assert found["requested"] == found["delivered"] == found["counted"] == 6000
-    assert count_records(broker, names["ratings"]).total == 6000
+    assert found["requested"] == found["delivered"] == found["counted"] == 4000
+    assert count_records(broker, names["ratings"]).total == 4000
     actors = read_compacted(broker, names["progress"])["generator"]["actors"]
     nodes = {actor["node"] for actor in actors}
     assert len(nodes) == 2, "the actors share one node"

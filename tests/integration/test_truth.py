@@ -25,6 +25,7 @@ from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_user_map
 from ray_pipeline.truth.audit import KINDS
 from ray_pipeline.truth.replay import ShardReplay, build_models
+from ray_pipeline.verification import audit as audit_module
 from ray_pipeline.verification.audit import audit
 from ray_pipeline.verification.explain import Explainer
 from ray_pipeline.verification.oracle import OracleStage
@@ -320,6 +321,7 @@ def test_a_defect_of_old_is_caught_and_named(
     ensure_topics(settings, judged.broker)
     defect(monkeypatch)
     run_job(judged, settings)
+    monkeypatch.setattr(audit_module, "_NEXT_BATCH_S", 1.0)  # no job goes on that would read what it has not
     verdicts = verdicts_of(settings, judged.broker)
     found = verdicts.tally(later_ms())
     assert found.wrong >= 1

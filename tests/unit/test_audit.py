@@ -83,7 +83,7 @@ def test_more_than_was_sent_is_beyond() -> None:
 def test_what_the_shard_sent_while_it_was_read_is_not_beyond() -> None:
     audit = PartitionAudit(replay(), COUNT)
     audit.take([k for k, _ in RECORDS[: COUNT + 7]], [v for _, v in RECORDS[: COUNT + 7]], lambda n: n)
-    assert audit.finish(sent=COUNT + 50).agreed
+    assert audit.finish(sent=lambda: COUNT + 50).agreed
 
 
 def test_a_rating_far_from_its_place_is_one_out_of_order_not_a_thousand() -> None:

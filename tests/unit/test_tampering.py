@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -861,3 +862,13 @@ def test_what_the_micro_batches_read_is_held_in_a_few_bytes_each() -> None:
     tracemalloc.stop()
     assert held < 100 * count  # 8 + 4 · 16 bytes, and an array's reserve
     assert next(cut for cut in log.cuts(OutsideRatings()) if cut.batch == 77).read == dict.fromkeys(range(4), 77_000)
+
+
+def test_other_processes_are_started_for_so_many_records_as_pay_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = {0: (0, 0), 1: (0, 0)}
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(audit_module, "make_consumer", lambda _: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(audit_module, "watermark_offsets", lambda _, __, partition: ends[partition])
+    for records, processes in ((0, 1), (100_000, 1), (700_000, 4), (9_000_000, 4)):
+        ends[0], ends[1] = (50, 50 + records // 2), (0, records - records // 2)
+        assert audit_module._worth_starting(SETTINGS, "nowhere") == processes
