@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +34,8 @@ class SparkSessionOwner:
         executor_cores: cores of each.
         executor_memory: memory of each, such as ``1g``.
         master: such as ``local[2]``: plain Spark, no Ray; None = on Ray.
+        temporary: where the JVMs on Ray, which are killed in the end and remove nothing, have their temporary files: a folder that all
+            nodes have; None = where Java has them by itself.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class SparkSessionOwner:
         executor_cores: int,
         executor_memory: str,
         master: str | None = None,
+        temporary: Path | None = None,
     ) -> None:
         self._app_name = app_name
         self._conf = dict(conf)
@@ -50,6 +54,7 @@ class SparkSessionOwner:
         self._executor_cores = executor_cores
         self._executor_memory = executor_memory
         self._master = master
+        self._temporary = temporary
         self._session: Any = None
 
     @property
@@ -132,6 +137,10 @@ class SparkSessionOwner:
                 "Lower executors or executor_cores, add nodes, or stop other jobs",
             )
         options = " ".join(spark_classes(java).options())
+        if self._temporary is not None and not any(letter.isspace() for letter in str(self._temporary)):
+            options += (
+                f" -Djava.io.tmpdir={self._temporary}"  # Spark and RayDP split options at spaces, each in its own way
+            )
         conf = self._conf | {key: f"{self._conf.get(key, '')} {options}".strip() for key in JAVA_OPTIONS}
         return raydp.init_spark(
             self._app_name,

@@ -15,7 +15,6 @@ from ray_pipeline.chaos.report import Audited, MemorySeries, Outcome
 from ray_pipeline.clock import Clock
 from ray_pipeline.errors import RayPipelineError, StageFailedError
 from ray_pipeline.metrics.verdicts import Tally
-from ray_pipeline.truth.audit import Finding
 from ray_pipeline.verification.audit import AuditReport
 
 __all__ = ["Storm", "together"]
@@ -161,7 +160,7 @@ class Storm:
         made = Audited(report.verdict, report.records.get("found", 0), windows.get("checked", 0), report.duration_s)
         self.audits.append(made)
         # no difference of a moment: an audit takes the job's open windows for what they are, and waits for what it may still read
-        found = _finding(report.findings[0]) if report.verdict == "disagreed" else ""
+        found = f"the audit found {report.findings[0]}" if report.verdict == "disagreed" else ""
         unchecked = report.reason or windows.get("reason", "")
         return "; ".join(filter(None, (differs, found))), "; ".join(filter(None, (untold, unchecked))), made
 
@@ -247,13 +246,6 @@ def _alike(first: Fault, second: Fault) -> bool:
     commands = (Kind.PAUSE, Kind.RATE, Kind.RESCALE)
     kinds = {first.kind, second.kind}
     return len(kinds) == 1 or not kinds.isdisjoint(OF_OWN) or kinds <= set(commands)
-
-
-def _finding(first: Finding) -> str:
-    """What an audit found, in words."""
-    places = {"partition": first.partition, "index": first.index, "offset": first.offset}
-    where = "".join(f", {name} {at}" for name, at in places.items() if at is not None)
-    return f"the audit found: {first.kind}{where}: {first.detail}"
 
 
 def _line(outcome: Outcome) -> str:

@@ -11,12 +11,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray as _untyped_ray
 
 from ray_pipeline.cluster.fleet import ACTOR_CPUS
 from ray_pipeline.cluster.head import named_cluster, require_head
+from ray_pipeline.cluster.session import leave_session, take_session
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import EnvironmentProblem
 
@@ -140,6 +142,7 @@ class RayRuntime:
         self._settings = settings
         self._budget = cpu_budget(settings, stages)
         self._address = named_cluster(settings.ray_address)
+        self._session: Path | None = None
         self.local = self._address is None
 
     def start(self) -> None:
@@ -162,6 +165,7 @@ class RayRuntime:
                     logging_level=logging.WARNING,
                     log_to_driver=False,
                 )
+            self._session = take_session()
         else:
             join(self._address, logging.WARNING)
         self.check_capacity()
@@ -180,5 +184,7 @@ class RayRuntime:
             )
 
     def stop(self) -> None:
-        """Leave the cluster; a Ray that this object started ends with it."""
+        """Leave the cluster; a Ray that this object started ends with it, and leaves its logs."""
         ray.shutdown()
+        if self._session is not None:
+            leave_session(self._session)

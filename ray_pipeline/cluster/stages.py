@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_pipeline.cluster.files import SharedFiles
 from ray_pipeline.cluster.membership import Member, Owner
 from ray_pipeline.cluster.runtime import SERVING_CPUS, SPARK_DRIVER_CPUS, VERIFY_CPUS
+from ray_pipeline.cluster.session import java_folder, session_folder
 from ray_pipeline.config import Settings
 from ray_pipeline.history.parquet import ParquetOrder
 
@@ -31,7 +32,9 @@ class _ProcessingActor(Member):
         from ray_pipeline.windows.stage import WindowStage
 
         super().__init__(owner)
-        self._stage = WindowStage(files.at_hand(settings), owner.bootstrap)
+        # on a cluster of somebody else's each node has a folder of its own, and may not have this one
+        temporary = java_folder(session_folder()) if owner.has_ray else None
+        self._stage = WindowStage(files.at_hand(settings), owner.bootstrap, temporary=temporary)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "job": self._stage.status()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from ray_pipeline.command.options import BROKER, JSON, TOPICS, emit_json, with_s
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.state import broker_for_reading
+
+if TYPE_CHECKING:
+    from ray_pipeline.verification.audit import AuditReport
 
 __all__ = ["audit", "explain", "grade"]
 
@@ -28,7 +31,8 @@ def audit(
     from_: Annotated[str | None, typer.Option("--from", metavar="TIME", help=f"look from here on: {TIME}")] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="TIME", help=f"look up to here: {TIME}")] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, max=256, help="readers side by side  [default: one a core]", show_default=False)
+        int | None,
+        typer.Option(min=1, max=256, help="readers side by side  [default: as many as pay]", show_default=False),
     ] = None,
     as_json: JSON = False,
 ) -> None:
@@ -43,12 +47,12 @@ def audit(
     if from_ms is not None and to_ms is not None and to_ms <= from_ms:
         raise ConfigurationError(problem="--to must be after --from", fix="Give a later time")
     with broker_for_reading(settings) as bootstrap:
-        report = compare(settings, bootstrap, from_ms, to_ms, processes).as_dict()
+        report = compare(settings, bootstrap, from_ms, to_ms, processes)
     if as_json:
-        emit_json(report)
+        emit_json(report.as_dict())
     else:
         _print_report(report)
-    raise typer.Exit(_EXIT_CODES[report["verdict"]])
+    raise typer.Exit(_EXIT_CODES[report.verdict])
 
 
 @with_settings(*BROKER, *TOPICS, "catalog", "model", "schema_registry_url")
@@ -116,30 +120,29 @@ def _time(flag: str, text: str | None) -> int | None:
     return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _print_report(report: dict[str, Any]) -> None:
-    if report["verdict"] == "unchecked":
-        typer.echo(f"unchecked: {report['reason']}")
+def _print_report(report: AuditReport) -> None:
+    if report.verdict == "unchecked":
+        typer.echo(f"unchecked: {report.reason}")
         return
-    typer.echo(f"Ratings of run {report['run']}: {_in_words(report['records'])}")
-    for partition, row in sorted(report["partitions"].items(), key=lambda item: int(item[0])):
+    typer.echo(f"Ratings of run {report.run}: {_in_words(report.records)}")
+    for partition, row in sorted(report.partitions.items(), key=lambda item: int(item[0])):
         typer.echo(f"  partition {partition}: {_in_words(row)}")
-    if report["by_design"]:
+    if report.by_design:
         typer.echo(
-            "On purpose: " + ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in report["by_design"].items())
+            "On purpose: " + ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in report.by_design.items())
         )
-    windows = report["windows"]
+    windows = report.windows
     typer.echo(
         f"Windows: {windows['checked']:,} checked, {windows['wrong']:,} wrong, {windows['pending']:,} pending, "
         f"{windows['late_dropped']:,} ratings dropped as late"
         + (f", {windows['other_definition']:,} of an unknown definition" if windows["other_definition"] else "")
         + (f" ({windows['reason']})" if windows["reason"] else "")
     )
-    for finding in report["findings"]:
-        place = [f"{name} {finding[name]}" for name in ("partition", "offset") if finding[name] is not None]
-        typer.echo(f"{finding['kind']}: {', '.join(place)}{': ' if place else ''}{finding['detail']}")
-    if report["reason"]:
-        typer.echo(f"not compared: {report['reason']}")
-    typer.echo(f"{report['verdict']} ({report['records_per_s']:,.0f} records/s, {report['duration_s']:.1f} s in all)")
+    for finding in report.findings:
+        typer.echo(str(finding))
+    if report.reason:
+        typer.echo(f"not compared: {report.reason}")
+    typer.echo(f"{report.verdict} ({report.records_per_s:,.0f} records/s, {report.duration_s:.1f} s in all)")
 
 
 def _print_marks(marks: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from ray_pipeline.command.terminal import take_terminal
 from ray_pipeline.config import Settings, flag_of
 from ray_pipeline.errors import ConfigurationError, RayPipelineError
 from ray_pipeline.state import RunInfo, active_run, broker_for_reading
+from ray_pipeline.truth.audit import Finding
 from ray_pipeline.verification.audit import AuditReport, audit
 
 __all__ = ["chaos"]
@@ -112,7 +113,7 @@ def chaos(
         file.write_text(table if file.suffix == ".md" else json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     typer.echo(as_table(found))
     for finding in (found["audit"] or {}).get("findings", ()):
-        typer.echo(f"finding: {json.dumps(finding)}")
+        typer.echo(f"finding: {Finding(**finding)}")
     if made.reason:
         typer.echo(f"{made.verdict}: {made.reason}", err=True)
     raise typer.Exit({"survived": 0, "failed": _FAILED}.get(made.verdict, _UNCHECKED))

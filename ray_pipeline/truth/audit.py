@@ -52,6 +52,12 @@ class Finding:
     offset: int | None
     detail: str
 
+    def __str__(self) -> str:
+        """In a line."""
+        places = {"partition": self.partition, "index": self.index, "offset": self.offset}
+        where = ", ".join(f"{name} {at}" for name, at in places.items() if at is not None)
+        return ": ".join(filter(None, (self.kind, where, self.detail)))
+
 
 @dataclass
 class PartitionVerdict:

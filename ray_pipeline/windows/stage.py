@@ -70,6 +70,7 @@ class WindowStage:
         settings: all settings.
         bootstrap: brokers, HOST:PORT[,…].
         master: such as ``local[2]``: plain Spark without Ray; None = on the Ray cluster of this process.
+        temporary: where its JVMs put their temporary files, a folder that all nodes have; None = where Java does by itself.
         clock: tells the time.
     """
 
@@ -79,6 +80,7 @@ class WindowStage:
         bootstrap: str,
         *,
         master: str | None = None,
+        temporary: Path | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._settings = settings
@@ -88,6 +90,7 @@ class WindowStage:
         self._shuffle_partitions = shuffle_partitions(settings)
         self._app_name = f"ray-pipeline-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._master = master
+        self._temporary = temporary
         self._owner: SparkSessionOwner | None = None
         self._query: Any = None
         self._sink: BatchSink | None = None
@@ -151,6 +154,7 @@ class WindowStage:
                 settings.executor_cores,
                 settings.executor_memory,
                 self._master,
+                self._temporary,
             )
             return self._owner.start()
         except SparkCompatError as error:

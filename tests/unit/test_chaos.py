@@ -483,7 +483,7 @@ def test_an_audit_that_disagrees_fails_the_fault_and_names_what_it_found_first()
     found = dataclasses.replace(SO_FAR, verdict="disagreed", findings=findings)
     report, said = stormed({0: 0}, found=found)
     assert report.verdict == "failed"
-    assert "the audit found: missing, partition 1, index 77: rating 77 is missing" in report.reason
+    assert "the audit found missing: partition 1, index 77: rating 77 is missing" in report.reason
     assert all(outcome.failed for outcome in report.outcomes) and all("FAILED: the audit" in line for line in said)
     assert report.as_dict()["audits"]["agreed"] == 0
 

@@ -73,7 +73,7 @@ def test_help_says_what_a_user_looks_for() -> None:
     said = call("run", "--help").stdout
     for default in ("default: 100.0", "default: 60 s", "default: 100 ms", "default: no-fast", "default: exactly-once"):
         assert f"[{default}]" in said
-    assert "[default: one a core]" in call("audit", "--help").stdout
+    assert "[default: as many as pay]" in call("audit", "--help").stdout
     assert "[default: as suits]" in call("backfill", "--help").stdout
     assert "[default: all]" in call("chaos", "--help").stdout
 
@@ -241,6 +241,7 @@ def test_signals_stay_the_commands_while_ray_is_started(
         _private=SimpleNamespace(services=services),
     )
     monkeypatch.setattr(runtime, "ray", ray)
+    monkeypatch.setattr(runtime, "take_session", lambda: None)
     monkeypatch.setenv("RAY_worker_niceness", "0")
     runtime.RayRuntime(load_settings()).start()
     # what is sent to the whole group of the command is not for Ray, which ends after the pipeline

@@ -205,6 +205,7 @@ def test_doctor_and_start_agree_on_which_cluster_is_joined(
     for module in (runtime, directory):
         monkeypatch.setattr(module, "ray", free)
     monkeypatch.setattr(runtime, "require_head", lambda _: None)
+    monkeypatch.setattr(runtime, "take_session", lambda: None)
     settings = load_settings(ray_address=given, state_dir=tmp_path)
     start = runtime.RayRuntime(settings)
     start.start()
