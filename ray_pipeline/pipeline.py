@@ -22,7 +22,6 @@ from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.errors import (
     ConfigurationError,
-    EnvironmentProblem,
     ProcessingError,
     RayPipelineError,
     StageFailedError,
@@ -37,7 +36,7 @@ from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.metrics.rate import RateMeter
 from ray_pipeline.metrics.records import UnreadableRecord, read_window
 from ray_pipeline.model.catalogue import load_catalogue
-from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
+from ray_pipeline.state import RunInfo, claimed_stage, forget_run, remember_run, require_writable
 from ray_pipeline.windows.spec import window_specs
 
 __all__ = ["ALL_STAGES", "Pipeline", "Status", "Summary"]
@@ -162,6 +161,7 @@ class Pipeline:
         self._bootstrap = ""
         self._posted_before = 0
         self._may_have_sent = False
+        self._claims = contextlib.ExitStack()
         self._broker: BrokerSupervisor | None = None
         self._ray: Any = None
         self._generator: Any = None
@@ -393,12 +393,8 @@ class Pipeline:
             )
         require_writable(settings.state_dir)
         for stage, what in (("generate", "a pipeline"), ("process", "a Spark job")):
-            other = active_run(settings.state_dir, stage) if stage in self.stages else None
-            if other is not None and other.pid != os.getpid():
-                raise EnvironmentProblem(
-                    problem=f"{what} runs in the state directory {settings.state_dir} already (process {other.pid})",
-                    fix="Stop it, or name another --state-dir",
-                )
+            if stage in self.stages:
+                self._claims.enter_context(claimed_stage(settings.state_dir, stage, what))
         doctor.require(settings, self.stages)
         self._timings["checks"] = round(self._elapsed() - self._before_s, 2)
         if named_cluster(settings.ray_address):
@@ -717,6 +713,7 @@ class Pipeline:
             self._broker.stop()
             self._broker = None
         forget_run(self.settings.state_dir)
+        self._claims.close()
 
     def _need(self, stage: str) -> Any:
         found = {"generate": self._generator, "process": self._processing, "serve": self._serving}[stage]

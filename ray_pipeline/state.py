@@ -24,6 +24,7 @@ __all__ = [
     "active_runs",
     "broker_for_reading",
     "broker_kept_out",
+    "claimed_stage",
     "forget_run",
     "remember_run",
     "require_writable",
@@ -128,6 +129,49 @@ def active_runs(state_dir: Path) -> list[RunInfo]:
 def active_run(state_dir: Path, stage: str | None = None) -> RunInfo | None:
     """The first of :func:`active_runs`, of those with a certain stage if one is named; None when there is none."""
     return next((run for run in active_runs(state_dir) if stage is None or stage in run.stages), None)
+
+
+@contextlib.contextmanager
+def claimed_stage(state_dir: Path, stage: str, what: str) -> Iterator[None]:
+    """Nobody else runs a stage in this state directory meanwhile, also not one that is just being started.
+
+    Args:
+        state_dir: the state directory; it exists.
+        stage: the stage.
+        what: what it is called when somebody else has it, such as ``a pipeline``.
+
+    Raises:
+        EnvironmentProblem: somebody else does.
+    """
+    (state_dir / _FOLDER).mkdir(exist_ok=True)
+    file = state_dir / _FOLDER / f"{stage}.lock"
+    while True:
+        with file.open("a+") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.seek(0)
+                raise EnvironmentProblem(
+                    problem=f"{what} runs in the state directory {state_dir} already (process {held.read() or 'unknown'})",
+                    fix="Stop it, or name another --state-dir",
+                ) from None
+            if not _is_at(file, held.fileno()):
+                continue  # whoever had it has just removed it
+            held.truncate(0)
+            held.write(str(os.getpid()))
+            held.flush()
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

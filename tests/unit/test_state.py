@@ -16,7 +16,8 @@ from ray_pipeline.clock import FakeClock
 from ray_pipeline.command import asking
 from ray_pipeline.command.sparkjob import ray_address, runs
 from ray_pipeline.config import load_settings
-from ray_pipeline.state import RunInfo, active_run, active_runs, forget_run, remember_run
+from ray_pipeline.errors import EnvironmentProblem
+from ray_pipeline.state import RunInfo, active_run, active_runs, claimed_stage, forget_run, remember_run
 
 
 def of_another_process(*stages: str, **more: Any) -> RunInfo:
@@ -54,6 +55,36 @@ def test_who_has_died_is_forgotten_and_tokens_are_for_this_user_alone(tmp_path: 
     remember_run(tmp_path, RunInfo.of_this_process("127.0.0.1:9092", token="secret"))
     (file,) = (tmp_path / "runs").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_of_two_that_start_a_stage_at_once_one_is_refused(tmp_path: Path) -> None:
+    with claimed_stage(tmp_path, "generate", "a pipeline"):
+        with pytest.raises(EnvironmentProblem, match=f"a pipeline runs in .*already .process {os.getpid()}."):
+            claimed_stage(tmp_path, "generate", "a pipeline").__enter__()
+        with claimed_stage(tmp_path, "process", "a Spark job"):  # another terminal
+            pass
+    left = tmp_path / "runs" / "generate.lock"
+    assert not left.exists()
+    left.write_text("1")  # by one that was killed
+    with claimed_stage(tmp_path, "generate", "a pipeline"):
+        assert left.read_text() == str(os.getpid())
+
+
+def test_a_claim_that_is_let_go_while_another_waits_for_its_file_is_not_taken_for_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, real = tmp_path / "runs" / "generate.lock", fcntl.flock
+    file.parent.mkdir()
+    file.write_text("1")
+
+    def removed_meanwhile(held: Any, how: int) -> None:
+        monkeypatch.undo()
+        file.unlink()
+        real(held, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with claimed_stage(tmp_path, "generate", "a pipeline"):
+        assert file.read_text() == str(os.getpid()), "what is locked is what others find"
 
 
 def test_a_batch_job_finds_the_spark_job_beside_a_broker(tmp_path: Path) -> None:
