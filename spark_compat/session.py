@@ -137,10 +137,9 @@ class SparkSessionOwner:
                 "Lower executors or executor_cores, add nodes, or stop other jobs",
             )
         options = " ".join(spark_classes(java).options())
+        # Spark and RayDP split options at spaces, each in its own way
         if self._temporary is not None and not any(letter.isspace() for letter in str(self._temporary)):
-            options += (
-                f" -Djava.io.tmpdir={self._temporary}"  # Spark and RayDP split options at spaces, each in its own way
-            )
+            options += f" -Djava.io.tmpdir={self._temporary}"
         conf = self._conf | {key: f"{self._conf.get(key, '')} {options}".strip() for key in JAVA_OPTIONS}
         return raydp.init_spark(
             self._app_name,

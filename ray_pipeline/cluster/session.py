@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -28,6 +29,8 @@ __all__ = [
     "session_folder",
     "take_session",
 ]
+
+_log = logging.getLogger(__name__)
 
 _MARK = "ray-pipeline.json"
 _LOGS = "logs"
@@ -76,9 +79,12 @@ def clear_session(session: Path) -> None:
         if entry.name in (_MARK, _LOGS):
             continue
         if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            Path(entry.path).unlink(missing_ok=True)
+            _remove(Path(entry.path))
+            continue
+        try:
+            os.unlink(entry.path)
+        except OSError as error:
+            _log.info("%s stays: %s", entry.path, error)
 
 
 def clear_former(root: Path) -> None:
@@ -92,7 +98,7 @@ def clear_former(root: Path) -> None:
     for session in newest_first[:_KEPT]:
         clear_session(session)
     for session in newest_first[_KEPT:]:
-        shutil.rmtree(session, ignore_errors=True)
+        _remove(session)
 
 
 def clear_copies(root: Path = _OF_JAVA_DRIVERS) -> None:
@@ -108,7 +114,14 @@ def clear_copies(root: Path = _OF_JAVA_DRIVERS) -> None:
             continue
         loaded = time.time() * 1000 - int(entry.name) > _LOADED_MS
         if loaded and _is_mine(entry) and {file.name for file in _entries(Path(entry.path))} == _COPY:
-            shutil.rmtree(entry.path, ignore_errors=True)
+            _remove(Path(entry.path))
+
+
+def _remove(folder: Path) -> None:
+    """With all that can be removed: whatever still has files open there ends soon, and the next start looks again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        _log.info("%s stays, or a part of it", folder)
 
 
 def _is_mine(entry: os.DirEntry[str]) -> bool:
