@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from ray_pipeline.errors import EnvironmentProblem, ProcessingError, RayPipeline
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
 from ray_pipeline.knobs import knob_of
 from ray_pipeline.pipeline import Pipeline, Status, Summary
-from ray_pipeline.state import RunInfo
+from ray_pipeline.state import claimed_stage
 
 WITH_SETTINGS = (
     *("run", "broker", "generate", "process", "serve", "verify", "rate 5", "plan x", "pause", "resume", "scale 2"),
@@ -417,15 +418,18 @@ def test_a_stage_that_runs_in_the_state_directory_is_not_started_twice(
         raise Allowed("allowed")
 
     monkeypatch.setattr("ray_pipeline.doctor.require", checks)
-    (tmp_path / "runs").mkdir()
-    parent = psutil.Process(os.getppid())
-    other = RunInfo(parent.pid, parent.create_time(), "nowhere:1", running_stages)
-    (tmp_path / "runs" / f"{parent.pid}.json").write_text(json.dumps(asdict(other)))
     pipeline = Pipeline(load_settings(state_dir=tmp_path), stages=stages)
-    if refused is None:
-        with pytest.raises(Allowed):
-            pipeline.start()
-    else:
-        said = f"{refused} in the state directory .* already .process {parent.pid}.* another --state-dir"
-        with pytest.raises(EnvironmentProblem, match=said):
-            pipeline.start()
+    with contextlib.ExitStack() as running:
+        for stage in running_stages:
+            running.enter_context(claimed_stage(tmp_path, stage, "it"))
+        if refused is None:
+            with pytest.raises(Allowed):
+                pipeline.start()
+        else:
+            said = f"{refused} in the state directory .* already .process {os.getpid()}.* another --state-dir"
+            with pytest.raises(EnvironmentProblem, match=said):
+                pipeline.start()
+    # and one that did not start has left nothing behind that is in the way of others
+    with pytest.raises(Allowed):
+        Pipeline(load_settings(state_dir=tmp_path), stages=stages).start()
+    assert not list((tmp_path / "runs").iterdir())
