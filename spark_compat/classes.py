@@ -21,7 +21,7 @@ import platformdirs
 
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars
-from spark_compat.jvm import Java
+from spark_compat.jvm import Java, path_option
 
 __all__ = ["ClassArchive", "broker_classes", "class_list", "names_of", "remove_orphans", "spark_classes"]
 
@@ -57,9 +57,7 @@ class ClassArchive:
 
     def options(self) -> list[str]:
         """What a JVM is to be started with; nothing when there is no archive of just this Java and these files."""
-        if any(letter.isspace() for letter in str(self._file)):
-            return []  # Spark and RayDP split options at spaces, each in its own way
-        return [f"-XX:SharedArchiveFile={self._file}"] if self.is_made() else []
+        return path_option("-XX:SharedArchiveFile", self._file) if self.is_made() else []
 
     def is_made(self) -> bool:
         """Whether it is there, and of the files that are there now."""

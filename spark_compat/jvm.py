@@ -12,7 +12,7 @@ from pathlib import Path
 from spark_compat.errors import SparkCompatError
 from spark_compat.versions import JAVA_MIN
 
-__all__ = ["Java", "export_java", "find_java"]
+__all__ = ["Java", "export_java", "find_java", "path_option"]
 
 _INSTALL = f"Install it: sudo apt-get install openjdk-{JAVA_MIN}-jre-headless (or set JAVA_HOME)"
 
@@ -28,6 +28,11 @@ class Java:
     def executable(self) -> Path:
         """The ``java`` command."""
         return self.home / "bin" / "java"
+
+
+def path_option(name: str, path: Path) -> list[str]:
+    """An option of a JVM that names a file or folder; none where that has spaces: Spark and RayDP split there, each in its own way."""
+    return [] if any(letter.isspace() for letter in str(path)) else [f"{name}={path}"]
 
 
 def find_java(minimum: int = JAVA_MIN) -> Java:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from spark_compat.classes import spark_classes
 from spark_compat.conf import JAVA_OPTIONS
 from spark_compat.errors import SparkCompatError
-from spark_compat.jvm import Java, export_java, find_java
+from spark_compat.jvm import Java, export_java, find_java, path_option
 
 __all__ = ["SparkSessionOwner"]
 
@@ -136,10 +136,10 @@ class SparkSessionOwner:
                 f"need {needed}",
                 "Lower executors or executor_cores, add nodes, or stop other jobs",
             )
-        options = " ".join(spark_classes(java).options())
-        # Spark and RayDP split options at spaces, each in its own way
-        if self._temporary is not None and not any(letter.isspace() for letter in str(self._temporary)):
-            options += f" -Djava.io.tmpdir={self._temporary}"
+        added = spark_classes(java).options()
+        if self._temporary is not None:
+            added += path_option("-Djava.io.tmpdir", self._temporary)
+        options = " ".join(added)
         conf = self._conf | {key: f"{self._conf.get(key, '')} {options}".strip() for key in JAVA_OPTIONS}
         return raydp.init_spark(
             self._app_name,

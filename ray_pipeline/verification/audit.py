@@ -22,7 +22,7 @@ from ray_pipeline.errors import BrokerUnavailableError, RayPipelineError, Record
 from ray_pipeline.formats.factory import open_format
 from ray_pipeline.generator.plan import NEVER_MS
 from ray_pipeline.kafka.client import make_consumer, watermark_offsets
-from ray_pipeline.kafka.read import FILLED_S, Record, newest_of_key, read_topic, read_topic_from
+from ray_pipeline.kafka.read import FILLED_S, Backlog, Record, newest_of_key, read_topic, read_topic_from
 from ray_pipeline.kafka.topics import partitions_of
 from ray_pipeline.model.catalogue import Catalogue, load_catalogue
 from ray_pipeline.truth.audit import KINDS, Finding, PartitionAudit, PartitionVerdict
@@ -298,12 +298,8 @@ def _audit_records(
 @_brokers()
 def _worth_starting(settings: Settings, bootstrap: str) -> int:
     """How many processes pay: the records of a small topic are compared before another one has imported what it needs."""
-    consumer = make_consumer(bootstrap)
-    try:
-        ends = (watermark_offsets(consumer, settings.ratings_topic, p) for p in range(settings.partitions))
-        records = sum(high - low for low, high in ends)
-    finally:
-        consumer.close()
+    with contextlib.closing(Backlog(bootstrap, settings.ratings_topic, settings.partitions)) as topic:
+        records = topic.behind({}, timeout_s=15.0)
     return min(os.cpu_count() or 1, 1 + records // _WORTH_A_PROCESS)
 
 

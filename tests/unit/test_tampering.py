@@ -22,6 +22,7 @@ from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.errors import RayPipelineError, RecordError
 from ray_pipeline.generator.plan import ShardSchedule
+from ray_pipeline.kafka import read as read_module
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.model.catalogue import load_catalogue
@@ -867,8 +868,8 @@ def test_what_the_micro_batches_read_is_held_in_a_few_bytes_each() -> None:
 def test_other_processes_are_started_for_so_many_records_as_pay_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = {0: (0, 0), 1: (0, 0)}
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr(audit_module, "make_consumer", lambda _: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr(audit_module, "watermark_offsets", lambda _, __, partition: ends[partition])
+    monkeypatch.setattr(read_module, "make_consumer", lambda _: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(read_module, "watermark_offsets", lambda _, __, partition, timeout_s: ends[partition])
     for records, processes in ((0, 1), (100_000, 1), (700_000, 4), (9_000_000, 4)):
         ends[0], ends[1] = (50, 50 + records // 2), (0, records - records // 2)
         assert audit_module._worth_starting(SETTINGS, "nowhere") == processes
