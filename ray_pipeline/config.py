@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -27,6 +27,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from ray_pipeline.brokers import Brokers, Security
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.fitted import REPLACED_FIELDS, declared_settings
 from ray_pipeline.presets import load_preset
@@ -43,6 +44,7 @@ __all__ = [
     "FIELDS",
     "FORMAT_FIELDS",
     "GROUPS",
+    "SECURITY_FIELDS",
     "Settings",
     "flag_of",
     "flags_of",
@@ -119,6 +121,17 @@ _SENT_LATE_MS = 3_600_000
 
 FORMAT_FIELDS = ("format", "field_names", "padding_bytes")
 """The settings that say how an event is written into a record's value."""
+
+SECURITY_FIELDS = (
+    "security_protocol",
+    "sasl_mechanism",
+    "sasl_username",
+    "sasl_password",
+    "ssl_ca",
+    "ssl_certificate",
+    "ssl_key",
+)
+"""The settings that say how brokers that are named are spoken to."""
 
 FIELDS = ("userId", "movieId", "rating", "timestamp")
 """The fields of a rating, in the contract's order."""
@@ -292,6 +305,23 @@ class Settings(BaseSettings):
     bootstrap_servers: str | None = Field(
         None, min_length=1, description="brokers, HOST:PORT[,…]; default: an embedded broker"
     )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how brokers that are named are spoken to; the embedded one is in clear, on loopback"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="how the password is shown to the brokers"
+    )
+    sasl_username: str | None = Field(None, description="user name at the brokers")
+    sasl_password: SecretStr | None = Field(
+        None, description="its password; better in the environment or a file than on a command line that others can see"
+    )
+    ssl_ca: Path | None = Field(
+        None, description="PEM file of the CAs that may sign for the brokers; default: those that the machine trusts"
+    )
+    ssl_certificate: Path | None = Field(
+        None, description="PEM file of a certificate to show, where brokers want one of each client"
+    )
+    ssl_key: Path | None = Field(None, description="PEM file of its private key: PKCS #8, without a password")
     broker_port: int = Field(0, ge=0, le=65535, description="port of the embedded broker; 0 = any free port")
     replication_factor: int = Field(1, ge=1, le=32_767, description="replicas of topics that are created")
     ratings_topic: str = Field("ratings", description="topic of the ratings")
@@ -508,6 +538,25 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _security_fits(self) -> Settings:
+        protocol = self.security_protocol
+        login = ("sasl_mechanism", "sasl_username", "sasl_password")
+        files = ("ssl_ca", "ssl_certificate", "ssl_key")
+        missing = [name for name in login if not getattr(self, name)] if protocol.startswith("SASL") else []
+        if missing:
+            msg = f"security_protocol={protocol} needs {' and '.join(missing)}: give {'it' if len(missing) == 1 else 'them'}"
+            raise ValueError(msg)
+        for names, fits in ((login, ("SASL_PLAINTEXT", "SASL_SSL")), (files, ("SSL", "SASL_SSL"))):
+            idle = next((name for name in names if getattr(self, name) is not None), None)
+            if idle is not None and protocol not in fits:
+                msg = f"{idle} does not go with security_protocol={protocol}: set that to {' or '.join(fits)}, or drop {idle}"
+                raise ValueError(msg)
+        if (self.ssl_certificate is None) != (self.ssl_key is None):
+            msg = "ssl_certificate and ssl_key go together: give both, or neither"
+            raise ValueError(msg)
+        return self
+
     @field_validator("clock_skew")
     @classmethod
     def _skews(cls, value: str) -> str:
@@ -584,6 +633,37 @@ class Settings(BaseSettings):
         return 0 if self.start_time_ms is not None else round(self.max_ahead_s * 1000)
 
     @property
+    def brokers(self) -> Brokers | None:
+        """The brokers that are named, and how they are spoken to; None = an embedded one.
+
+        Raises:
+            ConfigurationError: a file of a certificate or a key cannot be used.
+        """
+        return None if self.bootstrap_servers is None else self.secured(self.bootstrap_servers)
+
+    def secured(self, bootstrap: str) -> Brokers:
+        """Brokers, spoken to as these settings say.
+
+        Args:
+            bootstrap: brokers that are not embedded, HOST:PORT[,…].
+
+        Raises:
+            ConfigurationError: a file of a certificate or a key cannot be used.
+        """
+        if self.security_protocol == "PLAINTEXT":
+            return Brokers(bootstrap)
+        security = Security(
+            self.security_protocol,
+            self.sasl_mechanism or "",
+            self.sasl_username or "",
+            self.sasl_password.get_secret_value() if self.sasl_password else "",
+            ca=_pem(self.ssl_ca, "ssl_ca", "CERTIFICATE"),
+            certificate=_pem(self.ssl_certificate, "ssl_certificate", "CERTIFICATE"),
+            key=_pem(self.ssl_key, "ssl_key", "PRIVATE KEY"),
+        )
+        return Brokers(bootstrap, security)
+
+    @property
     def checkpoint_uri(self) -> str:
         """Where Spark keeps its checkpoint, as a Hadoop URI."""
         return self.checkpoint or hadoop_uri(self.state_dir / "checkpoint")
@@ -621,6 +701,25 @@ class Settings(BaseSettings):
         }
         text = json.dumps({**named, "catalogue": catalogue_digest}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _pem(file: Path | None, name: str, kind: str) -> str:
+    """Content of a PEM file that holds one thing of a kind at least; empty for no file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or does not.
+    """
+    if file is None:
+        return ""
+    with ConfigurationError.reading(file, name, "PEM file", flag_of(name)):
+        text = file.read_text(errors="replace")
+    if f"-----BEGIN {kind}-----" not in text:
+        fix = f"openssl pkcs8 -topk8 -nocrypt -in {file} -out key.pem makes one of any other key"
+        raise ConfigurationError(
+            problem=f"{name} {file} holds no {kind.lower()} (-----BEGIN {kind}-----)",
+            fix=fix if name == "ssl_key" else f"Name a PEM file of one with {flag_of(name)}",
+        )
+    return text
 
 
 def parse_field_names(text: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipel
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.topics import partitions_of
 from ray_pipeline.model.catalogue import load_catalogue
-from ray_pipeline.state import active_run, active_runs, require_writable
+from ray_pipeline.state import active_run, active_runs, brokers_of, require_writable
 from spark_compat.classes import broker_classes, spark_classes
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars, spark_connector_jars
@@ -70,8 +70,10 @@ def require(settings: Settings, stages: tuple[str, ...]) -> None:
         _or_fail(_ports(settings), EnvironmentProblem)
     if (address := named_cluster(settings.ray_address)) and stages != ("serve",):  # which runs in this process
         require_head(address)
-    if settings.bootstrap_servers:
-        check_broker(settings.bootstrap_servers)
+    if brokers := settings.brokers:
+        check_broker(brokers)
+    else:
+        _or_fail(_embedded(settings), ConfigurationError)
 
 
 def export_java_or_fail() -> str:
@@ -287,11 +289,23 @@ def _catalogue(settings: Settings) -> Iterable[Finding]:
     yield Finding("model", "ok", f"{settings.model}: {world} ({catalogue.digest})")
 
 
+def _embedded(settings: Settings) -> Iterable[Finding]:
+    if settings.security_protocol == "PLAINTEXT":
+        yield Finding("broker", "ok", "an embedded one is started")
+        return
+    yield Finding(
+        "broker",
+        "problem",
+        f"security_protocol={settings.security_protocol} is for brokers that are named, and none is: the embedded one speaks in clear",
+        "Give --bootstrap-servers, or leave --security-protocol out",
+    )
+
+
 def _broker(settings: Settings) -> Iterable[Finding]:
     run = active_run(settings.state_dir)
-    bootstrap = settings.bootstrap_servers or (run.bootstrap if run else None)
+    bootstrap = settings.brokers or (brokers_of(run, settings) if run else None)
     if bootstrap is None:
-        yield Finding("broker", "ok", "an embedded one is started")
+        yield from _embedded(settings)
         yield _port("broker", "127.0.0.1", settings.broker_port)
         return
     check_broker(bootstrap, starting=settings.bootstrap_servers is None)

@@ -413,9 +413,9 @@ class Pipeline:
 
     def _start_broker(self) -> None:
         settings = self.settings
-        if settings.bootstrap_servers:
-            self._bootstrap = settings.bootstrap_servers
-            check_broker(self._bootstrap)
+        if brokers := settings.brokers:
+            self._bootstrap = brokers
+            check_broker(brokers)
         else:
             self._tell("starting the Kafka broker")
             broker = EmbeddedBroker(settings.state_dir, settings.broker_port)

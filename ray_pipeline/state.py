@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from ray_pipeline.brokers import Brokers
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
 from ray_pipeline.kafka.broker import EmbeddedBroker
@@ -24,6 +25,7 @@ __all__ = [
     "active_runs",
     "broker_for_reading",
     "broker_kept_out",
+    "brokers_of",
     "claimed_stage",
     "forget_run",
     "remember_run",
@@ -131,6 +133,15 @@ def active_run(state_dir: Path, stage: str | None = None) -> RunInfo | None:
     return next((run for run in active_runs(state_dir) if stage is None or stage in run.stages), None)
 
 
+def brokers_of(run: RunInfo, settings: Settings) -> Brokers:
+    """The brokers of a run in the state directory, spoken to as the settings say; those are not written down there.
+
+    Raises:
+        ConfigurationError: a file of a certificate or a key cannot be used.
+    """
+    return Brokers(run.bootstrap) if "broker" in run.stages else settings.secured(run.bootstrap)
+
+
 @contextlib.contextmanager
 def claimed_stage(state_dir: Path, stage: str, what: str) -> Iterator[None]:
     """Nobody else runs a stage in this state directory meanwhile, also not one that is just being started.
@@ -204,14 +215,15 @@ def broker_for_reading(settings: Settings) -> Iterator[str]:
         BrokerUnavailableError: the broker that was named does not answer.
         ConfigurationError: nothing has run in this state directory.
     """
-    if settings.bootstrap_servers:
-        check_broker(settings.bootstrap_servers)
-        yield settings.bootstrap_servers
+    if brokers := settings.brokers:
+        check_broker(brokers)
+        yield brokers
         return
     run = active_run(settings.state_dir)
     if run is not None:
-        check_broker(run.bootstrap, starting=True)
-        yield run.bootstrap
+        brokers = brokers_of(run, settings)
+        check_broker(brokers, starting=True)
+        yield brokers
         return
     if not (settings.state_dir / "broker" / "data").is_dir():
         raise ConfigurationError(

@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    from tests.secured import SecuredBroker
 
 _BIN = Path(sys.executable).parent
 
@@ -136,6 +139,17 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     embedded.start()
     yield embedded.bootstrap_servers
     embedded.stop()
+
+
+@pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBroker]:
+    """A real Kafka broker that speaks TLS."""
+    from tests.secured import SecuredBroker
+
+    broker = SecuredBroker(tmp_path_factory.mktemp("secured"))
+    broker.start()
+    yield broker
+    broker.stop()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from ray_pipeline.command.options import (
     FORMAT,
     GENERATOR,
     JSON,
+    NAMED_BROKER,
     PROCESSOR,
     SERVING,
     STATE,
@@ -43,7 +44,7 @@ from ray_pipeline.metrics.records import UnreadableRecord, read_expected, read_j
 from ray_pipeline.metrics.verdicts import Verdicts, difference_text
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.rates.language import parse_plan
-from ray_pipeline.state import active_run, active_runs, broker_for_reading, broker_kept_out
+from ray_pipeline.state import active_run, active_runs, broker_for_reading, broker_kept_out, brokers_of
 from ray_pipeline.verification.scoring import score_all
 from ray_pipeline.windows.spec import epoch_ms, iso_ms
 
@@ -559,9 +560,7 @@ def doctor_command(settings: Settings, as_json: JSON = False) -> None:
         raise typer.Exit(1)
 
 
-@with_settings(
-    "bootstrap_servers", *STATE, *(name for name in TOPICS if name.endswith("_topic")), "checkpoint", "archive"
-)
+@with_settings(*NAMED_BROKER, *STATE, *(name for name in TOPICS if name.endswith("_topic")), "checkpoint", "archive")
 def reset(
     settings: Settings,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
@@ -581,10 +580,10 @@ def _clear(settings: Settings, yes: bool) -> None:
     state = [settings.state_dir / name for name in ("broker", "checkpoint", "checkpoint-archive", "logs", "runs")]
     there = [path for path in state if path.exists()]
     names = []
-    if settings.bootstrap_servers:
-        check_broker(settings.bootstrap_servers)
-        names = list(partitions_of(settings.bootstrap_servers, _own_topics(settings)))
-        _require_silence(settings, settings.bootstrap_servers, names, SystemClock())
+    if brokers := settings.brokers:
+        check_broker(brokers)
+        names = list(partitions_of(brokers, _own_topics(settings)))
+        _require_silence(settings, brokers, names, SystemClock())
     if not there and not names:
         typer.echo("nothing to clear")
         return
@@ -596,8 +595,8 @@ def _clear(settings: Settings, yes: bool) -> None:
         typer.echo("remove that too, or name others in the next run: it goes with what is cleared")
     if not yes and not typer.confirm("Go on?"):
         raise typer.Exit(1)
-    if settings.bootstrap_servers:
-        delete_topics(settings, settings.bootstrap_servers)
+    if brokers:
+        delete_topics(settings, brokers)
     for path in there:
         # out of the way at once: whoever starts here meanwhile begins with a folder of its own
         gone = path.rename(path.with_name(f"{path.name}.cleared-{os.getpid()}"))
@@ -643,16 +642,16 @@ def _own_topics(settings: Settings) -> list[str]:
 
 
 def _running_broker(settings: Settings) -> str:
-    if settings.bootstrap_servers:
-        check_broker(settings.bootstrap_servers)
-        return settings.bootstrap_servers
+    if brokers := settings.brokers:
+        check_broker(brokers)
+        return brokers
     run = active_run(settings.state_dir)
     if run is None:
         raise ConfigurationError(
             problem=f"no pipeline runs in the state directory {settings.state_dir}",
             fix="Name its --state-dir or --bootstrap-servers",
         )
-    return run.bootstrap
+    return brokers_of(run, settings)
 
 
 def _newest(settings: Settings, bootstrap: str, topic: str, key: str) -> dict[str, Any]:

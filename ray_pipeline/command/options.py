@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.markup import escape
 
-from ray_pipeline.config import ENVIRONMENT_PREFIX, FAULT_FIELDS, Settings, flag_of, load_settings
+from ray_pipeline.config import ENVIRONMENT_PREFIX, FAULT_FIELDS, SECURITY_FIELDS, Settings, flag_of, load_settings
 from ray_pipeline.errors import RayPipelineError
 from ray_pipeline.knobs import Knob, knob_of
 
@@ -25,6 +25,7 @@ __all__ = [
     "FORMAT",
     "GENERATOR",
     "JSON",
+    "NAMED_BROKER",
     "PROCESSOR",
     "SERVING",
     "SINK",
@@ -36,7 +37,8 @@ __all__ = [
 ]
 
 STATE = ("state_dir",)
-BROKER = ("bootstrap_servers", "broker_port", *STATE)
+NAMED_BROKER = ("bootstrap_servers", *SECURITY_FIELDS)
+BROKER = (*NAMED_BROKER, "broker_port", *STATE)
 EVENTS = (
     "preset",
     "seed",

@@ -20,7 +20,7 @@ import typer
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, SINK, VERIFIER, with_settings
 from ray_pipeline.command.terminal import take_terminal
-from ray_pipeline.config import Settings
+from ray_pipeline.config import SECURITY_FIELDS, Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
@@ -30,7 +30,7 @@ from ray_pipeline.kafka.topics import ensure_topics, partitions_of
 from ray_pipeline.pipeline import ALL_STAGES, Pipeline, Status
 from ray_pipeline.serving.reach import told
 from ray_pipeline.sinks.writing import write_ratings
-from ray_pipeline.state import RunInfo, active_run, forget_run, remember_run, require_writable
+from ray_pipeline.state import RunInfo, active_run, brokers_of, forget_run, remember_run, require_writable
 from ray_pipeline.windows.spec import iso_ms, window_specs
 
 __all__ = ["StopSignal", "broker", "generate", "process", "run", "serve", "verify"]
@@ -129,12 +129,13 @@ def serve(settings: Settings) -> None:
     settings = _joining(settings)
     if settings.control_token is None:
         settings = settings.model_copy(update={"control_token": secrets.token_urlsafe(16)})
-    assert settings.bootstrap_servers is not None
+    brokers = settings.brokers
+    assert brokers is not None
     stop = StopSignal()
     stop.install()
     doctor.require(settings, ("serve",))
-    ensure_topics(settings, settings.bootstrap_servers)
-    stage = ServingStage(settings, settings.bootstrap_servers)
+    ensure_topics(settings, brokers)
+    stage = ServingStage(settings, brokers)
     stage.start()
     stop.started()
     try:
@@ -152,11 +153,12 @@ def verify(settings: Settings) -> None:
     from ray_pipeline.verification.stage import VerificationStage
 
     settings = _joining(settings)
-    assert settings.bootstrap_servers is not None
+    brokers = settings.brokers
+    assert brokers is not None
     stop = StopSignal()
     stop.install()
-    ensure_topics(settings, settings.bootstrap_servers)
-    stage = VerificationStage(settings, settings.bootstrap_servers)
+    ensure_topics(settings, brokers)
+    stage = VerificationStage(settings, brokers)
     stage.start()
     stop.started()
     say("the oracle follows the stream")
@@ -176,7 +178,10 @@ def verify(settings: Settings) -> None:
 @with_settings(*BROKER)
 def broker(settings: Settings) -> None:
     """Run the embedded Kafka broker alone, until Ctrl-C."""
+    from ray_pipeline import doctor
+
     require_writable(settings.state_dir)
+    doctor.require(settings.model_copy(update={"bootstrap_servers": None}), ())
     stop = StopSignal()
     stop.install()
     supervisor = BrokerSupervisor(EmbeddedBroker(settings.state_dir, settings.broker_port), say)
@@ -218,8 +223,8 @@ def _require_folder(summary_json: Path | None) -> None:
 
 def _with_broker(settings: Settings) -> Settings:
     """The settings, with the brokers of the state directory's run where none are named."""
-    if settings.bootstrap_servers is not None:
-        check_broker(settings.bootstrap_servers)
+    if brokers := settings.brokers:
+        check_broker(brokers)
         return settings
     other = active_run(settings.state_dir)
     if other is None:
@@ -227,8 +232,14 @@ def _with_broker(settings: Settings) -> Settings:
             problem="no broker: none is named, and none runs in the state directory",
             fix="Give --bootstrap-servers, or start ray-pipeline broker with the same --state-dir",
         )
-    check_broker(other.bootstrap, starting=True)
-    return settings.model_copy(update={"bootstrap_servers": other.bootstrap})
+    check_broker(brokers_of(other, settings), starting=True)
+    return settings.model_copy(update={"bootstrap_servers": other.bootstrap, **_in_clear(other)})
+
+
+def _in_clear(run: RunInfo) -> dict[str, Any]:
+    """What to change in settings for an embedded broker, where they say how brokers of somebody else are spoken to."""
+    fields = SECURITY_FIELDS if "broker" in run.stages else ()
+    return {name: Settings.model_fields[name].default for name in fields}
 
 
 def _joining(settings: Settings) -> Settings:
@@ -236,8 +247,8 @@ def _joining(settings: Settings) -> Settings:
     settings = _with_broker(settings)
     if "partitions" in settings.model_fields_set:
         return settings
-    assert settings.bootstrap_servers is not None
-    there = partitions_of(settings.bootstrap_servers, [settings.ratings_topic])
+    assert settings.brokers is not None
+    there = partitions_of(settings.brokers, [settings.ratings_topic])
     return settings.model_copy(update={"partitions": there.get(settings.ratings_topic, settings.partitions)})
 
 

@@ -30,7 +30,7 @@ from ray_pipeline.command.running import say
 from ray_pipeline.command.terminal import take_terminal
 from ray_pipeline.config import Settings, flag_of
 from ray_pipeline.errors import ConfigurationError, RayPipelineError
-from ray_pipeline.state import RunInfo, active_run, broker_for_reading
+from ray_pipeline.state import RunInfo, active_run, broker_for_reading, brokers_of
 from ray_pipeline.truth.audit import Finding
 from ray_pipeline.verification.audit import AuditReport, audit
 
@@ -49,6 +49,7 @@ _NOT_OF_OWN = {
     "ratings": _ENDS,
     "sink": "a storm reads back what is in Kafka",
     "bootstrap_servers": _PLACES,
+    "security_protocol": _PLACES,
     "delivery": "a storm demands that no rating is there twice",
     "checkpoint": _PLACES,
     "archive": _PLACES,
@@ -188,13 +189,14 @@ def _storm_outside(settings: Settings, wanted: _Wanted, stop: threading.Event) -
             problem=f"no pipeline runs in the state directory {settings.state_dir}",
             fix="Start ray-pipeline run, name its --state-dir, or give --start",
         )
+    bootstrap = brokers_of(run, settings)
     found, ended = None, ""
     with _storm(settings, run, wanted, stop) as storm:
         if not storm.aborted:
             say("pausing the pipeline and checking every record and window")
             try:
                 with storm.at_rest():
-                    found = audit(settings, run.bootstrap).as_dict()
+                    found = audit(settings, bootstrap).as_dict()
             except RayPipelineError as error:
                 ended = str(error)
     return _report(storm, wanted, found, ended)
@@ -209,9 +211,10 @@ def _storm(
     child: ChildRun | None = None,
 ) -> Iterator[Storm]:
     """A storm that has passed; the pipeline is still watched."""
-    _require_loopback(run.bootstrap)
+    bootstrap = brokers_of(run, settings)
+    _require_loopback(bootstrap)
     clock = SystemClock()
-    observer = Observer(settings, run.bootstrap, clock)
+    observer = Observer(settings, bootstrap, clock)
     observer.start()
     try:
         generator = observer.record("generator")
@@ -222,9 +225,9 @@ def _storm(
             )
         rate = float(generator["target_rate"])
         tree = ProcessTree(run.pid, run.process_started)
-        injector = Injector(settings, run.bootstrap, tree, observer, clock, rate, stop, child)
+        injector = Injector(settings, bootstrap, tree, observer, clock, rate, stop, child)
         # one process: the pipeline needs the other cores
-        audit_so_far = functools.partial(audit, settings, run.bootstrap, processes=1)
+        audit_so_far = functools.partial(audit, settings, bootstrap, processes=1)
         storm = Storm(injector, observer, audit_so_far, clock, say, stop)
         storm.run(wanted.faults, wanted.minutes * 60)
         yield storm

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ray_pipeline.config import SECURITY_FIELDS
 from ray_pipeline.conformance import changes, choices, identity, learning, people, spoilt, timing, values
 from ray_pipeline.conformance.evidence import Evidence
 from ray_pipeline.conformance.measure import Measure
@@ -146,6 +147,7 @@ NOT_OF_THE_DATA: Mapping[str, tuple[str, ...]] = {
     ),
     "where records are kept, not what they say": (
         "bootstrap_servers",
+        *SECURITY_FIELDS,
         "broker_port",
         "replication_factor",
         "ratings_topic",

@@ -11,6 +11,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from ray_pipeline.brokers import librdkafka_settings
 from ray_pipeline.errors import BrokerUnavailableError
 
 __all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "no_answer", "watermark_offsets"]
@@ -20,6 +21,8 @@ _log = logging.getLogger("ray_pipeline.kafka.librdkafka")
 _REFUSED_S = 1.5
 _ANSWER_S = 8.0
 _STARTING_S = 15.0
+_LET_IN_S = 2.0
+_TLS = "SSL"  # in the text of an error of the transport
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 _NO_LEADER_YET = (
@@ -32,7 +35,7 @@ _NO_LEADER_YET = (
 
 def _common(bootstrap: str) -> dict[str, Any]:
     return {
-        "bootstrap.servers": bootstrap,
+        **librdkafka_settings(bootstrap),
         "client.id": "ray-pipeline",
         # a restarted broker is found again within a second
         "reconnect.backoff.ms": 50,
@@ -128,18 +131,49 @@ def check_broker(bootstrap: str, timeout_s: float | None = None, *, starting: bo
         if time.monotonic() > began + _REFUSED_S:
             raise no_answer(bootstrap, "connection refused")
         time.sleep(0.1)
-    try:
-        make_admin(bootstrap).list_topics(timeout=max(1.0, began + most_s - time.monotonic()))
-    except KafkaException as error:
-        raise no_answer(bootstrap, error.args[0].str()) from None
+    said: list[KafkaError] = []
+    config: dict[str, Any] = {**_common(bootstrap), "error_cb": said.append}
+    admin = AdminClient(config)
+    rest_s = max(1.0, began + most_s - time.monotonic())
+    # one that is starting may not know its users yet; any other need not be waited for once it has said no
+    for wait_s in (rest_s,) if starting else (_LET_IN_S, rest_s - _LET_IN_S):
+        try:
+            admin.list_topics(timeout=max(1.0, wait_s))
+        except KafkaException as error:
+            admin.poll(0)  # only now it hands over what it has to say
+            if refused := _refusal(said):
+                raise not_let_in(bootstrap, refused) from None
+            reason = error.args[0].str()
+        else:
+            return
+    raise no_answer(bootstrap, reason)
 
 
 def no_answer(bootstrap: str, reason: str) -> BrokerUnavailableError:
     """The error that no broker answers, for the reason given."""
     return BrokerUnavailableError(
         problem=f"no Kafka broker answers at {bootstrap} ({reason})",
-        fix="Check --bootstrap-servers, or leave it out for an embedded broker",
+        fix="Check --bootstrap-servers, and --security-protocol where it wants TLS or a password; or leave them out for an embedded "
+        "broker",
     )
+
+
+def not_let_in(bootstrap: str, refusal: KafkaError) -> BrokerUnavailableError:
+    """The error that a broker is there, and does not let this client in."""
+    reason = refusal.str().split(": ", 1)[-1].rsplit(" (after ", 1)[0]  # without which connection it was, and how long
+    login = refusal.code() == KafkaError._AUTHENTICATION
+    return BrokerUnavailableError(
+        problem=f"the Kafka broker at {bootstrap} does not let this client in ({reason})",
+        fix="Check --sasl-mechanism, --sasl-username and --sasl-password"
+        if login
+        else "Check --security-protocol, --ssl-ca, and --ssl-certificate with --ssl-key where it wants one of each client",
+    )
+
+
+def _refusal(said: list[KafkaError]) -> KafkaError | None:
+    """The newest of a client's errors that tells why it is not let in."""
+    telling = (KafkaError._AUTHENTICATION, KafkaError._SSL)
+    return next((error for error in reversed(said) if error.code() in telling or _TLS in error.str()), None)
 
 
 def _refused_here(bootstrap: str) -> bool:

@@ -12,6 +12,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, TopicPartition
 
 from ray_pipeline.errors import BrokerUnavailableError
 from ray_pipeline.kafka.client import make_consumer, make_producer, watermark_offsets
+from ray_pipeline.kafka.read import FOLLOWED_MS
 
 __all__ = ["COMMANDS", "ControlFeed", "send_command"]
 
@@ -85,7 +86,7 @@ class ControlFeed:
     """
 
     def __init__(self, bootstrap: str, topic: str) -> None:
-        self._consumer: Consumer = make_consumer(bootstrap, auto_offset_reset="error")
+        self._consumer: Consumer = make_consumer(bootstrap, auto_offset_reset="error", fetch_wait_max_ms=FOLLOWED_MS)
         # pinned now: an offset looked up later would skip commands sent in between
         _, end = watermark_offsets(self._consumer, topic, 0)
         self._consumer.assign([TopicPartition(topic, 0, end if end >= 0 else OFFSET_END)])

@@ -18,6 +18,7 @@ from ray_pipeline.kafka.client import make_consumer, watermark_offsets
 
 __all__ = [
     "FILLED_S",
+    "FOLLOWED_MS",
     "Backlog",
     "LatestRecords",
     "Record",
@@ -44,6 +45,9 @@ _AT_ONCE = 10_000
 _LOOK_AGAIN_S = 0.02
 FILLED_S = 0.02
 """How long to wait until so many messages are there: a client waits for all of them, and at the end of a topic there never are."""
+FOLLOWED_MS = 500
+"""How long the broker may keep the answer to a reader that waits for the next record. It answers as soon as there is one, and is asked
+in vain twice a second in place of a hundred times; who must know that a topic has ended there is answered too late so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +246,7 @@ def follow(
     Raises:
         KafkaException: the broker cannot be reached, or a topic is missing.
     """
-    consumer = make_consumer(bootstrap)
+    consumer = make_consumer(bootstrap, fetch_wait_max_ms=FOLLOWED_MS)
     try:
         assigned = []
         for topic in topics:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ray_pipeline.brokers import spark_options
 from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ProcessingError
@@ -148,7 +149,7 @@ class ArchiveQuery:
     def _start(self, **trigger: Any) -> None:
         raw = (
             self._spark.readStream.format("kafka")
-            .option("kafka.bootstrap.servers", self._bootstrap)
+            .options(**spark_options(self._bootstrap))
             .option("subscribe", self._settings.ratings_topic)
             .option("startingOffsets", "earliest")
             .option("failOnDataLoss", "true")

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
+from ray_pipeline.brokers import spark_options
 from ray_pipeline.config import Settings, flag_of
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.model.catalogue import load_catalogue
@@ -99,7 +100,7 @@ def _pool(spark: Any, group: str) -> str | None:
 def _of_topic(spark: Any, settings: Settings, bootstrap: str) -> Any:
     raw = (
         spark.read.format("kafka")
-        .option("kafka.bootstrap.servers", bootstrap)
+        .options(**spark_options(bootstrap))
         .option("subscribe", settings.ratings_topic)
         .option("startingOffsets", "earliest")
         .option("endingOffsets", "latest")

@@ -15,6 +15,7 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
+from ray_pipeline.brokers import spark_options
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import (
@@ -180,7 +181,7 @@ class WindowStage:
         sink.publish_windows()
         raw = (
             spark.readStream.format("kafka")
-            .option("kafka.bootstrap.servers", self._bootstrap)
+            .options(**spark_options(self._bootstrap))
             .option("subscribe", settings.ratings_topic)
             .option("startingOffsets", "earliest")
             .option("failOnDataLoss", "true")
@@ -506,7 +507,7 @@ class WindowStage:
         topic = self._settings.ratings_topic
         raw = (
             self._owner.session.read.format("kafka")
-            .option("kafka.bootstrap.servers", self._bootstrap)
+            .options(**spark_options(self._bootstrap))
             .option("assign", json.dumps({topic: [partition]}))
             .option("startingOffsets", json.dumps({topic: {str(partition): first}}))
             .option("endingOffsets", json.dumps({topic: {str(partition): last + 1}}))

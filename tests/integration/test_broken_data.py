@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import tomli_w
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from ray_pipeline.clock import SystemClock
@@ -23,7 +25,8 @@ from ray_pipeline.verification.answers import AnswerFeed, reached_key
 from ray_pipeline.verification.audit import audit, published_run
 from ray_pipeline.verification.explain import Explainer
 from ray_pipeline.verification.grading import grade
-from tests.conftest import Running, wait_for
+from tests.conftest import Running, command, wait_for
+from tests.secured import PASSWORD, SecuredBroker
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,9 +43,23 @@ FLAGS = """
 """
 
 
-def test_all_is_well_with_data_that_is_broken_as_told(broker: str, starter: Callable[..., Running]) -> None:
-    topics = [part for name, topic in TOPICS.items() for part in (f"--{name.replace('_', '-')}", topic)]
-    running = starter("run", "--bootstrap-servers", broker, *topics, *shlex.split(FLAGS))
+@pytest.fixture(scope="module")
+def broker(secured: SecuredBroker) -> str:
+    """As the tests themselves read it, which show no password."""
+    return secured.bootstrap_servers
+
+
+def test_all_is_well_with_data_that_is_broken_as_told(
+    secured: SecuredBroker, starter: Callable[..., Running], tmp_path: Path
+) -> None:
+    """And all of it, from the shards to Spark's executor, by way of a broker that wants TLS and a password."""
+    settings = secured.with_login("SCRAM-SHA-512", **TOPICS)
+    names = ("bootstrap_servers", "security_protocol", "sasl_mechanism", "sasl_username", "ssl_ca")
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        tomli_w.dumps({**{name: str(getattr(settings, name)) for name in names}, "sasl_password": PASSWORD, **TOPICS})
+    )
+    running = starter("run", "--config", str(file), *shlex.split(FLAGS))
     api, seen = running.info()["urls"]["api"], set()
 
     def enough() -> bool:
@@ -52,12 +69,18 @@ def test_all_is_well_with_data_that_is_broken_as_told(broker: str, starter: Call
         return found["generator"]["delivered_total"] > 10_000 and found["job"].get("late_dropped", 0) > 100
 
     wait_for("ratings that come too late", enough, 150)
+    # nothing of the password is on disk: who asks a run of the state directory shows it again
+    assert command("rate", "400", "--config", file, "--state-dir", running.state_dir).returncode == 0
+    unknown = command("topics", "count", "ratings", "--state-dir", running.state_dir)
+    assert unknown.returncode == 4 and "--security-protocol" in unknown.stderr, unknown.stderr
     assert running.end_by_timeout() == 0, running.text
+    assert PASSWORD not in running.text and not secret_in(running.state_dir)
     assert "Summary" in running.text and "did not end in order" not in running.text, running.text
     assert "healthy" in seen and "unhealthy" not in seen, running.text
 
-    settings = load_settings(**TOPICS)
-    report = audit(settings, broker)
+    broker = secured.bootstrap_servers
+    assert settings.brokers is not None
+    report = audit(settings, settings.brokers)
     sent = count_records(broker, settings.ratings_topic).total
     assert (report.verdict, report.records["expected"]) == ("agreed", sent), report
     assert report.windows["late_dropped"] > 100 and report.windows["checked"] > 10
@@ -68,6 +91,13 @@ def test_all_is_well_with_data_that_is_broken_as_told(broker: str, starter: Call
     assert (marks["precision"], marks["recall"]) == (1.0, 1.0) and marks["expected"] > 600, marks
     _check_future(broker, cases, sent)
     _check_explanations(broker, cases)
+
+
+def secret_in(folder: Path) -> list[Path]:
+    """The files below it that hold the password as it is, or as JSON or JAAS writes it."""
+    written = {PASSWORD.encode(), json.dumps(PASSWORD)[1:-1].encode()}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return [file for file in files if any(text in file.read_bytes() for text in written)]
 
 
 def _check_key(broker: str) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ray_pipeline.__main__ import app
+from ray_pipeline.brokers import Brokers
 from ray_pipeline.clock import FakeClock
 from ray_pipeline.cluster import runtime
 from ray_pipeline.command import running
@@ -29,7 +30,7 @@ from ray_pipeline.errors import EnvironmentProblem, ProcessingError, RayPipeline
 from ray_pipeline.kafka.supervisor import BrokerSupervisor
 from ray_pipeline.knobs import knob_of
 from ray_pipeline.pipeline import Pipeline, Status, Summary
-from ray_pipeline.state import claimed_stage
+from ray_pipeline.state import RunInfo, claimed_stage, remember_run
 
 WITH_SETTINGS = (
     *("run", "broker", "generate", "process", "serve", "verify", "rate 5", "plan x", "pause", "resume", "scale 2"),
@@ -90,6 +91,24 @@ def test_a_stage_that_joins_a_stream_has_its_partitions_unless_told_others(
     assert running._joining(load_settings(bootstrap_servers="a:1", **given)).partitions == taken
     monkeypatch.setattr(running, "partitions_of", lambda *_: {})  # the stage makes the topic
     assert running._joining(load_settings(bootstrap_servers="a:1", partitions=6)).partitions == 6
+
+
+def test_the_embedded_broker_of_the_state_directory_is_spoken_to_in_clear_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Brokers] = []
+    monkeypatch.setattr(running, "check_broker", lambda brokers, **_: asked.append(brokers))
+    monkeypatch.setattr(running, "partitions_of", lambda *_: {})
+    monkeypatch.setenv("RAY_PIPELINE_SECURITY_PROTOCOL", "SASL_SSL")
+    for name, value in (("MECHANISM", "PLAIN"), ("USERNAME", "me"), ("PASSWORD", "hush")):
+        monkeypatch.setenv(f"RAY_PIPELINE_SASL_{name}", value)
+    settings = load_settings(state_dir=tmp_path)
+    for stages, secured in ((("generate",), True), (("broker",), False)):
+        remember_run(tmp_path, RunInfo.of_this_process("127.0.0.1:9", stages=stages))
+        joined = running._joining(settings)
+        assert joined.brokers is not None
+        for brokers in (asked[-1], joined.brokers):
+            assert brokers == "127.0.0.1:9" and bool(brokers.security) is secured
 
 
 @pytest.mark.parametrize("stage", ["process", "serve", "verify", "backfill"])

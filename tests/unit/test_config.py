@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_pipeline.brokers import librdkafka_settings, spark_options
 from ray_pipeline.command.documenting import settings_page
 from ray_pipeline.config import Settings, flag_of, load_settings
 from ray_pipeline.errors import ConfigurationError
@@ -64,6 +65,11 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         ({"sink": "parquet", "output": "x"}, "sink=parquet makes a file that must end"),
         ({"output": "x"}, "output=x does not go with sink=kafka"),
         ({"api_port": "70000"}, "api_port"),
+        ({"security_protocol": "ssl3"}, "security_protocol"),
+        ({"security_protocol": "SASL_SSL", "sasl_username": "me"}, "needs sasl_mechanism and sasl_password"),
+        ({"sasl_password": "hush"}, "sasl_password does not go with security_protocol=PLAINTEXT"),
+        ({"ssl_ca": "ca.pem"}, "ssl_ca does not go with security_protocol=PLAINTEXT"),
+        ({"security_protocol": "SSL", "ssl_key": "key.pem"}, "ssl_certificate and ssl_key go together"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -72,6 +78,56 @@ def test_a_bad_value_is_named_with_a_fix(flags: dict[str, str], named: str) -> N
         load_settings(**flags)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["SSL", "SASL_PLAINTEXT", "SASL_SSL"])
+def test_both_families_of_clients_connect_as_the_settings_say(tmp_path: Path, protocol: str) -> None:
+    for name, kind in (("ca", "CERTIFICATE"), ("certificate", "CERTIFICATE"), ("key", "PRIVATE KEY")):
+        (tmp_path / f"{name}.pem").write_text(f"-----BEGIN {kind}-----\n{name}\n")
+    given: dict[str, object] = {"security_protocol": protocol, "bootstrap_servers": "kafka:9093"}
+    if protocol.startswith("SASL"):
+        given |= {"sasl_mechanism": "SCRAM-SHA-256", "sasl_username": "me", "sasl_password": 'a"b\\c'}
+    if protocol.endswith("SSL"):
+        given |= {f"ssl_{name}": tmp_path / f"{name}.pem" for name in ("ca", "certificate", "key")}
+    brokers = load_settings(**given).brokers
+    assert brokers is not None and brokers == "kafka:9093"
+    ours, spark = librdkafka_settings(brokers), spark_options(brokers)
+    for name in ("bootstrap.servers", "security.protocol", "sasl.mechanism"):
+        assert ours.get(name) == spark.get(f"kafka.{name}"), name
+    assert ours["security.protocol"] == protocol
+    if protocol.startswith("SASL"):
+        assert (ours["sasl.username"], ours["sasl.password"]) == ("me", 'a"b\\c')
+        assert spark["kafka.sasl.jaas.config"].endswith(
+            'ScramLoginModule required username="me" password="a\\"b\\\\c";'
+        )
+    if protocol.endswith("SSL"):
+        of_java = ("ssl.truststore.certificates", "ssl.keystore.certificate.chain", "ssl.keystore.key")
+        for ours_name, java_name in zip(("ssl.ca.pem", "ssl.certificate.pem", "ssl.key.pem"), of_java, strict=True):
+            assert ours[ours_name] == spark[f"kafka.{java_name}"] != ""
+        assert spark["kafka.ssl.truststore.type"] == spark["kafka.ssl.keystore.type"] == "PEM"
+    assert set(librdkafka_settings("kafka:9092")) == {"bootstrap.servers"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem", "fix"),
+    [
+        ("ssl_ca", None, "does not exist", "PEM file"),
+        ("ssl_ca", "-----BEGIN PRIVATE KEY-----", "holds no certificate", "--ssl-ca"),
+        ("ssl_key", "-----BEGIN RSA PRIVATE KEY-----", "holds no private key", "openssl pkcs8"),
+    ],
+)
+def test_a_file_that_is_no_certificate_or_key_is_named_with_a_fix(
+    tmp_path: Path, name: str, content: str | None, problem: str, fix: str
+) -> None:
+    good, bad = tmp_path / "good.pem", tmp_path / "bad.pem"
+    good.write_text("-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n")
+    if content is not None:
+        bad.write_text(content)
+    files = {"ssl_ca": good, "ssl_certificate": good, "ssl_key": good, name: bad}
+    settings = load_settings(bootstrap_servers="kafka:9093", security_protocol="SSL", **files)
+    with pytest.raises(ConfigurationError) as refused:
+        _ = settings.brokers
+    assert name in refused.value.problem and problem in refused.value.problem and fix in refused.value.fix
 
 
 def test_unknown_keys_are_refused_in_file_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

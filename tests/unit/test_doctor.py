@@ -111,6 +111,14 @@ def test_the_port_of_a_broker_that_runs_or_is_somebody_elses_is_not_asked_for(
         assert {f.level for f in found(there, "ports")} == {"ok"}
 
 
+def test_the_embedded_broker_has_no_door_with_a_lock(tmp_path: Path) -> None:
+    settings = load_settings(state_dir=tmp_path, api_port=0, ui_port=0, security_protocol="SSL")
+    (finding,) = (f for f in found(settings, "broker") if f.level == "problem")
+    assert "--bootstrap-servers" in finding.fix
+    with pytest.raises(ConfigurationError, match="security_protocol=SSL is for brokers that are named"):
+        doctor.require(settings, ("generate",))
+
+
 @pytest.mark.parametrize(("free_mib", "level"), [(100, "problem"), (500, "warning"), (5000, "ok")])
 def test_a_disk_that_is_nearly_full_is_told_and_a_start_on_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_mib: int, level: str

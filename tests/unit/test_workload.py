@@ -138,8 +138,15 @@ def test_nothing_of_a_preset_that_was_taken_back_is_left() -> None:
 
 
 def test_another_stream_has_nothing_in_common_with_the_one_in_force() -> None:
+    login = {"sasl_mechanism": "PLAIN", "sasl_username": "me", "sasl_password": "a-secret-password"}
     own = settings_of(
-        {"bootstrap_servers": "kafka:9092", "checkpoint": "hdfs://c/x", "control_token": "a-secret-of-some-length"}
+        {
+            "bootstrap_servers": "kafka:9092",
+            "security_protocol": "SASL_SSL",
+            **login,
+            "checkpoint": "hdfs://c/x",
+            "control_token": "a-secret-of-some-length",
+        }
     )
     composed = compose(own, shown_values(own) | {"seed": "7"})
     new = composed.settings
@@ -149,6 +156,7 @@ def test_another_stream_has_nothing_in_common_with_the_one_in_force() -> None:
             assert getattr(new, name) != getattr(own, name)
     assert (new.api_port, new.ui_port) == (0, 0)
     assert "secret" not in composed.file + composed.command
+    assert "--security-protocol SASL_SSL" in composed.command and "--sasl-username me" in composed.command
 
 
 @pytest.mark.parametrize(

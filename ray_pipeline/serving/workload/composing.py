@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from ray_pipeline.config import EVENT_FIELDS, FORMAT_FIELDS, Settings, flags_of, settings_of
+from ray_pipeline.config import EVENT_FIELDS, FORMAT_FIELDS, SECURITY_FIELDS, Settings, flags_of, settings_of
 from ray_pipeline.fitted import REPLACED_FIELDS
 from ray_pipeline.knobs import knob_of
 
@@ -26,6 +26,7 @@ _TAKEN_OVER = (
     *FORMAT_FIELDS,
     "schema_registry_url",
     "bootstrap_servers",
+    *SECURITY_FIELDS,
     "ray_address",
     "tumbling_s",
     "sliding_s",
@@ -121,6 +122,9 @@ def compose(present: Settings, shown: Mapping[str, Any], preset: str | None = No
         or name in ("model", "catalog")
         or (name == "rate" and base.plan is not None)
     }
+    differing.pop(
+        "sasl_password", None
+    )  # whoever reads the page need not know it; who starts the stream is asked for it
     told = {**named, **{name: differing[name] for name in Settings.model_fields if name in differing}}
     before, after = shown_values(present), shown_values(settings)
     changed = {name: (before[name], after[name]) for name in SHOWN_FIELDS if before[name] != after[name]}

@@ -1,0 +1,107 @@
+"""A real Kafka broker that speaks TLS: with a name and a password, or with a certificate of each client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trustme
+from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+
+from ray_pipeline.config import Settings, load_settings
+from ray_pipeline.kafka import broker as embedded
+from ray_pipeline.kafka.broker import EmbeddedBroker
+from ray_pipeline.kafka.client import make_admin
+
+USERNAME, PASSWORD = "reader", 'se"cr\\et = 1'
+_HOST = "127.0.0.1"
+_LOGIN_MODULES = "org.apache.kafka.common.security"
+_LISTENERS = """
+listeners=BROKER://{host}:{clear},CONTROLLER://{host}:{controller},LOGIN://{host}:{login},MUTUAL://{host}:{mutual}
+advertised.listeners=BROKER://{host}:{clear},LOGIN://{host}:{login},MUTUAL://{host}:{mutual}
+controller.quorum.bootstrap.servers={host}:{controller}
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT,LOGIN:SASL_SSL,MUTUAL:SSL
+ssl.keystore.type=PEM
+ssl.keystore.location={folder}/broker.pem
+ssl.truststore.type=PEM
+ssl.truststore.location={folder}/ca.pem
+listener.name.mutual.ssl.client.auth=required
+listener.name.login.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+listener.name.login.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required user_{username}="{password}";
+listener.name.login.scram-sha-512.sasl.jaas.config={modules}.scram.ScramLoginModule required;
+"""
+
+
+class SecuredBroker(EmbeddedBroker):
+    """Three doors: ``bootstrap_servers`` in clear, ``login`` with name and password over TLS, ``mutual`` with certificates."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.pem = folder
+        ca = trustme.CA()
+        ca.cert_pem.write_to_path(folder / "ca.pem")
+        trustme.CA().cert_pem.write_to_path(folder / "another-ca.pem")
+        for name in ("broker", "client"):
+            made = ca.issue_cert(_HOST)
+            _as_pkcs8(made.private_key_pem.bytes(), folder / f"{name}-key.pem")
+            chain = b"".join(blob.bytes() for blob in made.cert_chain_pems)
+            (folder / f"{name}-certificate.pem").write_bytes(chain)
+        (folder / "broker.pem").write_bytes((folder / "broker-key.pem").read_bytes() + chain_of(folder, "broker"))
+        self.login = self.mutual = ""
+
+    def _write_properties(self) -> Path:
+        path = super()._write_properties()
+        ports = [embedded._any_free_port(_HOST, besides=self._port) for _ in range(3)]
+        self.login, self.mutual = (f"{_HOST}:{port}" for port in ports[:2])
+        password = PASSWORD.replace("\\", "\\\\").replace('"', '\\"').replace("\\", "\\\\")  # JAAS, then properties
+        with path.open("a") as file:  # of two values the last one counts
+            file.write(
+                _LISTENERS.format(
+                    host=_HOST,
+                    clear=self._port,
+                    login=ports[0],
+                    mutual=ports[1],
+                    controller=ports[2],
+                    folder=self.pem,
+                    modules=_LOGIN_MODULES,
+                    username=USERNAME,
+                    password=password,
+                )
+            )
+        return path
+
+    def start(self, deadline_s: float = 60.0) -> None:
+        super().start(deadline_s)
+        credential = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        change = UserScramCredentialUpsertion(USERNAME, credential, PASSWORD.encode())
+        admin = make_admin(self.bootstrap_servers)
+        for done in admin.alter_user_scram_credentials([change]).values():
+            done.result(30)
+
+    def with_login(self, mechanism: str, **more: object) -> Settings:
+        """Settings that log in."""
+        login = {"sasl_mechanism": mechanism, "sasl_username": USERNAME, "sasl_password": PASSWORD}
+        given = {"security_protocol": "SASL_SSL", "ssl_ca": self.pem / "ca.pem", **login, **more}
+        return load_settings(bootstrap_servers=self.login, **given)
+
+    def with_certificate(self, **more: object) -> Settings:
+        """Settings that show a certificate."""
+        files = {"ssl_certificate": self.pem / "client-certificate.pem", "ssl_key": self.pem / "client-key.pem"}
+        given = {"security_protocol": "SSL", "ssl_ca": self.pem / "ca.pem", **files, **more}
+        return load_settings(bootstrap_servers=self.mutual, **given)
+
+
+def chain_of(folder: Path, name: str) -> bytes:
+    """The certificates that :class:`SecuredBroker` made for a name."""
+    return (folder / f"{name}-certificate.pem").read_bytes()
+
+
+def _as_pkcs8(key: bytes, file: Path) -> None:
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        load_pem_private_key,
+    )
+
+    private = load_pem_private_key(key, None)
+    file.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
