@@ -1,11 +1,23 @@
-"""A real Kafka broker that speaks TLS: with a name and a password, or with a certificate of each client."""
+"""A real Kafka broker that speaks TLS: with a name and a password, or with a certificate of each client.
+
+The user may do there what is needed, and no more.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import trustme
-from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.kafka import broker as embedded
@@ -13,6 +25,14 @@ from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import make_admin
 
 USERNAME, PASSWORD = "reader", 'se"cr\\et = 1'
+PREFIXES = ("ratings", "metrics", "predictions", "secured.", "broken.")
+"""Names of topics, and of transactions, that the user has rights to begin with one of these."""
+RIGHTS = (
+    (ResourceType.TOPIC, PREFIXES, (AclOperation.DESCRIBE, AclOperation.READ, AclOperation.WRITE, AclOperation.CREATE)),
+    (ResourceType.TRANSACTIONAL_ID, PREFIXES, (AclOperation.DESCRIBE, AclOperation.WRITE)),
+    (ResourceType.GROUP, ("ray-pipeline",), (AclOperation.DESCRIBE,)),
+)
+"""What docs/brokers.md lists, but for what reset alone needs."""
 _HOST = "127.0.0.1"
 _LOGIN_MODULES = "org.apache.kafka.common.security"
 _LISTENERS = """
@@ -25,6 +45,9 @@ ssl.keystore.location={folder}/broker.pem
 ssl.truststore.type=PEM
 ssl.truststore.location={folder}/ca.pem
 listener.name.mutual.ssl.client.auth=required
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+ssl.principal.mapping.rules=RULE:^.*$/{username}/
 listener.name.login.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
 listener.name.login.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required user_{username}="{password}";
 listener.name.login.scram-sha-512.sasl.jaas.config={modules}.scram.ScramLoginModule required;
@@ -75,6 +98,16 @@ class SecuredBroker(EmbeddedBroker):
         change = UserScramCredentialUpsertion(USERNAME, credential, PASSWORD.encode())
         admin = make_admin(self.bootstrap_servers)
         for done in admin.alter_user_scram_credentials([change]).values():
+            done.result(30)
+        rights = [
+            AclBinding(
+                kind, name, ResourcePatternType.PREFIXED, f"User:{USERNAME}", "*", operation, AclPermissionType.ALLOW
+            )
+            for kind, names, operations in RIGHTS
+            for name in names
+            for operation in operations
+        ]
+        for done in admin.create_acls(rights).values():
             done.result(30)
 
     def with_login(self, mechanism: str, **more: object) -> Settings:

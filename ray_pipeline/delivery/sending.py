@@ -15,6 +15,7 @@ from ray_pipeline.codec import encode_keys
 from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, StateMismatchError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.formats.interface import CONTRACT, WireFormat
+from ray_pipeline.kafka.client import way_out
 
 __all__ = ["PartitionCheck", "QueueWait", "RecordSender", "Sender", "delivery_error", "reading"]
 
@@ -193,7 +194,7 @@ def delivery_error(producer: Producer, partition: int, what: str, error: KafkaEr
     """The error of our own tree that a Kafka error amounts to."""
     cause = _cause(producer, error) if error.code() in _WITHOUT_CAUSE else error
     kind = FencedError if cause.code() in _FENCED else DeliveryError
-    return kind(problem=f"shard {partition}: {what}: {cause.str()}")
+    return kind(problem=f"shard {partition}: {what}: {cause.str()}", fix=way_out(cause))
 
 
 def _cause(producer: Producer, error: KafkaError) -> KafkaError:

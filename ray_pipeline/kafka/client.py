@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 from ray_pipeline.brokers import librdkafka_settings
 from ray_pipeline.errors import BrokerUnavailableError
 
-__all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "no_answer", "watermark_offsets"]
+__all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "no_answer", "watermark_offsets", "way_out"]
 
 _log = logging.getLogger("ray_pipeline.kafka.librdkafka")
 
@@ -24,6 +24,13 @@ _STARTING_S = 15.0
 _LET_IN_S = 2.0
 _TLS = "SSL"  # in the text of an error of the transport
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+_RIGHTS_MISSING = (
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+)
 
 _NO_LEADER_YET = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -74,7 +81,7 @@ def make_consumer(bootstrap: str, **changes: Any) -> Consumer:
     """A consumer of committed records, without a group's memory: it is assigned partitions by hand."""
     settings = {
         **_common(bootstrap),
-        "group.id": "ray-pipeline-unused",
+        "group.id": "ray-pipeline",
         "enable.auto.commit": False,
         "isolation.level": "read_committed",
         "auto.offset.reset": "earliest",
@@ -156,6 +163,11 @@ def no_answer(bootstrap: str, reason: str) -> BrokerUnavailableError:
         fix="Check --bootstrap-servers, and --security-protocol where it wants TLS or a password; or leave them out for an embedded "
         "broker",
     )
+
+
+def way_out(error: KafkaError, otherwise: str = "") -> str:
+    """What to do about an error: to get the rights that were missing, or something else."""
+    return "Give this user the rights that docs/brokers.md lists" if error.code() in _RIGHTS_MISSING else otherwise
 
 
 def not_let_in(bootstrap: str, refusal: KafkaError) -> BrokerUnavailableError:

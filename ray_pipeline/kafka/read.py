@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from ray_pipeline.codec import parse_object
 from ray_pipeline.errors import BrokerUnavailableError, RecordError
-from ray_pipeline.kafka.client import make_consumer, watermark_offsets
+from ray_pipeline.kafka.client import make_consumer, watermark_offsets, way_out
 
 __all__ = [
     "FILLED_S",
@@ -436,7 +436,7 @@ def _partitions(bootstrap: str, topic: str) -> dict[int, int]:
 def _unreadable(bootstrap: str, topic: str, error: KafkaException) -> BrokerUnavailableError:
     return BrokerUnavailableError(
         problem=f"topic {topic} at {bootstrap} cannot be read ({error.args[0].str()})",
-        fix="Check --bootstrap-servers, and that the pipeline has run",
+        fix=way_out(error.args[0], "Check --bootstrap-servers, and that the pipeline has run"),
     )
 
 
@@ -492,7 +492,9 @@ def _read_to_end(
                     if partition in left and offset < ends[partition]:
                         yield message
                 elif error.code() != KafkaError._PARTITION_EOF:
-                    raise BrokerUnavailableError(problem=f"reading topic {topic}: {error.str()}", fix="Try again")
+                    raise BrokerUnavailableError(
+                        problem=f"reading topic {topic}: {error.str()}", fix=way_out(error, "Try again")
+                    )
             for place in consumer.position([TopicPartition(topic, p) for p in left]):
                 if place.offset >= ends[place.partition]:
                     left.discard(place.partition)

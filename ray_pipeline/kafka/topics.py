@@ -10,7 +10,7 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import BrokerUnavailableError, StateMismatchError
-from ray_pipeline.kafka.client import make_admin, no_answer
+from ray_pipeline.kafka.client import make_admin, no_answer, way_out
 
 __all__ = ["TopicSpec", "delete_topics", "ensure_topics", "partitions_of", "topic_specs"]
 
@@ -97,7 +97,7 @@ def ensure_topics(settings: Settings, bootstrap: str) -> None:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another stage may have made it meanwhile
                 raise BrokerUnavailableError(
                     problem=f"topic {name} could not be made: {error.args[0].str()}",
-                    fix="Check --replication-factor and the broker's log",
+                    fix=way_out(error.args[0], "Check --replication-factor and the broker's log"),
                 ) from error
     _wait_until_seen(bootstrap, [topic.topic for topic in missing])
 

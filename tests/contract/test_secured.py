@@ -11,7 +11,7 @@ import pytest
 from ray_pipeline.brokers import Brokers
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.factory import open_delivery
-from ray_pipeline.errors import BrokerUnavailableError
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.read import count_records, read_topic
 from ray_pipeline.kafka.topics import ensure_topics
@@ -68,10 +68,9 @@ def test_who_is_not_let_in_is_told_why_and_at_once(
     assert fix in refused.value.fix
 
 
-@pytest.mark.parametrize("door", ["login", "mutual"])
-def test_who_speaks_in_clear_where_tls_is_wanted_is_told_so(secured: SecuredBroker, door: str) -> None:
+def test_who_speaks_in_clear_where_tls_is_wanted_is_told_so(secured: SecuredBroker) -> None:
     with pytest.raises(BrokerUnavailableError) as refused:
-        check_broker(Brokers(getattr(secured, door)))
+        check_broker(Brokers(secured.login), 2.0)
     assert "--security-protocol" in refused.value.fix
 
 
@@ -81,3 +80,17 @@ def test_who_shows_no_certificate_is_told_why(secured: SecuredBroker) -> None:
     with pytest.raises(BrokerUnavailableError) as refused:
         check_broker(settings.brokers)
     assert "certificate" in refused.value.problem and "--ssl-certificate" in refused.value.fix
+
+
+def test_what_a_user_may_not_do_is_said_with_where_the_rights_are_listed(secured: SecuredBroker) -> None:
+    settings = secured.with_login(
+        "PLAIN", partitions=1, actors=1, ratings_topic="else", progress_topic="secured.progress"
+    )
+    assert settings.brokers is not None
+    with pytest.raises(BrokerUnavailableError, match=r"topic else could not be made.*docs/brokers\.md"):
+        ensure_topics(settings, settings.brokers)
+    ensure_topics(settings, secured.bootstrap_servers)
+    delivery = open_delivery(settings, settings.brokers, 0)
+    with pytest.raises(DeliveryError, match=r"shard 0: .*docs/brokers\.md"):
+        delivery.open(30)
+    delivery.close()
