@@ -22,6 +22,7 @@ _REFUSED_S = 1.5
 _ANSWER_S = 8.0
 _STARTING_S = 15.0
 _LET_IN_S = 2.0
+_LEADER_S = 0.4
 _TLS = "SSL"  # in the text of an error of the transport
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
@@ -37,6 +38,8 @@ _NO_LEADER_YET = (
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
 )
 
 
@@ -103,20 +106,22 @@ def make_admin(bootstrap: str) -> AdminClient:
 
 
 def watermark_offsets(consumer: Consumer, topic: str, partition: int, timeout_s: float = 15.0) -> tuple[int, int]:
-    """First offset and end of a partition; waits for one without a leader: just made, or its broker just back.
+    """First offset and end of a partition; waits for one without a leader: just made, or its broker just back, or gone for good.
 
     Raises:
         KafkaException: not within ``timeout_s`` seconds.
     """
     deadline = time.monotonic() + timeout_s
+    # a client asks the leader that it knows of, and goes on asking it when it is gone
+    once_s = max(_LEADER_S, timeout_s / 3)
     while True:
         try:
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=min(once_s, timeout_s))
         except KafkaException as error:
             if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
-            consumer.list_topics(topic, timeout=timeout_s)  # what it knows of the partition is asked for again
+            consumer.list_topics(topic, timeout=timeout_s)  # who leads the partition is asked for again
         else:
             return low, high
 

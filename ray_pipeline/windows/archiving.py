@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ray_pipeline.brokers import spark_options
 from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ProcessingError
@@ -16,6 +15,7 @@ from ray_pipeline.restart import Decision, RestartPolicy
 from ray_pipeline.windows.archive import RatingsArchive, claim
 from ray_pipeline.windows.archived import WindowsArchive
 from ray_pipeline.windows.decoding import in_contract_form
+from ray_pipeline.windows.source import source_options
 from ray_pipeline.windows.spec import WindowSpec
 
 __all__ = ["QUERY", "ArchiveQuery"]
@@ -149,12 +149,11 @@ class ArchiveQuery:
     def _start(self, **trigger: Any) -> None:
         raw = (
             self._spark.readStream.format("kafka")
-            .options(**spark_options(self._bootstrap))
+            .options(**source_options(self._bootstrap))
             .option("subscribe", self._settings.ratings_topic)
             .option("startingOffsets", "earliest")
             .option("failOnDataLoss", "true")
             .option("maxOffsetsPerTrigger", str(_MOST_AT_ONCE))
-            .option("kafka.isolation.level", "read_committed")
             .load()
         )
         writer = (

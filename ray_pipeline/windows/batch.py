@@ -9,13 +9,13 @@ from typing import Any
 
 from pyspark.sql import functions as F
 
-from ray_pipeline.brokers import spark_options
 from ray_pipeline.config import Settings, flag_of
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.windows.archive import RATINGS
 from ray_pipeline.windows.decoding import in_contract_form
 from ray_pipeline.windows.job import parse
+from ray_pipeline.windows.source import source_options
 from spark_compat.hadoop import exists
 from spark_compat.usage import pool_of_jobs
 
@@ -100,11 +100,10 @@ def _pool(spark: Any, group: str) -> str | None:
 def _of_topic(spark: Any, settings: Settings, bootstrap: str) -> Any:
     raw = (
         spark.read.format("kafka")
-        .options(**spark_options(bootstrap))
+        .options(**source_options(bootstrap))
         .option("subscribe", settings.ratings_topic)
         .option("startingOffsets", "earliest")
         .option("endingOffsets", "latest")
-        .option("kafka.isolation.level", "read_committed")
         .load()
     )
     return parse(in_contract_form(raw, settings), settings.guard_ms)

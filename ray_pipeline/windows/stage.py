@@ -15,7 +15,6 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
-from ray_pipeline.brokers import spark_options
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import (
@@ -41,6 +40,7 @@ from ray_pipeline.windows.decoding import in_contract_form, with_values_of
 from ray_pipeline.windows.job import aggregate, parse, rejected
 from ray_pipeline.windows.marker import MARKER, marker_for, mismatch, shuffle_partitions, way_to_clear
 from ray_pipeline.windows.sink import BatchSink, to_groups
+from ray_pipeline.windows.source import source_options
 from ray_pipeline.windows.spec import window_specs
 from ray_pipeline.windows.watchdog import ExecutorWatchdog
 from spark_compat.conf import spark_conf
@@ -181,12 +181,11 @@ class WindowStage:
         sink.publish_windows()
         raw = (
             spark.readStream.format("kafka")
-            .options(**spark_options(self._bootstrap))
+            .options(**source_options(self._bootstrap))
             .option("subscribe", settings.ratings_topic)
             .option("startingOffsets", "earliest")
             .option("failOnDataLoss", "true")
             .option("maxOffsetsPerTrigger", str(settings.max_offsets_per_trigger))
-            .option("kafka.isolation.level", "read_committed")
             .option("kafka.fetch.max.wait.ms", "10")
             .load()
             # a task a core: more tasks than cores cost a small batch more than its ratings do
@@ -507,11 +506,10 @@ class WindowStage:
         topic = self._settings.ratings_topic
         raw = (
             self._owner.session.read.format("kafka")
-            .options(**spark_options(self._bootstrap))
+            .options(**source_options(self._bootstrap))
             .option("assign", json.dumps({topic: [partition]}))
             .option("startingOffsets", json.dumps({topic: {str(partition): first}}))
             .option("endingOffsets", json.dumps({topic: {str(partition): last + 1}}))
-            .option("kafka.isolation.level", "read_committed")
             .option("failOnDataLoss", "false")  # the first offset may be a marker's, or cleaned away already
             .load()
         )
