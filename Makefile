@@ -1,25 +1,29 @@
 # Everything a user or a maintainer does, by name. `make run` and `make test` set up what they need.
-VENV    := .venv
-BIN     := $(VENV)/bin
-PYTHON  ?= python3.11
-ARGS    ?=
-TESTS   ?= tests
-LANES   ?= 2
-STAMP   := $(VENV)/.installed
+VENV     := .venv
+BIN      := $(VENV)/bin
+PYTHON   ?= python3.11
+ARGS     ?=
+TESTS    ?= tests
+LANES    ?= 2
+PACKAGES := $(VENV)/.packages
+JAVA     := $(VENV)/.java
 
 .PHONY: install run test lint types bench chaos settings browser clean help
 
 help:            ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-install: $(STAMP) ## Install into .venv and resolve the Java archives
+install: $(PACKAGES) $(JAVA) ## Install into .venv and resolve the Java archives
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard spark_compat/class_lists/*)
+$(PACKAGES): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is missing: install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "making the environment $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing packages into $(VENV) (the first time takes some minutes)"
 	@quiet=; [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(JAVA): $(PACKAGES) $(wildcard spark_compat/class_lists/*)
 	@echo "getting Java archives (the first time from Maven)"
 	$(BIN)/python -m spark_compat
 	@touch $@
@@ -37,12 +41,12 @@ browser:
 	  { $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
 	  || { echo "chromium is missing and could not be installed: run 'sudo apt-get install chromium'"; exit 1; }; }
 
-lint: install     ## ruff and the import contracts
+lint: $(PACKAGES)     ## ruff and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: install    ## mypy, strict
+types: $(PACKAGES)    ## mypy, strict
 	$(BIN)/mypy
 
 bench: install    ## Run every benchmark, or one: make bench ARGS=delivery
