@@ -33,14 +33,20 @@ _RIGHTS_MISSING = (
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 )
 
-_NO_LEADER_YET = (
+_NO_LEADER_NOW = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
     KafkaError._TIMED_OUT,
     KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._DESTROY,  # a client whose broker died in this moment begins with it anew
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.OFFSET_NOT_AVAILABLE,
 )
+"""What a client says of a partition that was just made, or whose broker is just dying, gone or back."""
 
 
 def _common(bootstrap: str) -> dict[str, Any]:
@@ -113,15 +119,17 @@ def watermark_offsets(consumer: Consumer, topic: str, partition: int, timeout_s:
     """
     deadline = time.monotonic() + timeout_s
     # a client asks the leader that it knows of, and goes on asking it when it is gone
-    once_s = max(_LEADER_S, timeout_s / 3)
+    once_s, again = max(_LEADER_S, timeout_s / 3), False
     while True:
         try:
+            if again:
+                consumer.list_topics(topic, timeout=once_s)  # who leads the partition is asked for again
             low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=min(once_s, timeout_s))
         except KafkaException as error:
-            if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
+            if error.args[0].code() not in _NO_LEADER_NOW or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
-            consumer.list_topics(topic, timeout=timeout_s)  # who leads the partition is asked for again
+            again = True
         else:
             return low, high
 
