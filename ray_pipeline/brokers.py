@@ -6,6 +6,7 @@ their own, so both translations stand here, beside each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 __all__ = ["Brokers", "Security", "librdkafka_settings", "spark_options"]
@@ -58,20 +59,19 @@ class Brokers(str):
 
 def librdkafka_settings(bootstrap: str) -> dict[str, str]:
     """Settings with which a client of librdkafka reaches some brokers; those that are plain text are spoken to in clear."""
-    security = getattr(bootstrap, "security", None)
-    found = {"bootstrap.servers": str(bootstrap)}
-    if security is not None:
-        found |= _those_set(_of_librdkafka(security))
-    return found
+    return _settings(bootstrap, _of_librdkafka)
 
 
 def spark_options(bootstrap: str) -> dict[str, str]:
     """The same for Spark's Kafka source, which hands what begins with ``kafka.`` to Kafka's Java client."""
+    return {f"kafka.{name}": value for name, value in _settings(bootstrap, _of_java).items()}
+
+
+def _settings(bootstrap: str, translate: Callable[[Security], dict[str, str]]) -> dict[str, str]:
+    """Where the brokers are, and of what one family of clients calls the rest all that is set."""
     security = getattr(bootstrap, "security", None)
-    found = {"bootstrap.servers": str(bootstrap)}
-    if security is not None:
-        found |= _those_set(_of_java(security))
-    return {f"kafka.{name}": value for name, value in found.items()}
+    secured = translate(security) if security is not None else {}
+    return {"bootstrap.servers": str(bootstrap)} | {name: value for name, value in secured.items() if value}
 
 
 def _of_librdkafka(security: Security) -> dict[str, str]:
@@ -97,10 +97,6 @@ def _of_java(security: Security) -> dict[str, str]:
         "ssl.keystore.certificate.chain": security.certificate,
         "ssl.keystore.key": security.key,
     }
-
-
-def _those_set(settings: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in settings.items() if value}
 
 
 def _login(security: Security) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-from ray_pipeline.errors import EnvironmentProblem
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import make_admin
 
@@ -30,6 +28,8 @@ class _Node(EmbeddedBroker):
     def __init__(self, folder: Path, node: int, controller: str) -> None:
         super().__init__(folder)
         self._node, self._controller = node, controller
+        if controller:
+            self._quorum = ()
 
     def _write_properties(self) -> Path:
         path = super()._write_properties()
@@ -40,15 +40,6 @@ class _Node(EmbeddedBroker):
                     _FOLLOWER.format(node=self._node, host=self._host, port=self._port, controller=self._controller)
                 )
         return path
-
-    def _format(self, command: list[str], properties: Path) -> None:
-        if not self._controller:
-            super()._format(command, properties)
-            return
-        tool = [*command, "kafka.tools.StorageTool", "format", "-t", "cmF5LXBpcGVsaW5lLWtmaw", "-c", str(properties)]
-        done = subprocess.run(tool, capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode:
-            raise EnvironmentProblem(problem=done.stdout + done.stderr)
 
     @property
     def controller(self) -> str:

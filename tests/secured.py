@@ -68,7 +68,8 @@ class SecuredBroker(EmbeddedBroker):
             _as_pkcs8(made.private_key_pem.bytes(), folder / f"{name}-key.pem")
             chain = b"".join(blob.bytes() for blob in made.cert_chain_pems)
             (folder / f"{name}-certificate.pem").write_bytes(chain)
-        (folder / "broker.pem").write_bytes((folder / "broker-key.pem").read_bytes() + chain_of(folder, "broker"))
+        parts = (folder / f"broker-{part}.pem" for part in ("key", "certificate"))
+        (folder / "broker.pem").write_bytes(b"".join(part.read_bytes() for part in parts))
         self.login = self.mutual = ""
 
     def _write_properties(self) -> Path:
@@ -121,11 +122,6 @@ class SecuredBroker(EmbeddedBroker):
         files = {"ssl_certificate": self.pem / "client-certificate.pem", "ssl_key": self.pem / "client-key.pem"}
         given = {"security_protocol": "SSL", "ssl_ca": self.pem / "ca.pem", **files, **more}
         return load_settings(bootstrap_servers=self.mutual, **given)
-
-
-def chain_of(folder: Path, name: str) -> bytes:
-    """The certificates that :class:`SecuredBroker` made for a name."""
-    return (folder / f"{name}-certificate.pem").read_bytes()
 
 
 def _as_pkcs8(key: bytes, file: Path) -> None:

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -86,6 +87,9 @@ class EmbeddedBroker:
         heap_mib: heap of the JVM, MiB.
         advertised_port: port that clients are told, where something stands before the broker; 0 = its own.
     """
+
+    _quorum: Sequence[str] = ("--standalone",)
+    """How its folder is formatted: as the only controller."""
 
     def __init__(
         self,
@@ -250,7 +254,7 @@ class EmbeddedBroker:
 
     def _format(self, command: list[str], properties: Path) -> None:
         cluster_id = "cmF5LXBpcGVsaW5lLWtmaw"  # 22 characters of base64, as Kafka wants
-        tool = [*command, "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id, "-c", str(properties)]
+        tool = [*command, "kafka.tools.StorageTool", "format", *self._quorum, "-t", cluster_id, "-c", str(properties)]
         done = subprocess.run(tool, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
             raise EnvironmentProblem(

@@ -122,9 +122,8 @@ def compose(present: Settings, shown: Mapping[str, Any], preset: str | None = No
         or name in ("model", "catalog")
         or (name == "rate" and base.plan is not None)
     }
-    differing.pop(
-        "sasl_password", None
-    )  # whoever reads the page need not know it; who starts the stream is asked for it
+    # whoever reads the page need not know it; who starts the stream is asked for it
+    differing.pop("sasl_password", None)
     told = {**named, **{name: differing[name] for name in Settings.model_fields if name in differing}}
     before, after = shown_values(present), shown_values(settings)
     changed = {name: (before[name], after[name]) for name in SHOWN_FIELDS if before[name] != after[name]}
