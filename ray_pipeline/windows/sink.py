@@ -75,7 +75,7 @@ class BatchSink:
         counts = {end_ms: self._collector.count_of((0, end_ms)) for kind, end_ms in self._collector.open if kind == 0}
         if last_record is not None and "ledger" in last_record:
             self.batch = int(last_record["batch"])
-            self.ledger.restore(last_record["ledger"], counts)
+            self.ledger.restore(last_record["ledger"], counts, watermark_ms)
         else:
             for end_ms, count in counts.items():
                 self.ledger.set(end_ms, count)

@@ -17,6 +17,7 @@ from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.errors import CheckpointError
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.topics import ensure_topics
+from ray_pipeline.windows.sink import BatchSink
 from ray_pipeline.windows.stage import WindowStage
 from tests.conftest import clean_environment, command, wait_for
 
@@ -140,7 +141,8 @@ def test_a_full_disk_of_the_checkpoint_is_named_and_nothing_is_skipped(
     settings = job_settings("full", broker, disk / "checkpoint")
     with job(settings, broker) as stage:
         send(settings, broker, 0, 300)
-        wait_for("all to be counted", lambda: all_counted(stage, 300))
+        # counted is before committed: a disk that is full in between is another case
+        wait_for("all to be committed", lambda: stage.drain(60) and all_counted(stage, 300))
         ballast = fill(disk)
         send(settings, broker, 300, 300)
         wait_for("the cause to be named", lambda: "a disk is full" in stage.status()["reason"])
@@ -148,6 +150,30 @@ def test_a_full_disk_of_the_checkpoint_is_named_and_nothing_is_skipped(
         ballast.unlink()
         wait_for("all to be counted", lambda: all_counted(stage, 600))
         assert (stage.status()["state"], stage.status()["reason"]) == ("running", "")
+
+
+def test_a_batch_that_was_published_and_could_not_be_committed_is_counted_once(
+    broker: str, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk(16)
+    settings = job_settings("uncommitted", broker, disk / "checkpoint")
+    ballast: list[Path] = []
+    publish = BatchSink.__call__
+
+    def publish_and_fill(sink: BatchSink, frame: object, batch: int) -> None:
+        publish(sink, frame, batch)
+        if sink.totals()["counted"] and not ballast:
+            ballast.append(fill(disk))
+
+    monkeypatch.setattr(BatchSink, "__call__", publish_and_fill)
+    with job(settings, broker) as stage:
+        send(settings, broker, 0, 300)
+        wait_for("the cause to be named", lambda: "a disk is full" in stage.status()["reason"])
+        send(settings, broker, 300, 300)
+        ballast[0].unlink()
+        wait_for("the end of the reason", lambda: not stage.status()["reason"])
+        assert stage.drain(60)
+        assert all_counted(stage, 600), stage.status()
 
 
 # -- the broker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -142,34 +143,53 @@ def test_the_reference_drops_by_the_watermark_of_the_batch_before() -> None:
 # -- ledger
 
 
-@given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 50)), max_size=30), st.integers(0, 30))
-def test_the_ledger_counts_through_closes_and_a_restart(added: list[tuple[int, int]], restart_at: int) -> None:
-    ledger, state, total, watermark = CountLedger(), {}, 0, 0
-    windows = set()
-    for step, (end, count) in enumerate(added):
-        if step == restart_at:
-            fresh = CountLedger()
-            fresh.restore(ledger.as_record(), dict(state))
-            ledger = fresh
-        end = max(end, watermark + 1)
-        state[end] = state.get(end, 0) + count
-        total += count
-        windows.add(end)
-        ledger.set(end, state[end])
-        watermark = max(watermark, end - 3)
-        ledger.close(watermark)
-        state = {e: n for e, n in state.items() if e > watermark}
+@given(st.lists(st.lists(st.tuples(st.integers(-6, 8), st.integers(1, 50)), max_size=4), max_size=20), st.data())
+def test_the_ledger_counts_each_rating_once_wherever_it_is_killed(
+    batches: list[list[tuple[int, int]]], data: st.DataObject
+) -> None:
+    """Micro-batches as Spark makes them: drop by the watermark of the batch before, evict by their own, the newest time so far."""
+    ledger, state, late_ms, newest = CountLedger(), dict[int, int](), 0, 1
+    total, windows = 0, set[int]()
+    for added in batches:
+        evict_ms = max(late_ms, newest - 3)
+        counts = dict(state)
+        for ahead, count in added:
+            end = newest + ahead
+            if end > late_ms:
+                counts[end] = counts.get(end, 0) + count
+                total += count
+                windows.add(end)
+        after = {end: count for end, count in counts.items() if end > evict_ms}
+        killed = data.draw(st.sampled_from(("not", "within", "before the commit", "after the commit")))
+        if killed in ("within", "before the commit"):  # the batch runs again, on the state of the batch before
+            for end in list(counts)[: len(counts) // 2 if killed == "within" else None]:
+                ledger.set(end, counts[end])
+            if killed == "before the commit":
+                ledger.close(evict_ms)
+            ledger = restarted(ledger, state, late_ms)
+        for end in counts:
+            ledger.set(end, counts[end])
+        ledger.close(evict_ms)
+        if killed == "after the commit":
+            ledger = restarted(ledger, after, evict_ms)
+        state, late_ms, newest = after, evict_ms, max([newest, *(newest + ahead for ahead, _ in added)])
         assert ledger.counted == total
         record = ledger.as_record()
         assert len(record["open"]) + record["closed_windows"] == len(windows)
 
 
-def test_a_batch_that_was_published_but_not_committed_is_not_counted_twice() -> None:
+def restarted(ledger: CountLedger, state: dict[int, int], watermark_ms: int) -> CountLedger:
+    fresh = CountLedger()
+    fresh.restore(json.loads(json.dumps(ledger.as_record())), state, watermark_ms)
+    return fresh
+
+
+def test_a_window_that_is_new_in_a_batch_that_was_not_committed_is_not_counted_twice() -> None:
     ledger = CountLedger()
     ledger.set(60, 10)
-    record = ledger.as_record()
-    ledger.restore(record, {60: 7})  # the state went back to before the batch
-    assert ledger.counted == 7
+    ledger.close(0)
+    ledger = restarted(ledger, {}, 0)  # the state is that of before the batch, and has no such window
+    assert ledger.counted == 0
     ledger.set(60, 10)
     assert ledger.counted == 10
 
