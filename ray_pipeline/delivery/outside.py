@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer
@@ -21,16 +22,39 @@ from ray_pipeline.kafka.read import held_up, read_topic_from, wait_until_seen
 
 __all__ = ["OutsideDelivery"]
 
+_log = logging.getLogger(__name__)
+
 _DEADLINE_S = 30.0
+
+_Place = tuple[int, int]
+"""Partition and offset."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Doubt:
-    """A commit of which it is not known yet whether it was done: its ratings, and its last record with the offset."""
+class _Posting:
+    """A rating that is delivered.
 
-    ratings: list[bytes | None]
-    record: bytes
-    offset: int
+    Attributes:
+        key: its key.
+        value: its value as it is written.
+        rating: its value in the contract's form.
+        place: where it stands; None = nowhere yet.
+        recorded: where the record of that stands; None = nowhere yet.
+    """
+
+    key: bytes
+    value: bytes | None
+    rating: bytes | None
+    place: _Place | None = None
+    recorded: _Place | None = None
+
+    @property
+    def record(self) -> tuple[bytes, bytes]:
+        """What says where it stands: key and value."""
+        assert self.place is not None
+        partition, offset = self.place
+        said = {"partition": partition, "offset": offset, **json.loads(self.rating or b"")}
+        return f"{partition}/{offset}".encode(), json.dumps(said, separators=(",", ":")).encode()
 
 
 class OutsideDelivery:
@@ -52,7 +76,8 @@ class OutsideDelivery:
         self._ratings_topic = ratings_topic
         self._outside_topic = outside_topic
         self._producer: Producer | None = None
-        self._doubt: _Doubt | None = None
+        self._doubt: list[_Posting] = []
+        """Those of a commit of which it is not known yet what was done, as if all was."""
 
     def deliver(self, batch: EventBatch) -> None:
         """Write some ratings, in one transaction, and wait until they are seen. Blocks.
@@ -91,32 +116,74 @@ class OutsideDelivery:
 
     def _deliver(self, batch: EventBatch) -> None:
         producer, ratings = self._opened(), encode_values(batch)
-        if self._doubt is not None:
-            done = self._doubt.ratings == ratings and self._is_there(self._doubt)
-            self._doubt = None  # not before there is an answer
-            if done:
-                return
-        producer.begin_transaction()
-        rows = zip(encode_keys(batch), self._wire.to_wire(batch), strict=True)
-        places = self._write(producer, self._ratings_topic, list(rows))
-        records = [_record(place, rating) for place, rating in zip(places, ratings, strict=True)]
-        keys = [f"{partition}/{offset}".encode() for partition, offset in places]
-        recorded = self._write(producer, self._outside_topic, list(zip(keys, records, strict=True)), partition=0)
-        self._doubt = _Doubt(ratings, records[-1], recorded[-1][1])
-        producer.commit_transaction(_DEADLINE_S)
-        # a broker that is killed now may forget to end the transaction, which would hold readers up
-        for topic, written in ((self._ratings_topic, places), (self._outside_topic, recorded)):
-            ends = {partition: offset + 1 for partition, offset in sorted(written)}
-            wait_until_seen(self._bootstrap, topic, ends, _DEADLINE_S)
-        self._doubt = None
+        rows = zip(encode_keys(batch), self._wire.to_wire(batch), ratings, strict=True)
+        postings = [_Posting(*row) for row in rows]
+        if self._doubt:
+            kept = self._kept(producer, self._doubt)
+            if [posting.rating for posting in kept] == ratings:
+                postings = kept
+            else:  # those were given up: what is there of them must have its records all the same
+                self._complete(producer, [posting for posting in kept if posting.place is not None])
+        self._complete(producer, postings)
 
-    def _is_there(self, doubt: _Doubt) -> bool:
-        """Whether the commit was done; waits for open transactions."""
-        found = next(read_topic_from(self._bootstrap, self._outside_topic, 0, doubt.offset, _DEADLINE_S), None)
-        return found is not None and (found.offset, found.value) == (doubt.offset, doubt.record)
+    def _complete(self, producer: Producer, postings: Sequence[_Posting]) -> None:
+        """Write what is missing of ratings and their records, in one transaction, and wait until it is seen."""
+        if any(posting.recorded is None for posting in postings):
+            producer.begin_transaction()
+            rows = [(p.key, p.value) for p in postings if p.place is None]
+            places = self._write(producer, self._ratings_topic, rows)
+            new = iter(places)
+            postings = [p if p.place is not None else replace(p, place=next(new)) for p in postings]
+            records = [p.record for p in postings if p.recorded is None]
+            recorded = self._write(producer, self._outside_topic, records, partition=0)
+            new = iter(recorded)
+            self._doubt = [p if p.recorded is not None else replace(p, recorded=next(new)) for p in postings]
+            producer.commit_transaction(_DEADLINE_S)
+            # a broker that is killed now may forget to end the transaction, which would hold readers up
+            for topic, written in ((self._ratings_topic, places), (self._outside_topic, recorded)):
+                ends = {partition: offset + 1 for partition, offset in sorted(written)}
+                wait_until_seen(self._bootstrap, topic, ends, _DEADLINE_S)
+        self._doubt = []
+
+    def _kept(self, producer: Producer, doubt: Sequence[_Posting]) -> list[_Posting]:
+        """Ratings of a commit in doubt, each with what is there of it alone; waits for open transactions.
+
+        A commit may have been kept in some partitions and taken back in others (docs/delivery.md, note on a killed broker).
+        """
+        ratings = self._there(self._ratings_topic, {p.place: p.value for p in doubt if p.place is not None})
+        if len(ratings) == len(doubt) and held_up(self._bootstrap, self._outside_topic):
+            # not aborted: who has seen the ratings waits for these records, and the next commit shows them along with its own
+            return [replace(p, recorded=None) for p in doubt]
+        self._end_left_over(producer, self._outside_topic)
+        records = self._there(self._outside_topic, {p.recorded: p.record[1] for p in doubt if p.recorded is not None})
+        if lost := [p for p in doubt if p.recorded in records and p.place not in ratings]:
+            _log.warning(
+                "the broker took %d ratings from outside back and kept their records, such as %s; they are written again",
+                len(lost),
+                lost[0].record[1].decode(),
+            )
+        return [
+            replace(p, recorded=p.recorded if p.recorded in records else None)
+            if p.place in ratings
+            else replace(p, place=None, recorded=None)
+            for p in doubt
+        ]
+
+    def _there(self, topic: str, written: Mapping[_Place, bytes | None]) -> set[_Place]:
+        """Where, of some places, there is what was written."""
+        there = set()
+        for partition in sorted({partition for partition, _ in written}):
+            offsets = [offset for p, offset in written if p == partition]
+            for record in read_topic_from(self._bootstrap, topic, partition, min(offsets), _DEADLINE_S):
+                place = (partition, record.offset)
+                if place in written and written[place] == record.value:
+                    there.add(place)
+                if record.offset >= max(offsets):
+                    break
+        return there
 
     def _opened(self) -> Producer:
-        """The producer; making one ends what the last one left open."""
+        """The producer; making one ends what the last one left open, but for records that may be wanted."""
         if self._producer is None:
             self._producer = make_producer(
                 self._bootstrap,
@@ -125,17 +192,20 @@ class OutsideDelivery:
                 partitioner="murmur2_random",
             )
             self._producer.init_transactions(_DEADLINE_S)
-            topics = (self._ratings_topic, self._outside_topic)
-            places = [(topic, partition) for topic in topics for partition in held_up(self._bootstrap, topic)]
-            if places:
-                abort_left_over(self._producer, places, _DEADLINE_S)
+            self._end_left_over(self._producer, self._ratings_topic, *([] if self._doubt else [self._outside_topic]))
         return self._producer
+
+    def _end_left_over(self, producer: Producer, *topics: str) -> None:
+        """Abort what is left open in topics, and its coordinator has forgotten."""
+        places = [(topic, partition) for topic in topics for partition in held_up(self._bootstrap, topic)]
+        if places:
+            abort_left_over(producer, places, _DEADLINE_S)
 
     def _write(
         self, producer: Producer, topic: str, rows: Sequence[tuple[bytes, bytes | None]], partition: int = -1
-    ) -> list[tuple[int, int]]:
+    ) -> list[_Place]:
         """Write records, by the partitioner where no partition is given, and wait for the broker; their partitions and offsets."""
-        places: list[tuple[int, int]] = [(-1, -1)] * len(rows)
+        places: list[_Place] = [(-1, -1)] * len(rows)
         failures: list[str] = []
 
         def placed(at: int, error: Any, message: Any) -> None:
@@ -151,11 +221,3 @@ class OutsideDelivery:
             reason = failures[0] if failures else f"{left} were not acknowledged within {_DEADLINE_S:.0f} s"
             raise DeliveryError(problem=f"ratings from outside: {reason}", fix="The broker is too slow or away")
         return places
-
-
-def _record(place: tuple[int, int], rating: bytes | None) -> bytes:
-    """What says where a rating from outside stands."""
-    partition, offset = place
-    return json.dumps(
-        {"partition": partition, "offset": offset, **json.loads(rating or b"")}, separators=(",", ":")
-    ).encode()

@@ -7,13 +7,13 @@ rating, or the text that was rejected.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray_pipeline.codec import parse_object
 
-__all__ = ["ROLES", "Grade", "grade_deduplicated", "grade_flagged"]
+__all__ = ["ROLES", "Grade", "grade_deduplicated", "grade_flagged", "once_a_place"]
 
 ROLES = ("deduplicated", "rejected", "late", "attacked")
 """What a topic may be said to hold."""
@@ -126,6 +126,25 @@ def grade_flagged(
     for case in left.values():
         grade.wrong("false_negatives", dict(case))
     return grade
+
+
+def once_a_place(records: Iterable[tuple[str | None, bytes | None]]) -> Iterator[bytes | None]:
+    """Values of a topic whose keys may be places, ``<partition>/<offset>``, as those of topic ``ratings.rejected`` are.
+
+    Who writes under such keys may write again after a failure, and compaction leaves the newest of each in the end. Until then a value
+    that is, byte for byte, the last one under its own place is left out. All others are given as often as they are there.
+
+    Args:
+        records: key and value of each record.
+    """
+    seen: dict[str, int] = {}  # hashes in place of values, which would need as much room as the topic
+    for key, value in records:
+        place = _place_of(value)
+        if place is None or key != f"{place[0]}/{place[1]}":
+            yield value
+        elif seen.get(key) != hash(value):
+            seen[key] = hash(value)
+            yield value
 
 
 def grade_deduplicated(

@@ -7,7 +7,7 @@ from typing import Any
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, UncheckedError
 from ray_pipeline.kafka.read import read_compacted, read_topic
-from ray_pipeline.truth.grade import ROLES, Grade, grade_deduplicated, grade_flagged
+from ray_pipeline.truth.grade import ROLES, Grade, grade_deduplicated, grade_flagged, once_a_place
 from ray_pipeline.verification.answers import reached_key
 from ray_pipeline.verification.audit import published_run
 
@@ -45,12 +45,12 @@ def grade(
         known = ", ".join(_KINDS[role]) or "none"
         raise ConfigurationError(problem=f"--kind {kind!r} does not go with --as {role}", fix=f"Its kinds are: {known}")
     cases = _cases(settings, bootstrap)
-    values = (record.value for record in read_topic(bootstrap, topic))
+    records = read_topic(bootstrap, topic)
     if role == "deduplicated":
         ratings = ((r.partition, r.offset, r.value) for r in read_topic(bootstrap, settings.ratings_topic))
-        found: Grade = grade_deduplicated(cases, ratings, values)
+        found: Grade = grade_deduplicated(cases, ratings, (r.value for r in records))
     else:
-        found = grade_flagged(role, cases, values, kind, lateness_ms)
+        found = grade_flagged(role, cases, once_a_place((r.key, r.value) for r in records), kind, lateness_ms)
     return {"topic": topic, **found.as_dict()}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ray_pipeline.errors import ConfigurationError, StateMismatchError
 from ray_pipeline.windows.job import valid
 from ray_pipeline.windows.marker import MARKER
-from spark_compat.hadoop import exists, list_files, move_new, read_text, remove, write_text
+from spark_compat.hadoop import exists, list_files, move_new, read_text, remove, replace
 
 __all__ = ["RATINGS", "RatingsArchive", "claim"]
 
@@ -65,8 +65,9 @@ class RatingsArchive:
                 target = f"{self._uri}/{RATINGS}/{folder}/batch-{batch:09d}.parquet"
                 move_new(self._spark, f"{staging}/{name}", target)
         remove(self._spark, f"{self._uri}/{_STAGING}")
-        self.ratings += seen.get["ratings"]
-        self.batch = batch
+        if batch > self.batch:  # else it is run again, because what came after this failed
+            self.ratings += seen.get["ratings"]
+            self.batch = batch
         self._then()
 
 
@@ -82,14 +83,14 @@ def claim(spark: Any, uri: str, checkpoint: str) -> None:
         known, found = read_text(spark, here), read_text(spark, there)
         if found is None and known is None:
             found = json.dumps({"archive": uuid.uuid4().hex})
-            write_text(spark, there, found)
+            replace(spark, there, found.encode())
     except Exception as error:
         raise ConfigurationError(
             problem=f"the archive {uri} cannot be written: {_first_line(error)}",
             fix="Give --archive a Hadoop URI that can be written, such as file:///data/archive",
         ) from error
     if known is None and not exists(spark, f"{uri.rstrip('/')}/{RATINGS}"):
-        write_text(spark, here, found or "")
+        replace(spark, here, (found or "").encode())
     elif known is None:
         raise StateMismatchError(
             problem=f"the archive {uri} has ratings that the checkpoint {checkpoint} knows nothing of",

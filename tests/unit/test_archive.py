@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline.errors import ConfigurationError, StateMismatchError
+from ray_pipeline.errors import BrokerUnavailableError, ConfigurationError, StateMismatchError
 from ray_pipeline.kafka.read import Record
 from ray_pipeline.windows import archive, archived
-from ray_pipeline.windows.archive import claim
+from ray_pipeline.windows.archive import RatingsArchive, claim
 from ray_pipeline.windows.archived import WindowsArchive
 from ray_pipeline.windows.spec import WindowSpec, iso_ms
 
@@ -31,12 +33,9 @@ class Files:
         return self.content[name].decode() if name in self.content else None
 
     def replace(self, _: Any, name: str, content: bytes) -> None:
-        self.content[name] = content
-
-    def write_text(self, _: Any, name: str, text: str) -> None:
         if name.startswith("file:///proc/"):
             raise OSError("Mkdirs failed")
-        self.content[name] = text.encode()
+        self.content[name] = content
 
     def exists(self, _: Any, name: str) -> bool:
         return any(known.startswith(f"{name}/") for known in self.content)
@@ -78,7 +77,7 @@ class Topic:
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> Files:
     found = Files()
-    for module, names in ((archived, ("read_text", "replace")), (archive, ("read_text", "write_text", "exists"))):
+    for module, names in ((archived, ("read_text", "replace")), (archive, ("read_text", "replace", "exists"))):
         for name in names:
             monkeypatch.setattr(module, name, getattr(found, name))
     return found
@@ -146,3 +145,24 @@ def test_an_archive_goes_with_the_checkpoint_it_was_begun_with(files: Files) -> 
         claim(None, "a://other", "c://x")
     with pytest.raises(ConfigurationError, match="cannot be written: Mkdirs failed"):
         claim(None, f"file://{Path('/proc/x')}", "c://third")
+
+
+def test_a_batch_that_is_run_again_because_the_broker_was_away_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The query is started again with the same object; what it says of itself are the ratings of its batches, once each."""
+    found_in: dict[str, int] = {}
+    monkeypatch.setattr("pyspark.sql.Observation", lambda: SimpleNamespace(get=found_in))
+    monkeypatch.setattr("pyspark.sql.functions", MagicMock())
+    monkeypatch.setattr(archive, "valid", MagicMock())
+    monkeypatch.setattr(archive, "list_files", lambda *_: [])
+    monkeypatch.setattr(archive, "remove", lambda *_: None)
+    then = MagicMock()
+    found = RatingsArchive(None, "a://x", then)
+    for batch, ratings, failures in ((3, 10, 2), (4, 0, 1), (5, 7, 1)):
+        found_in["ratings"] = ratings
+        then.side_effect = BrokerUnavailableError(problem="nobody answers")
+        for _ in range(failures):
+            with pytest.raises(BrokerUnavailableError):
+                found(None, batch)
+        then.side_effect = None
+        found(None, batch)
+    assert (found.ratings, found.batch) == (17, 5)

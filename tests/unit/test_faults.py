@@ -24,6 +24,7 @@ from ray_pipeline.generator.plan import NEVER_MS, RatePlan
 from ray_pipeline.generator.sequence import ShardSequence, has_sent
 from ray_pipeline.generator.shard import Shard
 from ray_pipeline.generator.standing import Standing
+from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.expected import ReadCheck
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
@@ -40,6 +41,7 @@ from ray_pipeline.truth.oracle import Oracle
 from ray_pipeline.truth.replay import ShardReplay, build_models
 from ray_pipeline.truth.validity import ValidRecords
 from ray_pipeline.truth.windows import Cut, ExpectedWindows
+from ray_pipeline.verification import grading
 from ray_pipeline.windows.reference import Ratings, reference
 from ray_pipeline.windows.spec import window_specs
 
@@ -564,6 +566,41 @@ def test_marks_fall_with_every_mistake_and_name_it() -> None:
     assert found.precision < 1 and found.recall < 1 and len(found.examples["false_negatives"]) == 5
     nothing = grade_flagged("rejected", cases, [])
     assert (nothing.precision, nothing.recall, nothing.f1) == (0.0, 0.0, 0.0)
+
+
+PLACED = b'{"partition":0,"offset":5,"reason":"r"}'
+RATED = b'{"userId":7,"movieId":5,"rating":3.0,"timestamp":1}'
+
+
+@pytest.mark.parametrize(
+    ("role", "records", "right", "too_many"),
+    [
+        ("rejected", [("0/5", PLACED), ("0/5", PLACED)], 1, 0),  # a micro-batch that ran again
+        ("rejected", [("0/5", PLACED), ("0/6", PLACED[:-4] + b's"}'), ("0/5", PLACED)], 1, 1),
+        ("rejected", [("0/5", PLACED), ("0/5", PLACED[:-4] + b's"}')], 1, 1),  # it says something else
+        ("rejected", [("0/6", PLACED), ("0/6", PLACED)], 1, 1),  # keys that are no places of theirs
+        ("rejected", [("7", PLACED), ("7", PLACED)], 1, 1),
+        ("rejected", [(None, PLACED), (None, PLACED)], 1, 1),
+        ("rejected", [("0/5", b"x"), ("0/5", b"x"), ("0/5", None), ("0/5", None)], 1, 3),
+        ("deduplicated", [("7", RATED), ("7", RATED)], 1, 1),  # which is what is graded
+    ],
+)
+def test_a_record_that_is_there_again_under_its_place_counts_once(
+    role: str,
+    records: list[tuple[str | None, bytes | None]],
+    right: int,
+    too_many: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = {"kind": "malformed", "partition": 0, "offset": 5, "rejected": True, "value": "x"}
+    topics = {
+        "theirs": [Record("theirs", 0, n, key, value, 0) for n, (key, value) in enumerate(records)],
+        "ratings": [Record("ratings", 0, 4, "7", RATED, 0)],
+    }
+    monkeypatch.setattr(grading, "_cases", lambda *_: [case])
+    monkeypatch.setattr(grading, "read_topic", lambda _, topic: iter(topics[topic]))
+    marks = grading.grade(load_settings(), "", "theirs", role)
+    assert (marks["true_positives"], marks["false_positives"], marks["false_negatives"]) == (right, too_many, 0)
 
 
 def test_a_topic_of_late_ratings_is_graded_from_a_lateness_on() -> None:
