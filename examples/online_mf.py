@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -82,18 +83,26 @@ def main(
     pull: Annotated[float, typer.Option(help="pull of the vectors towards 0")] = 0.02,
     ratings_topic: Annotated[str, typer.Option(help="topic to learn from")] = "ratings",
     predictions_topic: Annotated[str, typer.Option(help="topic to write to")] = "predictions",
+    client_properties: Annotated[
+        Path | None,
+        typer.Option(help="file of name=value lines, such as security.protocol=SSL: more settings of librdkafka"),
+    ] = None,
 ) -> None:
     """Predict every rating of the topic from its beginning, and learn from it."""
+    kafka = {
+        **(read_properties(client_properties) if client_properties else {}),
+        "bootstrap.servers": bootstrap_servers,
+    }
     consumer = Consumer(
         {
-            "bootstrap.servers": bootstrap_servers,
+            **kafka,
             "group.id": f"example-{model}-{time.time_ns()}",  # what was learned is not kept, so begin at the beginning
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
             "isolation.level": "read_committed",  # ratings come in transactions
         }
     )
-    producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 20, "compression.type": "lz4"})
+    producer = Producer({**kafka, "linger.ms": 20, "compression.type": "lz4"})
     learner = OnlineFactorisation(rank, step, pull, seed=1)
     began, done, squares = time.monotonic(), 0, 0.0
     consumer.subscribe([ratings_topic])
@@ -122,6 +131,13 @@ def main(
         producer.flush()
     if done:
         print(f"{done:,} ratings predicted, RMSE {(squares / done) ** 0.5:.4f}, {time.monotonic() - began:.1f} s")
+
+
+def read_properties(file: Path) -> dict[str, str]:
+    """Settings of a Kafka client, as kcat takes them: name=value, a line each."""
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def produce(producer: Producer, topic: str, key: str, value: str) -> None:

@@ -14,6 +14,7 @@ learns what is left over.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -38,10 +39,19 @@ def main(
     ratings_topic: Annotated[str, typer.Option(help="topic to learn from")] = "ratings",
     predictions_topic: Annotated[str, typer.Option(help="topic to write to")] = "predictions",
     master: Annotated[str, typer.Option(help="where Spark runs")] = "local[2]",
+    client_properties: Annotated[
+        Path | None,
+        typer.Option(help="file of name=value lines, such as security.protocol=SSL: more of Kafka's Java client"),
+    ] = None,
 ) -> None:
     """Train on the first part of what the topic holds now, predict the rest."""
     spark = start_spark(master)
-    kafka = {"kafka.bootstrap.servers": bootstrap_servers, "kafka.isolation.level": "read_committed"}
+    more = read_properties(client_properties) if client_properties else {}
+    kafka = {
+        **{f"kafka.{name}": value for name, value in more.items()},
+        "kafka.bootstrap.servers": bootstrap_servers,
+        "kafka.isolation.level": "read_committed",
+    }
     try:
         ratings = read_ratings(spark, {**kafka, "subscribe": ratings_topic}).cache()
         (cut,) = ratings.approxQuantile("timestamp", [train_share], 0.001)
@@ -106,6 +116,13 @@ def read_ratings(spark: SparkSession, options: dict[str, Any]) -> DataFrame:
     """What the topic holds now; records that are no ratings fall out."""
     raw = spark.read.format("kafka").options(**options).load()
     return raw.select(F.from_json(F.col("value").cast("string"), RATING).alias("r")).select("r.*").dropna()
+
+
+def read_properties(file: Path) -> dict[str, str]:
+    """Settings of a Kafka client, as Kafka's own tools take them: name=value, a line each."""
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def start_spark(master: str) -> SparkSession:

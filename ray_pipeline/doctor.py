@@ -15,8 +15,9 @@ from ray_pipeline.cluster.head import named_cluster, require_head
 from ray_pipeline.cluster.token import present_token
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError, StateMismatchError
-from ray_pipeline.kafka.client import check_broker
-from ray_pipeline.kafka.topics import partitions_of
+from ray_pipeline.kafka.client import RIGHTS, check_broker
+from ray_pipeline.kafka.rights import missing_rights
+from ray_pipeline.kafka.topics import partitions_of, topic_specs
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.state import active_run, active_runs, brokers_of, require_writable
 from spark_compat.classes import broker_classes, spark_classes
@@ -208,9 +209,9 @@ def _cpus(settings: Settings) -> Iterable[Finding]:
     address = named_cluster(settings.ray_address)
     if address:
         present_token()
-    from ray_pipeline.cluster.runtime import RayRuntime, cpu_budget
+    from ray_pipeline.cluster.runtime import RayRuntime, cpu_budget, usable_cores
 
-    budget, cores = cpu_budget(settings), os.cpu_count() or 1
+    budget, cores = cpu_budget(settings), usable_cores()
     if address:
         from ray_pipeline.cluster.directory import joined_cluster
 
@@ -321,6 +322,16 @@ def _broker(settings: Settings) -> Iterable[Finding]:
         )
     else:
         yield Finding("broker", "ok", f"{bootstrap} answers; topic {settings.ratings_topic} has {there} partitions")
+    if settings.brokers is not None:  # an embedded one asks nobody who it is
+        yield from _rights(settings, settings.brokers)
+
+
+def _rights(settings: Settings, bootstrap: str) -> Iterable[Finding]:
+    there, lacking = missing_rights(bootstrap, [spec.name for spec in topic_specs(settings)])
+    if lacking:
+        yield Finding("rights", "problem", f"not allowed: {'; '.join(lacking)}", RIGHTS)
+    else:
+        yield Finding("rights", "ok", f"all that is needed on the {len(there)} topics that are there")
 
 
 def _checkpoint(settings: Settings) -> Iterable[Finding]:

@@ -11,6 +11,7 @@
     │       └── RecordError          a record in Kafka is not what its topic holds
     ├── EnvironmentProblem           exit code 3: Java, a port, disk or CPUs are missing
     ├── BrokerUnavailableError       exit code 4: no Kafka broker answers
+    │   └── NotAllowedError          it refuses this user an operation; also a DeliveryError
     ├── DeliveryError                exit code 5: records could not be delivered
     │   └── FencedError              another producer of the same shard took over
     ├── ProcessingError              exit code 6: the Spark job failed
@@ -35,6 +36,7 @@ __all__ = [
     "DeliveryError",
     "EnvironmentProblem",
     "FencedError",
+    "NotAllowedError",
     "PlanError",
     "ProcessingError",
     "RatingsFileError",
@@ -128,6 +130,10 @@ class DeliveryError(RayPipelineError):
     """Records could not be delivered."""
 
     exit_code = 5
+
+
+class NotAllowedError(BrokerUnavailableError, DeliveryError):
+    """The broker refuses this user an operation that is needed: trying again is no help."""
 
 
 class FencedError(DeliveryError):

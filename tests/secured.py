@@ -20,9 +20,9 @@ from confluent_kafka.admin import (
 )
 
 from ray_pipeline.config import Settings, load_settings
-from ray_pipeline.kafka import broker as embedded
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import make_admin
+from ray_pipeline.ports import any_free_port
 
 USERNAME, PASSWORD = "reader", 'se"cr\\et = 1'
 PREFIXES = ("ratings", "metrics", "predictions", "secured.", "broken.")
@@ -31,6 +31,7 @@ RIGHTS = (
     (ResourceType.TOPIC, PREFIXES, (AclOperation.DESCRIBE, AclOperation.READ, AclOperation.WRITE, AclOperation.CREATE)),
     (ResourceType.TRANSACTIONAL_ID, PREFIXES, (AclOperation.DESCRIBE, AclOperation.WRITE)),
     (ResourceType.GROUP, ("ray-pipeline",), (AclOperation.DESCRIBE,)),
+    (ResourceType.GROUP, ("example-",), (AclOperation.DESCRIBE, AclOperation.READ)),
 )
 """What docs/brokers.md lists, but for what reset alone needs."""
 _HOST = "127.0.0.1"
@@ -74,7 +75,7 @@ class SecuredBroker(EmbeddedBroker):
 
     def _write_properties(self) -> Path:
         path = super()._write_properties()
-        ports = [embedded._any_free_port(_HOST, besides=self._port) for _ in range(3)]
+        ports = [any_free_port(_HOST, besides=(self._port,)) for _ in range(3)]
         self.login, self.mutual = (f"{_HOST}:{port}" for port in ports[:2])
         password = PASSWORD.replace("\\", "\\\\").replace('"', '\\"').replace("\\", "\\\\")  # JAAS, then properties
         with path.open("a") as file:  # of two values the last one counts

@@ -34,6 +34,7 @@ __all__ = [
     "cluster_usage",
     "cpu_budget",
     "join",
+    "usable_cores",
 ]
 
 NAMESPACE = "ray-pipeline"
@@ -63,6 +64,11 @@ class CpuBudget:
             f"{self.total:g} CPUs (generator {self.generator:g}, Spark driver {self.spark_driver:g}, "
             f"executors {self.executors:g}, API {self.serving:g}, oracle {self.verify:g})"
         )
+
+
+def usable_cores() -> int:
+    """Cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def cpu_budget(settings: Settings, stages: tuple[str, ...] = ("generate", "process", "serve", "verify")) -> CpuBudget:
@@ -159,7 +165,7 @@ class RayRuntime:
             with _signals_kept():
                 ray.init(
                     address="local",  # without it Ray would join whatever cluster was started on this machine last
-                    num_cpus=max(os.cpu_count() or 1, math.ceil(self._budget.total + self._room_to_scale())),
+                    num_cpus=max(usable_cores(), math.ceil(self._budget.total + self._room_to_scale())),
                     include_dashboard=False,
                     namespace=NAMESPACE,
                     logging_level=logging.WARNING,

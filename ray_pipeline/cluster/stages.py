@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +15,7 @@ from ray_pipeline.cluster.runtime import SERVING_CPUS, SPARK_DRIVER_CPUS, VERIFY
 from ray_pipeline.cluster.session import java_folder, session_folder
 from ray_pipeline.config import Settings
 from ray_pipeline.history.parquet import ParquetOrder
+from ray_pipeline.ports import any_free_port
 
 ray: Any = _untyped_ray  # its types know fewer options than it does
 
@@ -142,12 +141,8 @@ def build_verification_actor(settings: Settings, owner: Owner, files: SharedFile
 
 def _with_ports(settings: Settings) -> Settings:
     """The settings, with a free port wherever any will do."""
-    with contextlib.ExitStack() as bound:
-        chosen = {}
-        for name in ("api", "ui"):
-            if getattr(settings, f"{name}_port") == 0:
-                host = getattr(settings, f"{name}_host")
-                probe = bound.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
-                probe.bind((host, 0))
-                chosen[f"{name}_port"] = probe.getsockname()[1]
+    chosen: dict[str, int] = {}
+    for name in ("api", "ui"):
+        if getattr(settings, f"{name}_port") == 0:
+            chosen[f"{name}_port"] = any_free_port(getattr(settings, f"{name}_host"), besides=chosen.values())
     return settings.model_copy(update=chosen)

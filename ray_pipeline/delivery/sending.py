@@ -12,10 +12,10 @@ from typing import Protocol
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ray_pipeline.codec import encode_keys
-from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, StateMismatchError
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, NotAllowedError, StateMismatchError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.formats.interface import CONTRACT, WireFormat
-from ray_pipeline.kafka.client import way_out
+from ray_pipeline.kafka.client import error_of
 
 __all__ = ["PartitionCheck", "QueueWait", "RecordSender", "Sender", "delivery_error", "reading"]
 
@@ -101,6 +101,8 @@ def reading(producer: Producer, partition: int) -> Iterator[None]:
         yield
     except KafkaException as error:
         raise delivery_error(producer, partition, "open", error.args[0]) from error
+    except NotAllowedError:
+        raise
     except BrokerUnavailableError as error:
         raise DeliveryError(error.problem, error.fix) from error
 
@@ -194,7 +196,7 @@ def delivery_error(producer: Producer, partition: int, what: str, error: KafkaEr
     """The error of our own tree that a Kafka error amounts to."""
     cause = _cause(producer, error) if error.code() in _WITHOUT_CAUSE else error
     kind = FencedError if cause.code() in _FENCED else DeliveryError
-    return kind(problem=f"shard {partition}: {what}: {cause.str()}", fix=way_out(cause))
+    return error_of(kind, f"shard {partition}: {what}: {cause.str()}", cause)
 
 
 def _cause(producer: Producer, error: KafkaError) -> KafkaError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ray_pipeline.clock import Clock
 from ray_pipeline.delivery.interface import Epoch, ShardDelivery, ShardProgress
-from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, RayPipelineError
+from ray_pipeline.errors import BrokerUnavailableError, DeliveryError, FencedError, NotAllowedError, RayPipelineError
 from ray_pipeline.generator.event_clock import EventClock
 from ray_pipeline.generator.plan import RatePlan
 from ray_pipeline.generator.sequence import LOOK_AT
@@ -375,7 +375,7 @@ class ShardRunner:
     def _failed(self, error: DeliveryError | BrokerUnavailableError, then: RunnerState) -> float | None:
         """Let go of the delivery: what of it was committed is learned when the next one is opened."""
         self._close()
-        if self._policy.failed(self._clock.now_ms()) is Decision.GIVE_UP:
+        if isinstance(error, NotAllowedError) or self._policy.failed(self._clock.now_ms()) is Decision.GIVE_UP:
             self._fail(_given_up(error))
             return None
         _log.warning("shard %d: %s", self.partition, error)

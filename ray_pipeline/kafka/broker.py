@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import random
 import shutil
 import signal
 import socket
@@ -22,6 +21,7 @@ from confluent_kafka import KafkaException
 
 from ray_pipeline.errors import EnvironmentProblem
 from ray_pipeline.kafka.client import make_admin
+from ray_pipeline.ports import any_free_port, is_free
 from spark_compat.classes import broker_classes
 from spark_compat.errors import SparkCompatError
 from spark_compat.jars import kafka_broker_jars
@@ -38,9 +38,6 @@ _NO_SPACE = "No space left on device"
 _PREDECESSOR_S = 30.0
 """How long a broker whose run was killed may take to end: the kernel tells it to, and it ends in order."""
 _MOST_LOG_BYTES = 4 << 20
-_PORTS = range(20_000, 32_000)
-"""Where free ports are looked for: below those that Linux gives to connections, one of which may take a port that was free a moment
-ago, or that of a broker that was killed, before the broker listens there."""
 FREE_SPACE = "Free some space and start again: it goes on where it was, nothing is lost or repeated"
 
 _PROPERTIES = """\
@@ -229,10 +226,10 @@ class EmbeddedBroker:
         port = self._wanted_port
         if port == 0 and remembered.is_file():
             last = int(remembered.read_text())
-            port = last if _free(self._host, last) else 0
+            port = last if is_free(self._host, last) else 0
         if port == 0:
-            port = _any_free_port(self._host)
-        elif not _free(self._host, port):
+            port = any_free_port(self._host)
+        elif not is_free(self._host, port):
             raise EnvironmentProblem(
                 problem=f"port {port} for the broker is in use", fix="Choose another with --broker-port, or 0"
             )
@@ -246,7 +243,7 @@ class EmbeddedBroker:
                 host=self._host,
                 port=self._port,
                 advertised_port=self._advertised_port or self._port,
-                controller_port=_any_free_port("127.0.0.1", besides=self._port),
+                controller_port=any_free_port("127.0.0.1", besides=(self._port,)),
                 data=_property(str(self._folder / "data")),
             )
         )
@@ -353,23 +350,3 @@ def _accepts(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((host, port)) == 0
-
-
-def _free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
-
-
-def _any_free_port(host: str, besides: int = 0) -> int:
-    for port in random.sample(_PORTS, len(_PORTS)):
-        if port != besides and _free(host, port):
-            return port
-    raise EnvironmentProblem(
-        problem=f"no port of {_PORTS.start} to {_PORTS.stop - 1} is free on {host} for the broker",
-        fix="Name one with --broker-port",
-    )

@@ -6,15 +6,25 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from ray_pipeline.brokers import librdkafka_settings
-from ray_pipeline.errors import BrokerUnavailableError
+from ray_pipeline.errors import BrokerUnavailableError, NotAllowedError, RayPipelineError
 
-__all__ = ["check_broker", "make_admin", "make_consumer", "make_producer", "no_answer", "watermark_offsets", "way_out"]
+__all__ = [
+    "GROUP",
+    "RIGHTS",
+    "check_broker",
+    "error_of",
+    "make_admin",
+    "make_consumer",
+    "make_producer",
+    "no_answer",
+    "watermark_offsets",
+]
 
 _log = logging.getLogger("ray_pipeline.kafka.librdkafka")
 
@@ -23,6 +33,12 @@ _ANSWER_S = 8.0
 _STARTING_S = 15.0
 _LET_IN_S = 2.0
 _LEADER_S = 0.4
+_E = TypeVar("_E", bound=RayPipelineError)
+
+GROUP = "ray-pipeline"
+"""Of all consumers, none of which ever joins it."""
+RIGHTS = "Give this user the rights that docs/brokers.md lists"
+"""What to do where a broker refuses an operation."""
 _TLS = "SSL"  # in the text of an error of the transport
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
@@ -90,7 +106,7 @@ def make_consumer(bootstrap: str, **changes: Any) -> Consumer:
     """A consumer of committed records, without a group's memory: it is assigned partitions by hand."""
     settings = {
         **_common(bootstrap),
-        "group.id": "ray-pipeline",
+        "group.id": GROUP,
         "enable.auto.commit": False,
         "isolation.level": "read_committed",
         "auto.offset.reset": "earliest",
@@ -178,9 +194,9 @@ def no_answer(bootstrap: str, reason: str) -> BrokerUnavailableError:
     )
 
 
-def way_out(error: KafkaError, otherwise: str = "") -> str:
-    """What to do about an error: to get the rights that were missing, or something else."""
-    return "Give this user the rights that docs/brokers.md lists" if error.code() in _RIGHTS_MISSING else otherwise
+def error_of(kind: type[_E], problem: str, cause: KafkaError, fix: str = "") -> _E | NotAllowedError:
+    """The error of our own tree that a Kafka error amounts to: of a kind, or that a right is missing, for which there is one fix."""
+    return NotAllowedError(problem, RIGHTS) if cause.code() in _RIGHTS_MISSING else kind(problem, fix)
 
 
 def not_let_in(bootstrap: str, refusal: KafkaError) -> BrokerUnavailableError:

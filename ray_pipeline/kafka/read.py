@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from ray_pipeline.codec import parse_object
 from ray_pipeline.errors import BrokerUnavailableError, RecordError
-from ray_pipeline.kafka.client import make_consumer, watermark_offsets, way_out
+from ray_pipeline.kafka.client import error_of, make_consumer, watermark_offsets
 
 __all__ = [
     "FILLED_S",
@@ -434,9 +434,12 @@ def _partitions(bootstrap: str, topic: str) -> dict[int, int]:
 
 
 def _unreadable(bootstrap: str, topic: str, error: KafkaException) -> BrokerUnavailableError:
-    return BrokerUnavailableError(
-        problem=f"topic {topic} at {bootstrap} cannot be read ({error.args[0].str()})",
-        fix=way_out(error.args[0], "Check --bootstrap-servers, and that the pipeline has run"),
+    cause: KafkaError = error.args[0]
+    return error_of(
+        BrokerUnavailableError,
+        f"topic {topic} at {bootstrap} cannot be read ({cause.str()})",
+        cause,
+        "Check --bootstrap-servers, and that the pipeline has run",
     )
 
 
@@ -492,9 +495,7 @@ def _read_to_end(
                     if partition in left and offset < ends[partition]:
                         yield message
                 elif error.code() != KafkaError._PARTITION_EOF:
-                    raise BrokerUnavailableError(
-                        problem=f"reading topic {topic}: {error.str()}", fix=way_out(error, "Try again")
-                    )
+                    raise error_of(BrokerUnavailableError, f"reading topic {topic}: {error.str()}", error, "Try again")
             for place in consumer.position([TopicPartition(topic, p) for p in left]):
                 if place.offset >= ends[place.partition]:
                     left.discard(place.partition)

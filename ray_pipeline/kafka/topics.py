@@ -10,7 +10,7 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import BrokerUnavailableError, StateMismatchError
-from ray_pipeline.kafka.client import make_admin, no_answer, way_out
+from ray_pipeline.kafka.client import error_of, make_admin, no_answer
 
 __all__ = ["TopicSpec", "delete_topics", "ensure_topics", "partitions_of", "topic_specs"]
 
@@ -94,11 +94,11 @@ def ensure_topics(settings: Settings, bootstrap: str) -> None:
         try:
             done.result(_TIMEOUT_S)
         except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another stage may have made it meanwhile
-                raise BrokerUnavailableError(
-                    problem=f"topic {name} could not be made: {error.args[0].str()}",
-                    fix=way_out(error.args[0], "Check --replication-factor and the broker's log"),
-                ) from error
+            cause: KafkaError = error.args[0]
+            if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another stage may have made it meanwhile
+                problem = f"topic {name} could not be made: {cause.str()}"
+                fix = "Check --replication-factor and the broker's log"
+                raise error_of(BrokerUnavailableError, problem, cause, fix) from error
     _wait_until_seen(bootstrap, [topic.topic for topic in missing])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.read import read_topic
 from ray_pipeline.kafka.topics import ensure_topics
 from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.ports import any_free_port
 from ray_pipeline.restart import RestartPolicy
 from ray_pipeline.truth.replay import build_models
 from tests.conftest import wait_for
@@ -31,12 +31,6 @@ pytestmark = pytest.mark.timeout(240)
 
 RATE = 500.0
 COUNT = 6_000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def disturb(proxy: FaultProxy, draw: random.Random) -> None:
@@ -53,7 +47,7 @@ def disturb(proxy: FaultProxy, draw: random.Random) -> None:
 
 
 def test_all_arrives_once_and_in_order_over_bad_links(tmp_path: Path) -> None:
-    port = free_port()
+    port = any_free_port("127.0.0.1")
     with FaultProxy(port) as proxy:
         broker = EmbeddedBroker(tmp_path, port, advertised_port=proxy.port)
         broker.start()

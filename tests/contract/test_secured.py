@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +14,14 @@ import pytest
 from ray_pipeline.brokers import Brokers
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.factory import open_delivery
-from ray_pipeline.errors import BrokerUnavailableError, DeliveryError
+from ray_pipeline.errors import BrokerUnavailableError, NotAllowedError
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.read import count_records, read_topic
+from ray_pipeline.kafka.rights import missing_rights
 from ray_pipeline.kafka.topics import ensure_topics
+from tests.conftest import clean_environment
 from tests.contract.test_delivery import batch, expected, progress
-from tests.secured import PASSWORD, SecuredBroker
+from tests.secured import PASSWORD, USERNAME, SecuredBroker
 
 WAYS: dict[str, Callable[..., Settings]] = {
     "plain": lambda broker, **more: broker.with_login("PLAIN", **more),
@@ -87,10 +92,43 @@ def test_what_a_user_may_not_do_is_said_with_where_the_rights_are_listed(secured
         "PLAIN", partitions=1, actors=1, ratings_topic="else", progress_topic="secured.progress"
     )
     assert settings.brokers is not None
-    with pytest.raises(BrokerUnavailableError, match=r"topic else could not be made.*docs/brokers\.md"):
+    with pytest.raises(NotAllowedError, match=r"topic else could not be made.*docs/brokers\.md"):
         ensure_topics(settings, settings.brokers)
     ensure_topics(settings, secured.bootstrap_servers)
+    there, lacking = missing_rights(settings.brokers, ["else", "secured.progress", "nowhere", "secured.nowhere"])
+    assert lacking == ["Describe, Read, Write on topic else", "Describe, Read, Write on topic nowhere"]
+    assert there == ["else", "secured.progress", "nowhere"]  # of what it may not see it is not told whether it is there
     delivery = open_delivery(settings, settings.brokers, 0)
-    with pytest.raises(DeliveryError, match=r"shard 0: .*docs/brokers\.md"):
+    with pytest.raises(NotAllowedError, match=r"shard 0: .*docs/brokers\.md"):
         delivery.open(30)
     delivery.close()
+
+
+def test_a_learner_of_the_examples_reads_and_writes_there(secured: SecuredBroker, tmp_path: Path) -> None:
+    names = ("ratings", "progress", "predictions")
+    topics = {f"{name}_topic": f"secured.learned.{name}" for name in names}
+    settings = secured.with_login("SCRAM-SHA-512", partitions=1, actors=1, **topics)
+    assert settings.brokers is not None
+    ensure_topics(settings, settings.brokers)
+    delivery = open_delivery(settings, settings.brokers, 0)
+    delivery.open(30)
+    delivery.send(batch(0, 500))
+    delivery.commit(progress(500))
+    delivery.close()
+    properties = tmp_path / "client.properties"
+    lines = {
+        "security.protocol": "SASL_SSL",
+        "ssl.ca.location": secured.pem / "ca.pem",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": USERNAME,
+        "sasl.password": PASSWORD,
+    }
+    properties.write_text("# of librdkafka\n\n" + "\n".join(f"{name} = {value}" for name, value in lines.items()))
+    options = ["--bootstrap-servers", secured.login, "--client-properties", properties, "--ratings", "500"]
+    options += ["--ratings-topic", settings.ratings_topic, "--predictions-topic", settings.predictions_topic]
+    learner = Path(__file__).parents[2] / "examples" / "online_mf.py"
+    done = subprocess.run(
+        [sys.executable, learner, *options], capture_output=True, text=True, timeout=60, env=clean_environment()
+    )
+    assert done.returncode == 0 and "500 ratings predicted" in done.stdout, done.stderr
+    assert count_records(secured.bootstrap_servers, settings.predictions_topic).total == 500

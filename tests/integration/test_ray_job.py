@@ -17,6 +17,7 @@ import yaml
 
 from ray_pipeline.errors import BrokerUnavailableError
 from ray_pipeline.kafka.read import count_records, read_compacted
+from ray_pipeline.ports import any_free_port
 from tests.conftest import clean_environment, command, wait_for
 
 pytestmark = pytest.mark.timeout(400)
@@ -35,21 +36,13 @@ class Cluster:
     environment: dict[str, str]
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def starting(output: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     with output.open("w") as file:
         return subprocess.Popen(
             [
                 *(_BIN / "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1"),
                 # by default a port that every Ray on the machine wants, and jobs go to whoever got it
-                *("--dashboard-agent-listen-port", str(free_port()), *arguments),
+                *("--dashboard-agent-listen-port", str(any_free_port("127.0.0.1")), *arguments),
             ],
             env=environment,
             stdout=file,
@@ -68,7 +61,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "PATH": f"{_BIN}{os.pathsep}{os.environ['PATH']}",
     }
-    port, dashboard = free_port(), free_port()
+    port, dashboard = any_free_port("127.0.0.1"), any_free_port("127.0.0.1")
     nodes = []
     try:
         nodes.append(
@@ -76,7 +69,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 folder / "head.txt",
                 environment,
                 *("--head", "--port", str(port), "--num-cpus", "2", "--dashboard-port", str(dashboard)),
-                *("--ray-client-server-port", str(free_port()), "--temp-dir", f"{_RAY_TMPDIR}/ray"),
+                *("--ray-client-server-port", str(any_free_port("127.0.0.1")), "--temp-dir", f"{_RAY_TMPDIR}/ray"),
             )
         )
         wait_for("the head", lambda: "Ray runtime started" in (folder / "head.txt").read_text(), 60)

@@ -17,7 +17,7 @@ from ray_pipeline.codec import decode_value, encode_values
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
 from ray_pipeline.delivery.memory import MemoryDelivery, MemoryLog
-from ray_pipeline.errors import ConfigurationError, StateMismatchError
+from ray_pipeline.errors import ConfigurationError, NotAllowedError, StateMismatchError
 from ray_pipeline.events import EventBatch
 from ray_pipeline.generator.coordination import Coordinator
 from ray_pipeline.generator.event_clock import EventClock
@@ -27,6 +27,7 @@ from ray_pipeline.generator.runner import Assignment, RunnerState, ShardReport, 
 from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.generator.shard import Shard
 from ray_pipeline.generator.standing import Standing
+from ray_pipeline.kafka.client import RIGHTS
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_movies, build_user_map, build_users
 from ray_pipeline.model.ratings import ShardModel
@@ -506,6 +507,20 @@ def test_a_runner_that_keeps_failing_gives_up_and_says_why(small: tuple[Settings
     runner = runner_of(small[1][0], log, clock, RestartPolicy(span_ms=10**9))
     report = take_steps(runner, clock, RunnerState.FAILED)
     assert "no answer" in report.error
+
+
+def test_a_runner_that_lacks_a_right_gives_up_at_once(
+    small: tuple[Settings, list[ShardModel]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise NotAllowedError("shard 0: open: not authorised", RIGHTS)
+
+    log, clock = MemoryLog(), FakeClock()
+    runner = runner_of(small[1][0], log, clock)
+    monkeypatch.setattr(MemoryDelivery, "open", refuse)
+    assert runner.step() is None
+    report = runner.report()
+    assert (report.state, report.failures) == (RunnerState.FAILED, 0) and RIGHTS in report.error
 
 
 def test_a_fenced_runner_stays_out_until_it_is_told_to_begin_again(small: tuple[Settings, list[ShardModel]]) -> None:
