@@ -366,6 +366,8 @@ class Pipeline:
         for stage in (self._broker, self._generator, self._processing, self._serving, self._verifying):
             if stage is not None:
                 stage.check()
+        if self._processing is not None:
+            self._note_first_window(self._processing.status)
         if self._verifying is not None:
             self._tell_of_failed_checks()
         if self._generator is not None:
@@ -478,9 +480,10 @@ class Pipeline:
         with ThreadPoolExecutor(len(waits), "start") as pool:
             for done in [pool.submit(self._timed, name, wait) for name, wait in waits.items()]:
                 done.result()
-        if (
-            self._generator is not None
-        ):  # not before Spark is up: a start has no backlog then, and no rival for the CPUs
+        if self._processing is not None:  # what it found, before it is begun again and finds more
+            self._note_first_window(self._processing.status)
+        if self._generator is not None:
+            # not before Spark is up: a start has no backlog then, and no rival for the CPUs
             self._may_have_sent = True
             if settings.backfill is not None:
                 self._timed("backfill", self._backfill)
@@ -542,7 +545,7 @@ class Pipeline:
         if self._baseline is None and "restored_counted" in job:
             self._baseline = {
                 name: int(job[f"restored_{name}"])
-                for name in ("batch", "counted", "late_dropped", "rejected", "closed_windows")
+                for name in ("batch", "records", "counted", "late_dropped", "rejected", "closed_windows")
             }
         if self._first_window_s is None and self._baseline and int(job.get("counted", 0)) > self._baseline["counted"]:
             self._first_window_s = self._elapsed()
@@ -655,18 +658,17 @@ class Pipeline:
             requested = self.settings.ratings
             return Summary(requested, count, count, count, count, count, None, self._elapsed(), self._timings)
         job = self._processing.status if self._processing is not None else {}
-        baseline = self._baseline or {"batch": -1, "counted": 0, "late_dropped": 0, "rejected": 0}
+        baseline = self._baseline or {"batch": -1, "records": 0, "counted": 0, "late_dropped": 0, "rejected": 0}
         totals = self._generator.totals() if self._generator is not None else None
         delivered = totals.delivered if totals is not None else 0
-        # what was posted before this run is counted in no run; what is posted in it, in this one
-        base = baseline["counted"] + baseline["late_dropped"]
-        base = totals.base + self._posted_before if totals is not None else base
-        counted = int(job.get("counted", 0))
+        # an earlier run may have ended before its last ratings were read: they are counted now, and are not this run's. Nor is what
+        # was posted before it; what is posted in it is
+        there_before = totals.base + self._posted_before if totals is not None else 0
+        unread = max(0, there_before - baseline["records"])
         return Summary(
             requested=self._generator.coordinator.requested if self._generator is not None else None,
             delivered=delivered,
-            # an earlier run may have ended before its last ratings were counted: they are counted, but not this run's
-            counted=max(0, counted - (base - baseline["late_dropped"])) if job else 0,
+            counted=max(0, int(job.get("counted", 0)) - baseline["counted"] - unread),
             late_dropped=max(0, int(job.get("late_dropped", 0)) - baseline["late_dropped"]),
             rejected=max(0, int(job.get("rejected", 0)) - baseline["rejected"]),
             windows=self._count_windows(baseline["batch"]) if job else 0,

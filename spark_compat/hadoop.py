@@ -6,7 +6,7 @@ from typing import Any
 
 from py4j.protocol import Py4JJavaError
 
-__all__ = ["exists", "list_names", "read_text", "write_text"]
+__all__ = ["exists", "list_files", "list_names", "move_new", "read_text", "remove", "replace"]
 
 
 def _file_system(spark: Any, uri: str) -> tuple[Any, Any]:
@@ -44,16 +44,6 @@ def read_text(spark: Any, uri: str) -> str | None:
             stream.close()
     except Py4JJavaError as error:
         raise OSError(f"it cannot be read ({error.java_exception.toString()})") from error
-
-
-def write_text(spark: Any, uri: str, text: str) -> None:
-    """Write a file, replacing what was there; folders are made."""
-    system, path = _file_system(spark, uri)
-    stream = system.create(path, True)
-    try:
-        stream.write(bytearray(text.encode()))
-    finally:
-        stream.close()
 
 
 def list_files(spark: Any, uri: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-__all__ = ["BatchProgress", "read_progress"]
+__all__ = ["BatchProgress", "planned_progress", "read_progress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,23 @@ class BatchProgress:
     end_offsets: dict[int, int] = field(default_factory=dict)
 
 
-def read_progress(query: Any) -> BatchProgress:
-    """The last micro-batch of a ``StreamingQuery`` that reads one Kafka topic."""
+def planned_progress(batch: int, text: str) -> BatchProgress:
+    """What a checkpoint knows of a micro-batch of a query that reads one Kafka topic: a query that goes on from it says nothing yet.
+
+    Args:
+        batch: its number.
+        text: of its file in folder ``offsets``.
+    """
+    _, plan, ends = text.splitlines()[:3]
+    watermark_ms = int(json.loads(plan)["batchWatermarkMs"])
+    return BatchProgress(batch=batch, watermark_ms=watermark_ms or None, end_offsets=_offsets(ends))
+
+
+def read_progress(query: Any) -> BatchProgress | None:
+    """The last micro-batch of a ``StreamingQuery`` that reads one Kafka topic; None before its first has ended."""
     last = query._jsq.lastProgress()
     if last is None:
-        return BatchProgress()
+        return None
     said: dict[str, Any] = json.loads(last.json())
     source = said["sources"][0]
     states = said.get("stateOperators", [])

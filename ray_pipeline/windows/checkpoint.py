@@ -75,6 +75,8 @@ def state_problem(text: str) -> str | None:
         "FileNotFoundException",
         "Stream is corrupted",
     )
+    if any(sign in text for sign in ("No space left on device", "OutOfMemoryError", "UNRELEASED_THREAD")):
+        return None  # it could not be loaded now
     lines = [line.strip().removeprefix("Caused by: ") for line in text.splitlines() if any(s in line for s in signs)]
     return lines[-1][:300] if lines else None
 

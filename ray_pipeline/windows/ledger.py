@@ -17,35 +17,34 @@ class CountLedger:
     """
 
     def __init__(self) -> None:
-        # replaced as a whole: another thread may publish what it finds here at any moment
-        self._standing: tuple[int, int, dict[int, int]] = (0, 0, {})  # ratings and windows closed before, counts by end
+        self._closed = 0  # ratings of windows that an earlier micro-batch had closed
+        self._closed_windows = 0
+        self._counts: dict[int, int] = {}  # of the others, by end
         self._watermark_ms = 0
 
     @property
     def counted(self) -> int:
         """Ratings counted in tumbling windows since the first record of the topic."""
-        closed, _, counts = self._standing
-        return closed + sum(counts.copy().values())
+        return self._closed + sum(self._counts.values())
 
     def set(self, end_ms: int, count: int) -> None:
         """Note the count of an open window."""
-        self._standing[2][end_ms] = count
+        self._counts[end_ms] = count
 
     def close(self, watermark_ms: int) -> None:
         """End a micro-batch, which closed the windows that ended at or before its watermark.
 
         Those that the batch before had closed become part of the sum.
         """
-        self._standing = _closed(*self._standing, self._watermark_ms)
+        self._fold()
         self._watermark_ms = watermark_ms
 
     def as_record(self) -> dict[str, Any]:
         """What a restart needs."""
-        closed, windows, counts = self._standing
         return {
-            "closed": closed,
-            "closed_windows": windows,
-            "open": {str(end): count for end, count in sorted(counts.copy().items())},
+            "closed": self._closed,
+            "closed_windows": self._closed_windows,
+            "open": {str(end): count for end, count in sorted(self._counts.items())},
         }
 
     def restore(self, record: Mapping[str, Any], in_state: Mapping[int, int], watermark_ms: int) -> None:
@@ -56,16 +55,15 @@ class CountLedger:
             in_state: counts of the tumbling windows that are open in the checkpoint's state, by end.
             watermark_ms: the watermark of the micro-batch that the state is of, epoch milliseconds.
         """
-        told = {int(end): int(count) for end, count in record["open"].items()}
-        closed, windows, _ = _closed(int(record["closed"]), int(record["closed_windows"]), told, watermark_ms)
-        self._standing, self._watermark_ms = (closed, windows, dict(in_state)), watermark_ms
+        self._closed = int(record["closed"])
+        self._closed_windows = int(record.get("closed_windows", 0))  # the earliest records do not say it
+        self._counts = {int(end): int(count) for end, count in record["open"].items()}
+        self._watermark_ms = watermark_ms
+        self._fold()
+        self._counts = dict(in_state)
 
-
-def _closed(ratings: int, windows: int, counts: dict[int, int], watermark_ms: int) -> tuple[int, int, dict[int, int]]:
-    """The sums with the windows that ended at or before a watermark, and the counts without them."""
-    over = [count for end, count in counts.items() if end <= watermark_ms]
-    return (
-        ratings + sum(over),
-        windows + len(over),
-        {end: count for end, count in counts.items() if end > watermark_ms},
-    )
+    def _fold(self) -> None:
+        """Sum up the windows that are closed."""
+        for end_ms in [end for end in self._counts if end <= self._watermark_ms]:
+            self._closed += self._counts.pop(end_ms)
+            self._closed_windows += 1

@@ -43,7 +43,10 @@ def marker_of(checkpoint: Path) -> str | None:
 
 def mismatch(settings: Settings, text: str) -> str | None:
     """The first difference between a marker and the settings; None when it is of them."""
-    there = json.loads(text)
+    try:
+        there = json.loads(text)
+    except ValueError:
+        return f"its file {MARKER} is cut off"
     return next(
         (
             f"{name} was {there.get(name)}, is {value}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -54,9 +55,10 @@ class BatchSink:
         self._clock = clock
         self._read_rejects = read_rejects
         self._job_record = job_record
-        self._failed: list[str] = []
         self._windows_told = False
-        self._producer: Producer = make_producer(bootstrap, on_delivery=self._delivered, message_timeout_ms=55_000)
+        self._standing: dict[str, Any] = self._totals()
+        self._telling = threading.Lock()
+        self._producer: Producer = make_producer(bootstrap, message_timeout_ms=55_000)
 
     @property
     def watermark_ms(self) -> int:
@@ -79,10 +81,11 @@ class BatchSink:
         else:
             for end_ms, count in counts.items():
                 self.ledger.set(end_ms, count)
+        self._standing = self._totals()
 
     def __call__(self, frame: Any, batch: int) -> None:
         """Called by Spark with each micro-batch's changed groups."""
-        groups = to_groups(frame.toArrow())
+        groups, records = to_groups(frame.toArrow()), _Records(self._producer)
         before = dict(self._collector.totals)
         watermark_ms = self._collector.next_watermark_ms()
         changed = self._collector.apply(groups)
@@ -91,20 +94,24 @@ class BatchSink:
             if window[0] == 0:
                 self.ledger.set(window[1], self._collector.count_of(window))
             for key, record in self._collector.records(window, batch, now_ms):
-                self._put(self._settings.metrics_topic, key, record)
-        self._publish_rejects(before)
-        self._flush()
+                records.put(self._settings.metrics_topic, key, record)
+        self._publish_rejects(before, records)
+        records.flush()
         # after the windows: who knows what a micro-batch read can be sure that what it made of it is there
-        self._put(self._settings.batches_topic, str(batch), self._cut(batch, watermark_ms))
+        records.put(self._settings.batches_topic, str(batch), self._cut(batch, watermark_ms))
         self._windows_told = True
         self._collector.close(watermark_ms)
         self.ledger.close(watermark_ms)
         self.batch = batch
+        self._standing = self._totals()
         self.publish_job()  # last, so that who reads it can be sure that the windows are there
+        records.flush()
 
     def publish_windows(self) -> None:
         """Publish what the windows are, for those who check them."""
-        self._put(self._settings.progress_topic, "windows", self._windows())
+        records = _Records(self._producer)
+        records.put(self._settings.progress_topic, "windows", self._windows())
+        records.flush()
 
     def publish_job(self, **changes: Any) -> None:
         """Publish the job's record.
@@ -112,18 +119,28 @@ class BatchSink:
         Args:
             changes: fields to set otherwise, such as ``state``.
         """
-        self._put(self._settings.job_topic, "job", {**self.totals(), **self._job_record(), **changes})
-        self._flush()
+        records = _Records(self._producer)
+        said = {**self._job_record(), **changes}  # which takes a moment
+        with self._telling:  # heartbeat or micro-batch: whoever comes second has what is newer
+            records.put(self._settings.job_topic, "job", {**self.totals(), **said})
+        records.flush()
 
     def totals(self) -> dict[str, Any]:
-        """Totals since the first record of the topic."""
-        # the collector may be in the middle of a batch on another thread: a copy is one step
-        totals = sorted(self._collector.totals.copy().items())
+        """Totals since the first record of the topic, as of the last micro-batch whose windows are published."""
+        return {**self._standing, "updated_ms": self._clock.now_ms()}
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        self._producer.flush(5.0)
+
+    # -- inside
+
+    def _totals(self) -> dict[str, Any]:
+        totals = sorted(self._collector.totals.items())
         valid = sum(t.records - t.rejected for _, t in totals)
         counted = self.ledger.counted
         return {
             "batch": self.batch,
-            "updated_ms": self._clock.now_ms(),
             "partitions": {str(p): t.as_record() for p, t in totals},
             "valid": valid,
             "rejected": sum(t.rejected for _, t in totals),
@@ -131,12 +148,6 @@ class BatchSink:
             "late_dropped": valid - counted,
             "ledger": self.ledger.as_record(),
         }
-
-    def close(self) -> None:
-        """Let go of the broker."""
-        self._producer.flush(5.0)
-
-    # -- inside
 
     def _windows(self) -> dict[str, Any]:
         """What the windows are."""
@@ -157,29 +168,45 @@ class BatchSink:
             **({} if self._windows_told else {"windows": self._windows()}),
         }
 
-    def _publish_rejects(self, before: dict[int, PartitionTotals]) -> None:
+    def _publish_rejects(self, before: dict[int, PartitionTotals], records: _Records) -> None:
         for partition, totals in self._collector.totals.items():
             last = before.get(partition)
             if totals.rejected == (last.rejected if last else 0):
                 continue
             for reject in self._read_rejects(partition, last.max_offset + 1 if last else 0, totals.max_rejected):
                 key = f"{reject['partition']}/{reject['offset']}"
-                self._put(self._settings.rejected_topic, key, _readable(reject))
+                records.put(self._settings.rejected_topic, key, _readable(reject))
 
-    def _put(self, topic: str, key: str, record: dict[str, Any]) -> None:
+
+class _Records:
+    """Records whose fate their sender waits for: those of a micro-batch, or the job's.
+
+    Heartbeat and micro-batch share a producer. Each has to hear of its own records, whoever waits when they fail.
+    """
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self._failed: list[str] = []
+
+    def put(self, topic: str, key: str, record: dict[str, Any]) -> None:
+        """Queue one; waits for room."""
         data = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
         while True:
             try:
-                self._producer.produce(topic, key=key.encode(), value=data)
+                self._producer.produce(topic, key=key.encode(), value=data, on_delivery=self._delivered)
                 return
             except BufferError:
-                self._flush()
+                self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Wait until all are there.
+
+        Raises:
+            ProcessingError: one of them is not.
+        """
         left = self._producer.flush(_FLUSH_DEADLINE_S)
         if left or self._failed:
             reason = self._failed[0] if self._failed else f"{left} records not acknowledged"
-            self._failed.clear()
             raise ProcessingError(problem=f"windows could not be published: {reason}", fix="Check the broker")
 
     def _delivered(self, error: Any, _message: Any) -> None:

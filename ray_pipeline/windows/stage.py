@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -30,6 +32,7 @@ from ray_pipeline.history.making import ModelSource
 from ray_pipeline.history.parquet import ParquetOrder
 from ray_pipeline.history.parquet import write as write_parquet
 from ray_pipeline.history.sending import send
+from ray_pipeline.kafka.client import RIGHTS
 from ray_pipeline.kafka.read import Backlog, newest_of_key
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.restart import Decision, RestartPolicy
@@ -45,10 +48,10 @@ from ray_pipeline.windows.spec import window_specs
 from ray_pipeline.windows.watchdog import ExecutorWatchdog
 from spark_compat.conf import spark_conf
 from spark_compat.errors import SparkCompatError
-from spark_compat.hadoop import list_names, read_text, write_text
+from spark_compat.hadoop import list_names, read_text, replace
 from spark_compat.jars import spark_avro_jars, spark_connector_jars
 from spark_compat.paths import plain_uri
-from spark_compat.progress import BatchProgress, read_progress
+from spark_compat.progress import BatchProgress, planned_progress, read_progress
 from spark_compat.session import SparkSessionOwner
 from spark_compat.usage import executor_usage, pool_of_jobs, scheduler_pools
 
@@ -59,6 +62,7 @@ _log = logging.getLogger(__name__)
 POOL = "streaming"
 QUERY = "windows"
 _HEARTBEAT_S = 1.0
+_NOT_ALLOWED = re.compile("AuthorizationException|authorization failed")  # as Spark's client says it, and as ours does
 _FAIR_SCHEDULER = Path(__file__).with_name("fairscheduler.xml")
 
 
@@ -136,6 +140,7 @@ class WindowStage:
         assert self._sink is not None
         totals = self._sink.totals()
         self._restored = {f"restored_{name}": totals[name] for name in ("batch", "counted", "late_dropped", "rejected")}
+        self._restored["restored_records"] = sum(said["records"] for said in totals["partitions"].values())
         self._restored["restored_closed_windows"] = totals["ledger"]["closed_windows"]
         self._heart.start()
 
@@ -347,9 +352,14 @@ class WindowStage:
                     self.start_query()
 
     def _progress(self) -> BatchProgress:
-        """The last micro-batch; the last one seen when the driver's JVM has ended."""
+        """The last micro-batch: of a query that has just begun again that of the checkpoint, of an ended JVM the last one seen."""
         if self._query is not None and self._owner is not None and not self._owner.jvm_ended():
-            self._progress_seen = read_progress(self._query)
+            seen = self._progress_seen
+            found = read_progress(self._query) or seen
+            # a query that goes on from its checkpoint does not tell the watermark before it has read something
+            self._progress_seen = (
+                found if found.watermark_ms else dataclasses.replace(found, watermark_ms=seen.watermark_ms)
+            )
         return self._progress_seen
 
     def _job_record(self) -> dict[str, Any]:
@@ -435,9 +445,17 @@ class WindowStage:
 
     def _give_spark_up(self, reason: str) -> None:
         """Say that Spark must be built anew: who started this process does that, by starting another in its place."""
-        if self._state != "stuck":
-            self._spark_rebuilds += 1
-            self._state, self._reason = "stuck", reason
+        if self._state == "stuck":
+            return
+        self._spark_rebuilds += 1
+        # told before it can be seen: whoever sees it ends this process, and the next one counts on from what was told
+        try:
+            assert self._sink is not None
+            with self._publishing:
+                self._sink.publish_job(state="stuck", reason=reason)
+        except Exception as error:  # noqa: BLE001 - Spark is no better for it
+            _log.warning("job record of the windowing job: %s", error)
+        self._state, self._reason = "stuck", reason
 
     def _query_ended(self) -> None:
         fatal, reason = _why(self._query.exception(), self._settings)
@@ -460,7 +478,7 @@ class WindowStage:
         uri = f"{checkpoint.rstrip('/')}/{MARKER}"
         text = read_text(spark, uri)
         if text is None:
-            write_text(spark, uri, json.dumps(marker_for(self._settings)))
+            replace(spark, uri, json.dumps(marker_for(self._settings)).encode())
             return
         different = mismatch(self._settings, text)
         if different is not None:
@@ -473,6 +491,7 @@ class WindowStage:
         committed = [int(name) for name in list_names(spark, f"{checkpoint.rstrip('/')}/commits") if name.isdigit()]
         if not committed:
             return
+        newest = max(committed)
         from py4j.protocol import Py4JJavaError
         from pyspark.sql import functions as F
 
@@ -493,13 +512,14 @@ class WindowStage:
             reason = state_problem(str(error))
             if reason is None:
                 raise
-            broken = BrokenFile(f"state/{max(committed)}", reason, newest=True)
+            broken = BrokenFile(f"state/{newest}", reason, newest=True)
             raise CheckpointError(
-                problem=f"the state of batch {max(committed)} in the checkpoint {checkpoint} is broken: {reason}",
+                problem=f"the state of batch {newest} in the checkpoint {checkpoint} is broken: {reason}",
                 fix=broken.way_out,
             ) from error
-        said = (read_text(spark, f"{checkpoint.rstrip('/')}/offsets/{max(committed)}") or "").splitlines()
-        sink.restore(groups, int(json.loads(said[1])["batchWatermarkMs"]), last)
+        said = read_text(spark, f"{checkpoint.rstrip('/')}/offsets/{newest}") or ""
+        self._progress_seen = planned_progress(newest, said)
+        sink.restore(groups, self._progress_seen.watermark_ms or 0, last)
 
     def _read_rejects(self, partition: int, first: int, last: int) -> list[dict[str, Any]]:
         assert self._owner is not None
@@ -549,4 +569,6 @@ def _why(exception: Any, settings: Settings) -> tuple[bool, str]:
             "goes on where it was, nothing is skipped"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if (refused := next((line for line in lines if _NOT_ALLOWED.search(line)), None)) is not None:
+        return True, f"{refused[:500]}. {RIGHTS}"
     return False, next((line for line in lines if "Error" in line or "Exception" in line), lines[0])[:500]

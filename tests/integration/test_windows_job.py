@@ -84,6 +84,11 @@ class Job:
     def drain(self) -> None:
         assert self.stage.drain(90)
 
+    def told(self) -> dict[str, Any] | None:
+        """Its newest record in Kafka, where it has written one since it was started."""
+        found = read_compacted(self.broker, self.settings.job_topic).get("job", {})
+        return found if found.get("application") == self.stage.status()["application"] else None
+
     def records(self) -> dict[str, dict[str, Any]]:
         return read_compacted(self.broker, self.settings.metrics_topic)
 
@@ -190,8 +195,14 @@ def test_every_view_agrees_with_the_reference_late_rows_and_a_restart_included(
     job.drain()
     send(settings, broker, some(2, 2000, T0 + 200_000, T0 + 420_000))
     job.drain()
+    watermark_ms = job.stage.status()["watermark_ms"]
     job.stage.stop()
     job = start()  # from its checkpoint
+    told = wait_for("its first heartbeat", job.told)
+    assert (told["lag"], told["watermark_ms"]) == (
+        0,
+        watermark_ms,
+    ) and watermark_ms > T0  # before there is anything to read
     send(settings, broker, some(3, 1500, T0, T0 + 500_000))  # some of it late
     job.drain()
     send(settings, broker, some(4, 500, T0, T0 + 100_000))  # all of it late for its tumbling windows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +63,24 @@ def test_a_broken_state_file_is_told_from_other_errors() -> None:
     assert state_problem(text) == "java.io.EOFException: Stream ended prematurely"
     assert state_problem("Job aborted: executor 1 lost") is None
     assert "commits/17" in BrokenFile("state/17", "x", True).way_out
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "java.io.IOException: No space left on device",
+        "java.lang.OutOfMemoryError: Java heap space",
+        "[…UNRELEASED_THREAD…]",
+    ],
+)
+def test_a_state_that_cannot_be_loaded_now_is_not_broken(cause: str) -> None:
+    text = f"SparkException: [CANNOT_LOAD_STATE_STORE.UNCATEGORIZED] An error occurred during loading state.\nCaused by: {cause}"
+    assert state_problem(text) is None
+
+
+def test_a_marker_that_is_cut_off_is_of_no_settings() -> None:
+    for text in ("", json.dumps(marker_for(load_settings()))[:20]):
+        assert mismatch(load_settings(), text) == "its file ray-pipeline.json is cut off"
 
 
 def test_a_checkpoint_of_another_guard_goes_on_unless_records_are_ahead_on_purpose() -> None:

@@ -20,7 +20,7 @@ from ray_pipeline.cluster.supervised import SupervisedActor
 from ray_pipeline.config import load_settings
 from ray_pipeline.errors import ConfigurationError, StageFailedError
 from ray_pipeline.generator.placement import Placement
-from ray_pipeline.pipeline import Pipeline
+from ray_pipeline.pipeline import Pipeline, Summary
 
 
 def owner(name: str, *stages: str, pid: int = 1, node: str = "elsewhere", has_ray: bool = False) -> Owner:
@@ -236,9 +236,41 @@ def test_the_status_counts_the_windows_of_this_run_closed_ones_too() -> None:
     pipeline = Pipeline(stages=("process",))
     ledger = {"open": {"60000": 5, "120000": 7}, "closed_windows": 3}
     job: dict[str, Any] = {"state": "running", "ledger": ledger, "counted": 40}
-    restored = dict.fromkeys(("batch", "counted", "late_dropped", "rejected"), 0) | {"closed_windows": 3}
+    restored = dict.fromkeys(("batch", "records", "counted", "late_dropped", "rejected"), 0) | {"closed_windows": 3}
     job |= {f"restored_{name}": value for name, value in restored.items()}
     pipeline._processing = SimpleNamespace(status=job)
     assert pipeline.status().windows == 2
     ledger["closed_windows"] = 30
     assert pipeline.status().windows == 29
+
+
+def summary_of(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, delivered: int, base: int, **job: int) -> Summary:
+    pipeline._processing = SimpleNamespace(status=job, check=lambda: None)
+    totals = SimpleNamespace(delivered=delivered, base=base)
+    coordinator = SimpleNamespace(requested=delivered)
+    pipeline._generator = SimpleNamespace(totals=lambda: totals, check=lambda: None, coordinator=coordinator)
+    monkeypatch.setattr(pipeline, "_count_windows", lambda after_batch: after_batch)
+    pipeline.check()
+    return pipeline._summarize()
+
+
+@pytest.mark.parametrize(("read", "unread"), [(1000, 0), (990, 10)])
+def test_a_runs_summary_has_nothing_of_the_runs_before(read: int, unread: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,000 records before 100 were broken, and 50 too late; the last ten may not have been read yet."""
+    before = {"batch": 9, "records": read, "counted": 850 - unread, "late_dropped": 50, "rejected": 100}
+    job = {f"restored_{name}": value for name, value in (before | {"closed_windows": 3}).items()}
+    now = {"counted": 850 + 240, "late_dropped": 50 + 20, "rejected": 100 + 40}
+    found = summary_of(Pipeline(), monkeypatch, 300, 1000, **job, **now)
+    assert (found.delivered, found.counted, found.late_dropped, found.rejected) == (300, 240, 20, 40)
+    assert found.windows == 9
+
+
+def test_a_spark_job_that_is_begun_again_leaves_the_summary_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python too, where nobody may ever ask for the status."""
+    names = ("batch", "records", "counted", "late_dropped", "rejected", "closed_windows")
+    pipeline = Pipeline()
+    summary_of(pipeline, monkeypatch, 10, 0, counted=10, **{f"restored_{name}": 0 for name in names})
+    again = {f"restored_{name}": 600 for name in names}
+    found = summary_of(pipeline, monkeypatch, 1000, 0, counted=940, late_dropped=40, rejected=20, **again)
+    assert (found.counted, found.late_dropped, found.rejected, found.windows) == (940, 40, 20, 0)
+    assert found.first_window_s is not None

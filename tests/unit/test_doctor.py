@@ -17,6 +17,7 @@ from ray_pipeline.command.sparkjob import ray_address
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.doctor import Finding, examine
 from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
+from ray_pipeline.kafka.client import RIGHTS
 from ray_pipeline.state import RunInfo, remember_run
 from ray_pipeline.windows.marker import MARKER, marker_for
 from ray_pipeline.windows.stage import _why
@@ -103,6 +104,7 @@ def test_the_port_of_a_broker_that_runs_or_is_somebody_elses_is_not_asked_for(
 ) -> None:
     monkeypatch.setattr(doctor, "check_broker", lambda *_, **__: None)
     monkeypatch.setattr(doctor, "partitions_of", lambda *_: {})
+    monkeypatch.setattr(doctor, "missing_rights", lambda *_: ([], []))
     taken.add(("127.0.0.1", 8102))
     settings = load_settings(state_dir=tmp_path, api_port=0, ui_port=0, broker_port=8102)
     assert "problem" in {f.level for f in found(settings, "ports")}
@@ -261,6 +263,7 @@ def test_the_way_out_of_a_checkpoint_of_other_windows_leads_out(
 ) -> None:
     monkeypatch.setattr(doctor, "check_broker", lambda *_, **__: None)
     monkeypatch.setattr(doctor, "partitions_of", lambda *_: {})
+    monkeypatch.setattr(doctor, "missing_rights", lambda *_: ([], []))
     here = {name: value.replace("{tmp}", str(tmp_path)) for name, value in changes.items()}
     settings = load_settings(state_dir=tmp_path, tumbling_s=30, **here)
     folder = Path(settings.checkpoint_uri.removeprefix("file://"))
@@ -271,3 +274,15 @@ def test_the_way_out_of_a_checkpoint_of_other_windows_leads_out(
     assert fix.replace("{tmp}", str(tmp_path)) in finding.fix and "another --checkpoint" in finding.fix
     fatal, reason = _why("[KAFKA_DATA_LOSS.ADDED] …", settings)
     assert fatal and fix.replace("{tmp}", str(tmp_path)) in reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "org.apache.kafka.common.errors.TopicAuthorizationException: Not authorized to access topics: [ratings]",
+        "ray_pipeline.errors.ProcessingError: windows could not be published: Broker: Topic authorization failed",
+    ],
+)
+def test_the_job_does_not_begin_again_where_a_right_is_missing(line: str) -> None:
+    fatal, reason = _why(f"[STREAM_FAILED] Query terminated\n\tat x.y\n{line}\n\tat z", load_settings())
+    assert fatal and reason.startswith(line) and RIGHTS in reason

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import typer
+from confluent_kafka import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pipeline.__main__ import app
+from ray_pipeline.clock import FakeClock
 from ray_pipeline.config import load_settings
-from ray_pipeline.errors import ConfigurationError
+from ray_pipeline.errors import ConfigurationError, ProcessingError
 from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.windows import sink
 from ray_pipeline.windows.batch import refuse_others
 from ray_pipeline.windows.collector import Collector, Groups
 from ray_pipeline.windows.ledger import CountLedger
 from ray_pipeline.windows.reference import Ratings, reference
+from ray_pipeline.windows.sink import BatchSink
 from ray_pipeline.windows.spec import Panes, WindowSpec, iso_ms, window_specs
 
 CATALOGUE = load_catalogue(load_settings(movies=50))
@@ -192,6 +199,48 @@ def test_a_window_that_is_new_in_a_batch_that_was_not_committed_is_not_counted_t
     assert ledger.counted == 0
     ledger.set(60, 10)
     assert ledger.counted == 10
+
+
+# -- sink
+
+
+class Away:
+    """A broker that is away, to which heartbeat and micro-batch send with one producer: who waits last hears of it first."""
+
+    def __init__(self) -> None:
+        self.queued: list[Callable[[Any, Any], None]] = []
+        self.heartbeat: Callable[[], None] | None = None
+
+    def produce(self, _topic: str, key: bytes, value: bytes, on_delivery: Callable[[Any, Any], None]) -> None:
+        self.queued.append(on_delivery)
+
+    def flush(self, _: float) -> int:
+        if self.heartbeat is not None:
+            beat, self.heartbeat = self.heartbeat, None
+            with pytest.raises(ProcessingError):
+                beat()
+        for told in self.queued:
+            told(KafkaError(KafkaError._MSG_TIMED_OUT), None)
+        self.queued.clear()
+        return 0
+
+
+def test_a_micro_batch_hears_of_its_own_records_and_shows_none_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = Away()
+    monkeypatch.setattr(sink, "make_producer", lambda *_, **__: away)
+    collector = Collector(CATALOGUE, SPECS, 5, 10_000)
+    batches = BatchSink(load_settings(), "", collector, SPECS, FakeClock(), lambda *_: [], dict)
+    away.heartbeat = batches.publish_job
+    none = dict.fromkeys(("a1", "a2", "a3", "a4", "max_rejected"), 0)
+    totals = {**none, "pane_ms": None, "id": 0, "a0": 7, "max_offset": 6, "max_event_ms": 1_000}
+    pane = {**none, "pane_ms": 0, "id": int(CATALOGUE.movie_ids[0]), "a0": 7, "max_offset": None, "max_event_ms": None}
+    frame = SimpleNamespace(toArrow=lambda: pa.Table.from_pylist([totals, pane]))
+    with pytest.raises(ProcessingError, match="windows could not be published"):
+        batches(frame, 0)
+    assert collector.totals[0].records == 7 and batches.totals()["valid"] == 0
+    assert batches.batch == -1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95, 1.0])
