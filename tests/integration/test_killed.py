@@ -22,15 +22,7 @@ from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import make_producer
 from ray_pipeline.kafka.read import held_up, read_compacted
 from ray_pipeline.kafka.topics import ensure_topics
-from tests.conftest import Running, clean_environment, command, wait_for
-
-
-def has_ended(process: psutil.Process) -> bool:
-    """Also one that nobody has taken note of yet."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+from tests.conftest import Running, clean_environment, command, has_ended, wait_for
 
 
 @pytest.mark.timeout(400)
@@ -107,8 +99,7 @@ def test_nobody_waits_for_ever_for_a_transaction_whose_sender_and_broker_are_gon
     broker.start()
     settings = load_settings(state_dir=tmp_path, partitions=1, actors=1)
     ensure_topics(settings, broker.bootstrap_servers)
-    # given up by the time that the broker is back, as after a pause of 10 s with the shards' own timeout
-    sender = make_producer(broker.bootstrap_servers, transactional_id="gone", transaction_timeout_ms=1_000)
+    sender = make_producer(broker.bootstrap_servers, transactional_id="gone", transaction_timeout_ms=10_000)
     sender.init_transactions(30)
     sender.begin_transaction()
     sender.produce(settings.ratings_topic, b"never committed", partition=0)
@@ -119,6 +110,6 @@ def test_nobody_waits_for_ever_for_a_transaction_whose_sender_and_broker_are_gon
     del sender
     broker.start()
     try:
-        wait_for("readers to be let past it", lambda: not held_up(*place), 30)
+        wait_for("readers to be let past it", lambda: not held_up(*place))
     finally:
         broker.stop()

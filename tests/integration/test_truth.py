@@ -85,18 +85,19 @@ class World:
 
 
 def deliver(world: World, number: int) -> None:
-    """The next round: a transaction a shard."""
+    """The next round: a transaction a shard; committed one right after the other, to be in one micro-batch or two."""
+    opened = {partition: open_delivery(world.settings, world.broker, partition) for partition in world.replays}
     for partition, replay in world.replays.items():
         first = world.rounds[number - 1].get(partition, 0) if number else 0
         until = world.rounds[number][partition]
-        settings = world.settings
-        delivery = open_delivery(settings, world.broker, partition)
-        delivery.open(30)
+        opened[partition].open(30)
         if until > first:
-            delivery.send(replay.events(first, until - first))
+            opened[partition].send(replay.events(first, until - first))
+    for partition, replay in world.replays.items():
+        until = world.rounds[number][partition]
         event_ms = replay.due_ms(until - 1) if until else None
         progress = replay.progress
-        delivery.commit(
+        opened[partition].commit(
             ShardProgress(
                 progress.run,
                 progress.config,
@@ -109,6 +110,7 @@ def deliver(world: World, number: int) -> None:
                 progress.phase,
             )
         )
+    for delivery in opened.values():
         delivery.close()
 
 
