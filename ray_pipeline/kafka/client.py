@@ -196,6 +196,7 @@ def no_answer(bootstrap: str, reason: str) -> BrokerUnavailableError:
 
 def error_of(kind: type[_E], problem: str, cause: KafkaError, fix: str = "") -> _E | NotAllowedError:
     """The error of our own tree that a Kafka error amounts to: of a kind, or that a right is missing, for which there is one fix."""
+    problem = problem.rstrip(".")  # as some of the client's texts end
     return NotAllowedError(problem, RIGHTS) if cause.code() in _RIGHTS_MISSING else kind(problem, fix)
 
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ray_pipeline.clock import Clock
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import ProcessingError
-from ray_pipeline.kafka.client import make_producer
+from ray_pipeline.errors import NotAllowedError, ProcessingError
+from ray_pipeline.kafka.client import error_of, make_producer
 from ray_pipeline.windows.collector import Collector, Groups, PartitionTotals
 from ray_pipeline.windows.ledger import CountLedger
 from ray_pipeline.windows.spec import WindowSpec, iso_ms
@@ -186,32 +186,44 @@ class _Records:
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
-        self._failed: list[str] = []
+        self._failed: list[tuple[str, KafkaError]] = []
 
     def put(self, topic: str, key: str, record: dict[str, Any]) -> None:
         """Queue one; waits for room."""
         data = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()
+
+        def told(error: KafkaError | None, _: Any) -> None:
+            if error is not None:
+                self._failed.append((topic, error))
+
         while True:
             try:
-                self._producer.produce(topic, key=key.encode(), value=data, on_delivery=self._delivered)
+                self._producer.produce(topic, key=key.encode(), value=data, on_delivery=told)
                 return
             except BufferError:
                 self.flush()
+            except KafkaException as error:
+                raise _unwritten(topic, error.args[0]) from error
 
     def flush(self) -> None:
         """Wait until all are there.
 
         Raises:
             ProcessingError: one of them is not.
+            NotAllowedError: this user may not write there.
         """
         left = self._producer.flush(_FLUSH_DEADLINE_S)
-        if left or self._failed:
-            reason = self._failed[0] if self._failed else f"{left} records not acknowledged"
-            raise ProcessingError(problem=f"windows could not be published: {reason}", fix="Check the broker")
+        if self._failed:
+            raise _unwritten(*self._failed[0])
+        if left:
+            raise ProcessingError(
+                problem=f"windows could not be published: {left} records not acknowledged", fix="Check the broker"
+            )
 
-    def _delivered(self, error: Any, _message: Any) -> None:
-        if error is not None:
-            self._failed.append(error.str())
+
+def _unwritten(topic: str, cause: KafkaError) -> ProcessingError | NotAllowedError:
+    problem = f"windows could not be published to topic {topic}: {cause.str()}"
+    return error_of(ProcessingError, problem, cause, "Check the broker")
 
 
 def to_groups(table: Any) -> Groups:

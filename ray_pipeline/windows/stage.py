@@ -569,6 +569,6 @@ def _why(exception: Any, settings: Settings) -> tuple[bool, str]:
             "goes on where it was, nothing is skipped"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if (refused := next((line for line in lines if _NOT_ALLOWED.search(line)), None)) is not None:
-        return True, f"{refused[:500]}. {RIGHTS}"
+    if (refused := next((line for line in reversed(lines) if _NOT_ALLOWED.search(line)), None)) is not None:
+        return True, f"{refused.removesuffix(RIGHTS).rstrip('. ')[:500]}. {RIGHTS}"
     return False, next((line for line in lines if "Error" in line or "Exception" in line), lines[0])[:500]

@@ -280,7 +280,7 @@ def test_the_way_out_of_a_checkpoint_of_other_windows_leads_out(
     "line",
     [
         "org.apache.kafka.common.errors.TopicAuthorizationException: Not authorized to access topics: [ratings]",
-        "ray_pipeline.errors.ProcessingError: windows could not be published: Broker: Topic authorization failed",
+        "ray_pipeline.errors.NotAllowedError: windows could not be published to topic x: Broker: Topic authorization failed",
     ],
 )
 def test_the_job_does_not_begin_again_where_a_right_is_missing(line: str) -> None:
