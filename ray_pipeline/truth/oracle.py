@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray_pipeline.codec import number_in, text_in, whole_in
@@ -23,7 +23,7 @@ from ray_pipeline.truth.replay import (
 from ray_pipeline.truth.windows import Cut, ExpectedWindows, WindowId
 from ray_pipeline.windows.spec import WindowSpec, window_specs
 
-__all__ = ["Oracle", "expected_key", "published_windows"]
+__all__ = ["Oracle", "Settled", "expected_key", "published_windows"]
 
 _REACH_MS = 5_000
 """How long the shards' progress may lag behind what the job says it has read, before the job's word is doubted."""
@@ -78,21 +78,35 @@ def _length(record: Mapping[str, Any], name: str) -> int:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What predecessors of an oracle have published that can change no more.
+
+    Attributes:
+        query_ms: the newest query of which they made a window final, as their records say; -1 = none. What the queries before it
+            made was published before that.
+        until_ms: by window type, up to which end its windows are settled in that query, epoch milliseconds.
+    """
+
+    query_ms: int = -1
+    until_ms: Mapping[str, int] = field(default_factory=dict)
+
+
 class Oracle:
     """Turns what shards and job publish into what each window must hold. Pure: a shell feeds it and publishes what it says.
 
     Args:
         settings: one's own; events, movies and windows are taken from what the run published.
-        settled_ms: by window type, up to which end its windows are settled already, epoch milliseconds.
+        settled: what need not be made again; None = nothing.
         outside: the ratings from outside, kept up by the shell; None = there are none.
     """
 
     def __init__(
-        self, settings: Settings, settled_ms: Mapping[str, int] | None = None, outside: OutsideRatings | None = None
+        self, settings: Settings, settled: Settled | None = None, outside: OutsideRatings | None = None
     ) -> None:
         self.settings = settings
         self._catalogue: Catalogue | None = None
-        self._settled_ms = settled_ms or {}
+        self._settled = settled or Settled()
         self._run: dict[str, Any] | None = None
         self._records: ProgressRecords | None = None
         self._windows: dict[str, Any] | None = None
@@ -101,6 +115,7 @@ class Oracle:
         self._engine: ExpectedWindows | None = None
         self._cuts: deque[Cut] = deque()
         self._last: Cut | None = None
+        self._query_ms = -1
         self._outside = outside or OutsideRatings()
         self._waiting_since_ms: int | None = None
         self._published_ms = 0
@@ -198,19 +213,26 @@ class Oracle:
         return known.next_index if known else 0
 
     def _advance(self, cut: Cut, now_ms: int) -> list[dict[str, Any]]:
-        engine, last, records = self._engine, self._last, []
+        last, records = self._last, []
         if last is not None and cut.again(last):
-            return []
-        if engine is None or cut.anew(last):
-            before, engine = engine, self._new_engine(cut)
-            if before is not None:  # another query, from the beginning
-                records = self._left_by(before, engine, now_ms)
-            self._begin(engine)
-        self._last, cut = cut, cut.in_records(self._replays)
+            another = self._engine is not None and cut.top_n is not None and self._engine.ran_again(cut.top_n)
+            return self._closed(now_ms) if another else []
+        if last is None or cut.anew(last):
+            records = self._begin(cut, now_ms)
+        self._last, engine = cut, self._engine
+        if engine is None:  # of a query before the one that predecessors were at
+            return records
+        cut = cut.in_records(self._replays)
         # more than was sent is not ours: it shows as a difference, and where from is another question
         reached = replace(cut, read={p: min(n, self._sent(p)) for p, n in cut.read.items()})
         self._replay([p for p, n in reached.read.items() if n])
         engine.advance(reached, self._replays)
+        return records + self._closed(now_ms)
+
+    def _closed(self, now_ms: int) -> list[dict[str, Any]]:
+        """Windows that are final with the micro-batch that has just been taken in."""
+        engine, records = self._engine, []
+        assert engine is not None
         self._changed.update(engine.changed())
         for window, record in sorted(engine.close(), key=lambda closed: (closed[0][1], closed[0][0])):
             self._moved_ms[window] = engine.watermark.moved_ms
@@ -230,21 +252,31 @@ class Oracle:
             for partition, model in build_models(self.settings, self._catalogue, missing).items():
                 self._replays[partition] = ShardReplay(model, self._progress[partition], self.settings.guard_ms)
 
-    def _new_engine(self, cut: Cut) -> ExpectedWindows:
+    def _begin(self, cut: Cut, now_ms: int) -> list[dict[str, Any]]:
+        """A query begins with this cut; returns what the one before has left."""
+        # in order, whatever the job's clock says: and the same whenever the topic is read
+        before, query_ms = self._engine, max(cut.at_ms, self._query_ms + 1)
+        if query_ms < self._settled.query_ms:
+            self._query_ms = query_ms
+            return []
+        self._engine = engine = self._new_engine(cut, query_ms)
+        left = [] if before is None else self._left_by(before, engine, now_ms)
+        self._query_ms = query_ms
+        self._final.clear()
+        self._moved_ms.clear()
+        self._changed.clear()
+        return left
+
+    def _new_engine(self, cut: Cut, query_ms: int) -> ExpectedWindows:
         """For the windows that the query of a cut makes, its first one."""
         assert self._catalogue is not None
         settings = self.settings if cut.windows is None else published_windows(self.settings, cut.windows)
         specs = window_specs(settings)
-        from_ms = min(self._settled_ms.get(spec.name, 0) for spec in specs)
+        settled = self._settled.until_ms if query_ms == self._settled.query_ms else {}
+        from_ms = min(settled.get(spec.name, 0) for spec in specs)
         return ExpectedWindows(
             *(self._catalogue, specs, round(settings.watermark_s * 1000), settings.top_n, from_ms, self._outside)
         )
-
-    def _begin(self, engine: ExpectedWindows) -> None:
-        self._engine = engine
-        self._final.clear()
-        self._moved_ms.clear()
-        self._changed.clear()
 
     def _left_by(self, before: ExpectedWindows, engine: ExpectedWindows, now_ms: int) -> list[dict[str, Any]]:
         """Windows of kinds that only the query before made: nothing comes to them any more, so they are final as they are."""
@@ -252,6 +284,7 @@ class Oracle:
         left = [{**before.record(window), "final_ms": now_ms} for window in before.open]
         left += [record for record in self._final.values() if record["unread"]]
         whole = {"final": True, "unread": 0, "unread_partitions": {}, "cut": before.batch, "updated_ms": now_ms}
+        whole["query_ms"] = self._query_ms
         return [{**record, **whole} for record in left if record["window_type"] not in kept]
 
     def _open_ones(self, now_ms: int) -> list[dict[str, Any]]:
@@ -291,6 +324,7 @@ class Oracle:
             "unread": sum(unread.values()),
             "unread_partitions": unread,
             "cut": self.batch,
+            "query_ms": self._query_ms,
             "updated_ms": now_ms,
         }
 

@@ -32,6 +32,8 @@ WindowId = tuple[int, int]
 
 _HALVES = np.arange(1, HALF_STARS_MAX + 1)
 _CLOSED_KEPT = 500
+_COUNTED_BY = frozenset({"tumbling_s", "sliding_s", "slide_s", "watermark_s", "max_ahead_s", "ratings_topic"})
+"""What decides which ratings a window holds, of what a job says that its windows are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +45,31 @@ class Cut:
         read: records of the shard read of each partition since its first one; a partition that is not named was not read.
         offsets: up to which offset (exclusive) each partition had been read; needed where there are ratings from outside.
         windows: what the windows are, as the job publishes it; None where it did not say so again.
+        at_ms: when the job said so, wall clock, epoch milliseconds; 0 where that is not known.
     """
 
     batch: int
     read: Mapping[int, int]
     offsets: Mapping[int, int] = field(default_factory=dict)
     windows: Any = None
+    at_ms: int = 0
+
+    @property
+    def top_n(self) -> int | None:
+        """Movies in the top-N of windows that change from this micro-batch on; None where the job did not say so again."""
+        return None if self.windows is None else int(self.windows["top_n"])
 
     def again(self, other: Cut) -> bool:
-        """Whether it is of another cut's micro-batch, run again after a failure: with the same end, which another query's has not."""
-        if self.windows is not None and other.windows is not None and self.windows != other.windows:
-            return False
+        """Whether it is of another cut's micro-batch, run again after a failure: with the same end, which another query's has not.
+
+        By a job that was started otherwise, it may be: with all that ratings are counted by as it was.
+        """
+        if isinstance(self.windows, dict) and isinstance(other.windows, dict):
+            said = _COUNTED_BY & self.windows.keys() & other.windows.keys()
+            differs = {name for name in said if self.windows[name] != other.windows[name]}
+            # another guard needs no other checkpoint where it turns away the same
+            if differs - {"max_ahead_s"} or (differs and self.read != other.read):
+                return False
         return self.batch == other.batch and self.offsets == other.offsets
 
     def anew(self, last: Cut | None) -> bool:
@@ -78,6 +94,7 @@ class Cut:
                 msg = "it names no partitions"
                 raise ValueError(msg)
             batch, valid, offsets = whole_in(record, "batch"), {}, {}
+            at_ms = whole_in(record, "at_ms") if "at_ms" in record else 0
             for name, of in record["partitions"].items():
                 if not (name.isdecimal() and len(name) < 10 and isinstance(of, dict)):
                     msg = f"partition {name[:80]} is {str(of)[:80]}"
@@ -85,7 +102,7 @@ class Cut:
                 valid[int(name)], offsets[int(name)] = whole_in(of, "valid"), whole_in(of, "next_offset")
         except ValueError as error:
             raise RecordError(problem=f"it does not say what a micro-batch read: {error}") from error
-        return cls(batch, valid, offsets, record.get("windows")).without(outside)
+        return cls(batch, valid, offsets, record.get("windows"), at_ms).without(outside)
 
     def without(self, outside: OutsideRatings) -> Cut:
         """The cut with the ratings from outside no longer counted."""
@@ -101,7 +118,7 @@ class Cut:
 class CutLog:
     """What each micro-batch of a query read, in order.
 
-    Holds 8 bytes a micro-batch, and 16 for each partition of it.
+    Holds 8 bytes a micro-batch, and 16 for each partition of it; and what the windows are wherever the job has another top-N.
 
     Args:
         partitions: how many partitions the topic of ratings has.
@@ -113,6 +130,8 @@ class CutLog:
         self._columns = [
             (array("q"), array("q")) for _ in range(partitions)
         ]  # valid records, next offset; -1 = not read
+        self._windows: dict[int, Any] = {}  # by place
+        self._top_n: int | None = None
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -123,26 +142,28 @@ class CutLog:
         return self.last.batch if self.last else -1
 
     def add(self, cut: Cut) -> None:
-        """The next cut, or the last one again; with all that was read, ratings from outside too.
+        """The next cut, or the last one again; with all that was read, ratings from outside too, and windows that can be.
 
         Raises:
             RecordError: it names a partition that is not there.
         """
         if cut.read and max(cut.read) >= len(self._columns):
             raise RecordError(problem=f"it names partition {max(cut.read)}, there are {len(self._columns)}")
-        if self.last is not None and cut.again(self.last):
-            return
-        self._batches.append(cut.batch)
-        for p, (valid, offsets) in enumerate(self._columns):
-            valid.append(cut.read.get(p, -1))
-            offsets.append(cut.offsets.get(p, -1))
-        self.last = cut
+        if self.last is None or not cut.again(self.last):
+            self._batches.append(cut.batch)
+            for p, (valid, offsets) in enumerate(self._columns):
+                valid.append(cut.read.get(p, -1))
+                offsets.append(cut.offsets.get(p, -1))
+            self.last = cut
+        if cut.top_n not in (None, self._top_n):
+            self._windows[len(self) - 1], self._top_n = cut.windows, cut.top_n
 
     def cuts(self, outside: OutsideRatings) -> Iterator[Cut]:
         """The cuts, in order, without the ratings from outside, of which all must be known."""
         for n, batch in enumerate(self._batches):
             read = {p: valid[n] for p, (valid, _) in enumerate(self._columns) if valid[n] >= 0}
-            yield Cut(batch, read, {p: self._columns[p][1][n] for p in read}).without(outside)
+            offsets = {p: self._columns[p][1][n] for p in read}
+            yield Cut(batch, read, offsets, self._windows.get(n)).without(outside)
 
 
 @dataclass
@@ -186,6 +207,7 @@ class _Window:
     by_partition: dict[int, int] = field(default_factory=dict)
     outside: int = 0
     batch: int = -1
+    top_n: int = 0  # that the job had in this micro-batch
 
 
 class ExpectedWindows:
@@ -195,7 +217,7 @@ class ExpectedWindows:
         catalogue: movies and genres.
         specs: the window kinds.
         delay_ms: how long a window waits for late ratings, milliseconds.
-        top_n: movies in a window's top-N.
+        top_n: movies in a window's top-N, until a cut says otherwise.
         from_ms: windows that end here or before are left out; reading may begin that much later.
         outside: the ratings from outside; None = there are none.
     """
@@ -222,6 +244,7 @@ class ExpectedWindows:
         self._read: dict[int, int] = {}
         self._offsets: dict[int, int] = {}
         self._open: dict[WindowId, _Window] = {}
+        self._closed: dict[WindowId, _Window] = {}  # of those that the last micro-batch changed
         self._changed: set[WindowId] = set()
 
     @property
@@ -242,6 +265,8 @@ class ExpectedWindows:
         """Take the ratings up to the last of some cuts in at once; more than one cut only where they :meth:`may_merge`."""
         before, read = dict(self._read), dict(self._read)
         posted: list[EventBatch] = []
+        self._top_n = cuts[0].top_n or self._top_n
+        self._closed.clear()
         for cut in cuts:
             self.watermark.next_batch()
             for events in self._posted(cut):
@@ -267,7 +292,12 @@ class ExpectedWindows:
             self._take(events, late_ms, outside=True)
 
     def may_merge(self, cuts: Sequence[Cut], replays: Mapping[int, ShardReplay]) -> bool:
-        """Whether some cuts may be taken as one: none of the ratings up to the last of them can be too late for any window."""
+        """Whether some cuts may be taken as one: none of the ratings up to the last of them can be too late for any window.
+
+        And the top-N is the same in all of them.
+        """
+        if any(cut.windows is not None for cut in cuts[1:]):
+            return False
         read = {p: n for p, n in cuts[-1].read.items() if n > self._read.get(p, 0)}
         posted = self._posted(cuts[-1])
         if not read and not posted:
@@ -292,8 +322,27 @@ class ExpectedWindows:
         over = sorted(key for key in self._open if key[1] <= self.watermark.evict_ms)
         closed = [(key, self.record(key)) for key in over]
         for key in over:
-            del self._open[key]
+            state = self._open.pop(key)
+            if state.batch == self.batch:
+                self._closed[key] = state
         return closed
+
+    def ran_again(self, top_n: int) -> bool:
+        """The last micro-batch ran again, by a job with this top-N: what it changes is as that one says.
+
+        Returns:
+            Whether it was another one. Then what the micro-batch had closed is open, until :meth:`close` is called once more.
+        """
+        if top_n == self._top_n:
+            return False
+        self._top_n = top_n
+        self._open.update(self._closed)
+        self._closed.clear()
+        for key, state in self._open.items():
+            if state.batch == self.batch:
+                state.top_n = top_n
+                self._changed.add(key)
+        return True
 
     @property
     def open(self) -> list[WindowId]:
@@ -317,7 +366,7 @@ class ExpectedWindows:
             "p50": _percentile(histogram, 50),
             "p95": _percentile(histogram, 95),
             "histogram": histogram.tolist(),
-            "movies": self._top(count, half_sum),
+            "movies": self._top(count, half_sum, state.top_n),
             "genres": self._by_genre(count, half_sum),
             "partitions": {str(p): n for p, n in sorted(state.by_partition.items())},
             "outside": state.outside,
@@ -367,11 +416,11 @@ class ExpectedWindows:
         np.add.at(state.cells, cells, 1)
         state.by_partition[partition] = state.by_partition.get(partition, 0) + len(cells)
         state.outside += len(cells) * outside
-        state.batch = self.batch
+        state.batch, state.top_n = self.batch, self._top_n
 
-    def _top(self, count: npt.NDArray[np.int64], half_sum: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    def _top(self, count: npt.NDArray[np.int64], half_sum: npt.NDArray[np.int64], top_n: int) -> list[dict[str, Any]]:
         rated = np.flatnonzero(count)
-        order = rated[np.lexsort((self._catalogue.movie_ids[rated], -count[rated]))][: self._top_n]
+        order = rated[np.lexsort((self._catalogue.movie_ids[rated], -count[rated]))][:top_n]
         return [
             {
                 "movieId": int(self._catalogue.movie_ids[i]),

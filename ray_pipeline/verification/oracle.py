@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -18,7 +19,7 @@ from ray_pipeline.kafka.publish import Publisher
 from ray_pipeline.kafka.read import Record, follow, read_topic
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.restart import Decision, RestartPolicy
-from ray_pipeline.truth.oracle import Oracle, expected_key
+from ray_pipeline.truth.oracle import Oracle, Settled, expected_key
 from ray_pipeline.verification.outside import OutsideLedger
 from ray_pipeline.windows.spec import epoch_ms
 
@@ -29,6 +30,30 @@ _log = logging.getLogger(__name__)
 _FLUSH_DEADLINE_S = 30.0
 _STATUS_MS = 1_000
 _MOST_WAITING = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What a record of topic ``metrics.expected`` says of whether its window can change."""
+
+    window_type: str
+    end_ms: int
+    final: bool
+    unread: int
+    batch: int
+    query_ms: int
+
+    @classmethod
+    def from_record(cls, said: dict[str, Any]) -> _Window:
+        """Of a value, read from JSON; raises ValueError, OverflowError."""
+        return cls(
+            text_in(said, "window_type"),
+            epoch_ms(text_in(said, "window_end")),
+            bool(said["final"]),
+            whole_in(said, "unread"),
+            whole_in(said, "batch"),
+            whole_in(said, "query_ms") if "query_ms" in said else -1,  # an earlier version did not say of which query
+        )
 
 
 class OracleStage:
@@ -115,9 +140,10 @@ class OracleStage:
 
     def _session(self) -> None:
         settings = self._settings
-        settled_ms = self._settled_ms()
+        self._failed.clear()  # of the session before
+        settled = self._settled()
         outside = OutsideLedger(settings, self._bootstrap)
-        oracle = self._oracle = Oracle(settings, settled_ms, outside.ratings)
+        oracle = self._oracle = Oracle(settings, settled, outside.ratings)
         producer = make_producer(self._bootstrap, on_delivery=self._delivered)
         self._state, self._reason, self._passed_over = "running", "", 0
         for records in follow(self._bootstrap, [settings.progress_topic, settings.batches_topic], True, self._end):
@@ -172,26 +198,28 @@ class OracleStage:
         if error is not None:
             self._failed.append(error.str())
 
-    def _settled_ms(self) -> dict[str, int]:
-        """Up to which window end a predecessor has published what can change no more, by window type."""
-        final: dict[str, tuple[str, int, int]] = {}  # type, end and unread ratings, by key
+    def _settled(self) -> Settled:
+        """What predecessors have published that can change no more."""
+        windows: dict[str, _Window] = {}
         for record in read_topic(self._bootstrap, self._settings.expected_topic):
             key, said = record.key or "", parse_object(record.value) or {}
-            final.pop(key, None)
-            if said.get("final") is not True:
+            windows.pop(key, None)
+            if not isinstance(said.get("final"), bool):
                 continue
             try:
-                final[key] = (
-                    text_in(said, "window_type"),
-                    epoch_ms(text_in(said, "window_end")),
-                    whole_in(said, "unread"),
-                )
+                windows[key] = _Window.from_record(said)
             except (ValueError, OverflowError) as error:  # somebody else's: as if that window had not been published
                 _log.warning("%s, offset %d, is passed over: %s", record.topic, record.offset, error)
+        query_ms = max((one.query_ms for one in windows.values() if one.final), default=-1)
+        newest = [one for one in windows.values() if one.query_ms == query_ms]
+        batch = max((one.batch for one in newest if one.final), default=-1)
         found: dict[str, int] = {}
-        for name, end_ms, _ in final.values():
-            # they are published in order of their ends: the last end may be incomplete
-            found[name] = max(found.get(name, 0), end_ms - 1)
-        for name, end_ms, unread in final.values():
-            found[name] = min(found[name], end_ms - 1) if unread else found[name]
-        return found
+        for one in newest:
+            if one.final:  # they are published in order of their ends: the last end may be incomplete
+                found[one.window_type] = max(found.get(one.window_type, 0), one.end_ms - 1)
+        for one in newest:
+            # who makes one of these anew says of it that it is open, until it is final once more; and a job that was killed may run
+            # its last micro-batch again, with another top-N
+            if not one.final or one.unread or one.batch == batch:
+                found[one.window_type] = min(found.get(one.window_type, 0), one.end_ms - 1)
+        return Settled(query_ms, found)

@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ray_pipeline.clock import SystemClock
+from ray_pipeline.clock import FakeClock, SystemClock
 from ray_pipeline.codec import encode_keys, encode_values
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
@@ -27,6 +27,7 @@ from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics.verdicts import Verdicts
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import build_user_map
+from ray_pipeline.truth.oracle import Settled
 from ray_pipeline.truth.outside import OutsideRatings
 from ray_pipeline.truth.replay import ShardReplay, build_models
 from ray_pipeline.truth.windows import Cut, CutLog, ExpectedWindows
@@ -47,6 +48,7 @@ SETTINGS = load_settings(
 CATALOGUE = load_catalogue(SETTINGS)
 MODELS = build_models(SETTINGS, CATALOGUE, range(2))
 EPOCHS = (Epoch(START_MS, 30.0), Epoch(START_MS + 30_000, 60.0))
+SPECS = window_specs(SETTINGS)
 BATCHES = 12
 ANYBODY = load_settings()
 
@@ -110,6 +112,7 @@ def job(
     reads: list[dict[int, int]],
     replays: dict[int, ShardReplay],
     says_windows: bool = True,
+    at_ms: int = START_MS,
 ) -> ExpectedWindows:
     """A query that is right, from its first micro-batch on."""
     engine = ExpectedWindows(CATALOGUE, window_specs(settings), round(settings.watermark_s * 1000), settings.top_n)
@@ -121,7 +124,7 @@ def job(
                     topics.put(SETTINGS.metrics_topic, key, record)
         partitions = {str(p): {"valid": n, "next_offset": n} for p, n in read.items()}
         said = {"windows": windows_of(settings)} if says_windows and batch == 0 else {}
-        cut = {"batch": batch, "at_ms": START_MS, "partitions": partitions, **said}
+        cut = {"batch": batch, "at_ms": at_ms + batch, "partitions": partitions, **said}
         topics.put(SETTINGS.batches_topic, str(batch), cut)
         engine.close()
     return engine
@@ -554,8 +557,10 @@ class Published:
 
     def __init__(self) -> None:
         self.records: dict[str, Any] = {}
+        self.log: list[tuple[str, Any]] = []
 
     def produce(self, _: str, key: bytes, value: bytes) -> None:
+        self.log.append((key.decode(), json.loads(value)))
         self.records[key.decode()] = json.loads(value)
 
     def poll(self, _: float) -> int:
@@ -565,9 +570,9 @@ class Published:
         return 0
 
 
-def followed(topics: Topics, before: Topics | None = None) -> tuple[OracleStage, dict[str, Any]]:
-    """An oracle that has followed topics to their end, and what it has published."""
-    producer, read = Published(), threading.Event()
+def followed(topics: Topics, before: Topics | None = None, producer: Any = None) -> tuple[OracleStage, dict[str, Any]]:
+    """An oracle that has followed topics to their end, and what it has published; ``before`` is what predecessors had."""
+    producer, read = producer or Published(), threading.Event()
 
     def follow(_: str, names: list[str], __: bool, end: threading.Event) -> Iterator[list[Record]]:
         yield [record for name in names for record in topics.of(name)]
@@ -700,6 +705,202 @@ def test_live_no_window_of_a_former_length_is_wrong_or_left_over_but_one_that_wa
         forged = topics.newest(SETTINGS.metrics_topic, f"{OLD_WINDOW}|total")
         verdicts.actual({**forged, "window_start": iso_ms(START_MS + 10_000_000), "batch": 1})
         assert verdicts.tally(later_ms).wrong == 1
+
+
+# -- the same query, or one with the same windows: what judges must not mix up
+
+
+def started_again(at: int, top_n: int, killed: bool) -> Topics:
+    """The world, from a micro-batch on by a job that was started again with another ``--top-n``.
+
+    Args:
+        at: that micro-batch.
+        top_n: the other one.
+        killed: the job before had published that micro-batch, and not committed it: it runs again.
+    """
+    other, engine = SETTINGS.model_copy(update={"top_n": top_n}), ExpectedWindows(CATALOGUE, SPECS, 5_000, 120)
+    replays = {p: ShardReplay(MODELS[p], progress_of(p, 10_000)) for p in range(2)}
+    found = tampered()
+    found.records[SETTINGS.metrics_topic], found.records[SETTINGS.batches_topic] = [], []
+    for row in WORLD.of(SETTINGS.batches_topic):
+        said = json.loads(row.value or b"")
+        batch = said["batch"]
+        engine.advance(Cut(batch, {int(p): of["valid"] for p, of in said["partitions"].items()}), replays)
+        changed = [engine.record(window) for window in engine.changed() if window in engine.open]
+        engine.close()
+        for settings in (SETTINGS, other) if killed and batch == at else (other if batch >= at else SETTINGS,):
+            for record in changed:
+                movies = record["movies"][: settings.top_n]
+                for key, view in metrics_of({**record, "movies": movies}):
+                    found.put(SETTINGS.metrics_topic, key, view)
+            first = batch == (at if settings is other else 0)
+            told = {"windows": windows_of(settings)} if first else {}
+            found.put(SETTINGS.batches_topic, str(batch), {**said, **told})
+    found.put(SETTINGS.progress_topic, "windows", windows_of(other))
+    return found
+
+
+def with_a_fresh_checkpoint(batches: int = 3, read: int = 3, at_ms: int = START_MS) -> Topics:
+    """The run's topics after its job began anew with the same windows: it reads in time what had come too late.
+
+    Args:
+        batches: in how many micro-batches it reads all.
+        read: how many of them there have been.
+        at_ms: when.
+    """
+    found = tampered()
+    sent = {p: int(found.newest(SETTINGS.progress_topic, f"shard/{p}")["next_index"]) for p in range(2)}
+    reads = [{p: n * part // batches for p, n in sent.items()} for part in range(1, read + 1)]
+    job(found, SETTINGS, reads, {p: ShardReplay(MODELS[p], progress_of(p, n)) for p, n in sent.items()}, at_ms=at_ms)
+    return found
+
+
+def wrong_live(topics: Topics, *expected: dict[str, Any]) -> tuple[int, str]:
+    """How many windows are wrong beside what oracles published one after another, and the first of them."""
+    verdicts = Verdicts()
+    for row in topics.of(SETTINGS.metrics_topic):
+        verdicts.actual(json.loads(row.value or b""))
+    for key, record in {key: record for found in expected for key, record in found.items()}.items():
+        if key != "oracle":
+            verdicts.expect(record)
+    tally = verdicts.tally(SystemClock().now_ms() + 60_000)
+    return tally.wrong, tally.first_wrong
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("top_n", [3, 12])
+@pytest.mark.parametrize("at", [0, 1, 4, 7, 8, 9, 10, 11])
+def test_a_job_that_was_started_again_with_another_top_n_is_right(at: int, top_n: int, killed: bool) -> None:
+    topics = started_again(at, top_n, killed)
+    lengths = {len(json.loads(r.value or b"").get("movies", [])) for r in topics.of(SETTINGS.metrics_topic)}
+    assert top_n in lengths
+    report, true = audited(topics), audited(WORLD)
+    assert (report.verdict, report.findings, report.windows) == ("agreed", [], true.windows)
+    stage, expected = followed(topics)
+    assert stage.status()["batch"] == BATCHES - 1
+    assert wrong_live(topics, expected) == (0, "")
+
+
+def test_a_list_of_movies_that_is_longer_or_shorter_than_it_was_to_be_is_found_all_the_same() -> None:
+    topics = started_again(8, 12, killed=False)
+    for key, batch in {
+        r.key or "": json.loads(r.value or b"")["batch"]
+        for r in topics.of(SETTINGS.metrics_topic)
+        if (r.key or "").endswith("topn")
+    }.items():
+        again = Topics({topic: list(rows) for topic, rows in topics.records.items()})
+        true = topics.newest(SETTINGS.metrics_topic, key)
+        other = true["movies"][:7] if batch >= 8 else [*true["movies"], *true["movies"][:5]]
+        again.put(SETTINGS.metrics_topic, key, {**true, "movies": other})
+        report = audited(again)
+        assert (report.verdict, report.windows["wrong"]) == ("disagreed", 1)
+        assert f"{len(other)} movie rows are there, {len(true['movies'])} are expected" in report.findings[0].detail
+
+
+@pytest.mark.parametrize("late_ms", [0, 30_000, -30_000])
+def test_what_was_final_in_a_former_query_of_the_same_windows_is_not_settled_in_the_next(late_ms: int) -> None:
+    former = followed(WORLD)[1]
+    topics = with_a_fresh_checkpoint(at_ms=START_MS + late_ms)
+    assert audited(topics).verdict == "agreed"
+    before = Topics()
+    for key, record in former.items():
+        before.put(ANYBODY.expected_topic, key, record)
+    stage, found = followed(topics, before)
+    assert stage.status()["batch"] == 2 and wrong_live(topics, former, found) == (0, "")
+    for key, record in found.items():
+        before.put(ANYBODY.expected_topic, key, record)
+    third = followed(topics, before)[1]  # and its own successor, which makes no window anew that is settled
+    assert 0 < len(third) < len(found) and wrong_live(topics, former, found, third) == (0, "")
+
+
+HISTORIES = {
+    "fresh": with_a_fresh_checkpoint(),
+    "fresh, not far": with_a_fresh_checkpoint(read=1),
+    "other windows": with_other_windows(),
+    "top-n": started_again(8, 12, killed=False),
+    "top-n, killed": started_again(8, 3, killed=True),
+}
+
+
+@hypothesis_settings(max_examples=40)
+@given(st.data())
+def test_wherever_an_oracle_ended_its_successor_ends_where_one_alone_does(data: st.DataObject) -> None:
+    topics = HISTORIES[data.draw(st.sampled_from(sorted(HISTORIES)))]
+    alone, said, before = followed(topics)[1], {}, Topics()
+    for _ in range(data.draw(st.integers(1, 2))):
+        so_far, published = Topics({**topics.records}), Published()
+        cuts = topics.of(SETTINGS.batches_topic)
+        so_far.records[SETTINGS.batches_topic] = cuts[: data.draw(st.integers(0, len(cuts)))]
+        followed(so_far, before, published)
+        for key, record in published.log[: data.draw(st.integers(0, len(published.log)))]:
+            before.put(ANYBODY.expected_topic, key, record)
+            said[key] = record
+    said.update(followed(topics, before)[1])
+    fields = ("count", "histogram", "movies", "genres", "batch", "final", "unread")
+    assert {key: [said[key][name] for name in fields] for key in alone if key != "oracle"} == {
+        key: [record[name] for name in fields] for key, record in alone.items() if key != "oracle"
+    }
+    assert wrong_live(topics, said) == (0, "")
+
+
+def test_what_may_change_once_more_is_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled(*rows: tuple[int, int, bool, int, int]) -> Settled:
+        """(number of the window, last micro-batch that changed it, final, unread, query)"""
+        published = Topics()
+        for n, batch, final, unread, query_ms in rows:
+            said = {"window_type": "tumbling_10s", "window_end": iso_ms(START_MS + n), "final": final, "unread": unread}
+            published.put(ANYBODY.expected_topic, str(n), {**said, "batch": batch, "query_ms": query_ms})
+        monkeypatch.setattr(oracle_module, "read_topic", lambda _, topic: iter(published.of(topic)))
+        return OracleStage(ANYBODY, "nowhere")._settled()
+
+    def until(n: int) -> Settled:
+        return Settled(8, {"tumbling_10s": START_MS + n})
+
+    first = [(n, n // 10, True, 0, 8) for n in (10, 20, 30)]
+    assert settled() == settled((40, 4, False, 0, 8)) == Settled(-1, {})
+    assert settled(*first, (40, 4, False, 0, 8)) == until(29)  # the last end may be incomplete
+    assert settled(*first, (31, 3, True, 0, 8)) == until(29)  # what the last micro-batch changed
+    assert settled(*first, (11, 1, True, 5, 8), (21, 2, False, 0, 8)) == until(10)
+    assert settled(*first, (21, 2, False, 0, 8)) == until(20)  # it was being made anew
+    assert settled(*first, (40, 9, True, 5, 7), (5, 9, False, 0, 7)) == until(29)  # of a former query
+    assert settled(*first, (40, 4, True, 0, 9)) == Settled(9, {"tumbling_10s": START_MS + 39})
+
+
+def test_what_an_earlier_version_made_final_is_made_anew() -> None:
+    former, before = followed(WORLD)[1], Topics()
+    for key, record in former.items():
+        before.put(ANYBODY.expected_topic, key, {n: v for n, v in record.items() if n != "query_ms"})
+    assert followed(WORLD, before)[1].keys() == former.keys()
+
+
+class GoneAndBack(Published):
+    """A producer of a broker that was away for so long that all that waited timed out at once."""
+
+    def __init__(self, timed_out: int, on_delivery: Any) -> None:
+        super().__init__()
+        self._timed_out, self._on_delivery = timed_out, on_delivery
+
+    def poll(self, _: float) -> int:
+        for _ in range(self._timed_out):
+            self._on_delivery(SimpleNamespace(str=lambda: "Local: Message timed out"), None)
+        return 0
+
+
+def test_records_that_timed_out_together_are_one_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed_out, clock = [30], FakeClock(START_MS)
+
+    def producer(_: str, on_delivery: Any) -> GoneAndBack:
+        return GoneAndBack(timed_out.pop() if timed_out else 0, on_delivery)
+
+    monkeypatch.setattr(oracle_module, "follow", lambda *_: iter([[]]))
+    monkeypatch.setattr(oracle_module, "read_topic", lambda *_: iter(()))
+    monkeypatch.setattr(oracle_module, "make_producer", producer)
+    monkeypatch.setattr(oracle_module, "OutsideLedger", NobodyOutside)
+    monkeypatch.setattr(oracle_module, "Publisher", lambda _: Scores())
+    stage = OracleStage(ANYBODY, "nowhere", clock)
+    stage.start()
+    stage.stop()
+    assert (stage.status()["state"], stage.status()["restarts"]) == ("stopped", 1)
 
 
 # -- rubbish

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -152,12 +152,20 @@ def test_a_successor_that_begins_later_finds_the_same_windows() -> None:
 
 
 @hypothesis_settings(max_examples=40)
-@given(some_steps, st.sampled_from([5_000, 20_000]), st.integers(2, 5))
+@given(
+    some_steps,
+    st.sampled_from([5_000, 20_000]),
+    st.integers(2, 5),
+    st.dictionaries(st.integers(0, 11), st.sampled_from([2, 12])),
+)
+@example([(30, 20, 10)] * 2, 20_000, 2, {1: 2})
 def test_micro_batches_that_may_be_taken_together_make_the_same_windows(
-    steps: list[tuple[int, int, int]], delay_ms: int, most: int
+    steps: list[tuple[int, int, int]], delay_ms: int, most: int, top_n: dict[int, int]
 ) -> None:
     one, many = (ExpectedWindows(CATALOGUE, SPECS, delay_ms, 7) for _ in range(2))
     shards, cuts = replays(), cuts_of(steps)
+    for batch in top_n.keys() & set(range(len(cuts))):  # a job that was started again says so
+        cuts[batch] = replace(cuts[batch], windows={"top_n": top_n[batch]})
     for cut in cuts:
         one.advance(cut, shards)
     while cuts:
@@ -295,6 +303,57 @@ def test_what_was_sent_and_not_read_of_a_final_window_is_named() -> None:
     oracle.cut(batch_record(Cut(3, {0: 900, 1: 540, 2: 360})))  # and now it is: too late
     window = newest(oracle.step(START_MS + 42_000))[expected_key(final[0])]
     assert (window["unread"], window["late"]) == (0, final[0]["unread"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "read", "again"),
+    [
+        ({}, 300, True),
+        ({"top_n": 12}, 300, True),
+        ({"tumbling_s": 20}, 300, False),
+        ({"sliding_s": 60}, 300, False),
+        ({"slide_s": 5}, 300, False),
+        ({"watermark_s": 9.0}, 300, False),
+        ({"max_ahead_s": 9.0}, 300, True),  # of a guard that turned nothing away
+        ({"max_ahead_s": 9.0}, 290, False),
+    ],
+)
+def test_a_micro_batch_ran_again_whatever_has_changed_that_nothing_is_counted_by(
+    changes: dict[str, Any], read: int, again: bool
+) -> None:
+    first = Cut(3, {0: 300}, {0: 310}, {**windows_record(), "max_ahead_s": 60.0})
+    other = Cut(3, {0: read}, {0: 310}, {**windows_record(), "max_ahead_s": 60.0, **changes})
+    assert (other.again(first), other.anew(first)) == (again, not again)
+
+
+@hypothesis_settings(max_examples=40)
+@given(some_steps, st.data())
+def test_each_window_has_as_many_movies_as_were_asked_for_when_it_last_changed(
+    steps: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    cuts, whole = cuts_of(steps), ExpectedWindows(CATALOGUE, SPECS, 5_000, len(CATALOGUE))
+    sent = (max(1, cuts[-1].read[0]), max(1, cuts[-1].read[1]), max(1, cuts[-1].read[2]))
+    shards = {p: ShardReplay(MODELS[p], told(p, n)) for p, n in enumerate(sent)}
+    oracle, now_ms = oracle_with(sent), START_MS
+    found: dict[str, dict[str, Any]] = {}
+    top_n, must = 7, {}
+    for cut in cuts:
+        asked = data.draw(st.lists(st.sampled_from([2, 7, 12]), max_size=2))  # by jobs started since the cut before
+        for n, said in enumerate(asked or [None]):
+            windows = {"windows": {**windows_record(), "top_n": said}} if said else {}
+            oracle.cut({**batch_record(cut), **windows})
+            if data.draw(st.booleans()) or n + 1 < len(asked):
+                now_ms += data.draw(st.sampled_from([0, 2_000]))
+                found.update(newest(oracle.step(now_ms)))
+        top_n = asked[-1] if asked else top_n
+        whole.advance(cut, shards)
+        records = [whole.record(window) for window in whole.changed() if window in whole.open]
+        must.update({expected_key(r): {**r, "movies": r["movies"][:top_n]} for r in records})
+        whole.close()
+    found.update(newest(oracle.step(now_ms + 2_000)))
+    assert {key: (r["batch"], r["count"], r["movies"]) for key, r in found.items()} == {
+        key: (r["batch"], r["count"], r["movies"]) for key, r in must.items()
+    }
 
 
 # -- verdicts
