@@ -22,6 +22,9 @@ from ray_pipeline.windows.spec import WindowSpec, iso_ms
 __all__ = ["BatchSink", "to_groups"]
 
 _FLUSH_DEADLINE_S = 60.0
+_MOST_OF_A_KEY = 1 << 14
+_MOST_OF_A_VALUE = 1 << 16
+"""Characters of a rejected record's that are kept, or bytes where it is no text. One may take six bytes in JSON."""
 
 
 class BatchSink:
@@ -244,15 +247,20 @@ def to_groups(table: Any) -> Groups:
 
 
 def _readable(reject: dict[str, Any]) -> dict[str, Any]:
+    """A rejected record as text; a very long key or value is cut: with the escapes of JSON none is more than a broker takes."""
     readable = dict(reject)
-    for name in ("key", "value"):
+    for name, most in (("key", _MOST_OF_A_KEY), ("value", _MOST_OF_A_VALUE)):
         data = reject[name]
         if data is None:
             continue
+        whole = bytes(data)
         try:
-            readable[name] = bytes(data).decode()
+            text = whole.decode()
+            cut, readable[name] = len(text) > most, text[:most]
         except UnicodeDecodeError:
-            readable[name] = base64.b64encode(bytes(data)).decode()
+            cut, readable[name] = len(whole) > most, base64.b64encode(whole[:most]).decode()
             readable[f"{name}_encoding"] = "base64"
+        if cut:
+            readable[f"{name}_bytes"] = len(whole)
     readable["time"] = iso_ms(int(reject["timestamp_ms"]))
     return readable

@@ -376,6 +376,7 @@ class WindowStage:
             "state_bytes": last.state_bytes,
             "dropped_groups": last.dropped_groups,
             "lag": self._lag,
+            "trigger_interval_ms": self._settings.trigger_interval_ms,
             "query_restarts": self._query_restarts,
             "spark_rebuilds": self._spark_rebuilds,
             "executors": self._executors,

@@ -243,6 +243,18 @@ def test_a_micro_batch_hears_of_its_own_records_and_shows_none_that_are_not_ther
     assert batches.batch == -1
 
 
+@pytest.mark.parametrize(
+    "data", [b"\xff" * 900_000, b"\x01" * 900_000, "€".encode() * 300_000], ids=["binary", "control", "text"]
+)
+def test_a_rejected_record_that_is_very_long_is_cut_and_not_in_the_way(data: bytes) -> None:
+    reject = {"partition": 0, "offset": 7, "timestamp_ms": 1, "reason": "x", "key": data, "value": data}
+    kept = sink._readable(reject)
+    assert len(json.dumps(kept, ensure_ascii=False).encode()) < 600_000  # a producer sends a million bytes at most
+    assert kept["key_bytes"] == kept["value_bytes"] == 900_000
+    short = sink._readable({**reject, "key": None, "value": b"[1]"})
+    assert (short["key"], short["value"]) == (None, "[1]") and "value_bytes" not in short
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95, 1.0])
 def test_percentiles_are_ratings(share: float) -> None:
     from ray_pipeline.windows.collector import percentile
