@@ -241,7 +241,8 @@ class _Session:
     def _certain(shard: _Shard) -> int:
         """How many of the records that wait may be looked at; records of others wait until there are too many of them."""
         sent = shard.replay.progress.next_index if shard.replay else 0
-        return min(len(shard.waiting), max(sent - shard.index, len(shard.waiting) - _WAITING_MOST))
+        # what is read first of the shards' progress may be from before the mark that this began at
+        return min(len(shard.waiting), max(0, sent - shard.index, len(shard.waiting) - _WAITING_MOST))
 
     def _complete(self) -> bool:
         return all(s.replay is None or s.index >= s.replay.progress.next_index for s in self._shards.values())

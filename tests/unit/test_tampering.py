@@ -9,7 +9,7 @@ import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import assume, given
@@ -958,6 +958,15 @@ def test_rubbish_in_the_topics_does_not_end_the_answer_key() -> None:
         assert read.wait(30)
         feed.stop()
     assert (feed.status()["state"], feed.status()["reason"]) == ("stopped", "")
+
+
+@pytest.mark.parametrize(("sent", "certain"), [(700, 0), (918, 0), (919, 1), (10_000, 2)])
+def test_an_answer_key_that_goes_on_waits_for_progress_beyond_its_mark(sent: int, certain: int) -> None:
+    """What it reads first of the shards' progress may be older than the mark."""
+    shard = answers_module._Shard(918, 0)
+    shard.replay = cast("ShardReplay", SimpleNamespace(progress=SimpleNamespace(next_index=sent)))
+    shard.waiting.extend(Record("ratings", 0, offset, None, None, 0) for offset in range(2))
+    assert answers_module._Session._certain(shard) == certain
 
 
 # -- the scoreboard
