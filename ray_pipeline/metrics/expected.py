@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ray_pipeline.config import Settings
 from ray_pipeline.delivery.interface import Epoch
@@ -19,7 +20,7 @@ from ray_pipeline.generator.plan import RatePlan, ShardSchedule
 from ray_pipeline.model.faults import Faults, make_faults
 from ray_pipeline.truth.validity import ValidRecords
 
-__all__ = ["ReadCheck", "check_of", "due_ms", "surplus"]
+__all__ = ["ReadCheck", "check_of", "due_times", "surplus"]
 
 _BLOCK = 1 << 16
 
@@ -97,9 +98,10 @@ class ReadCheck:
         return int(fates.times_ms[~self._rejects[fates.faults]].max(initial=-1))
 
 
-def due_ms(progress: Mapping[str, Any], index: int) -> int:
-    """When a rating of a shard was due, epoch milliseconds."""
-    return int(_schedule(progress).due_ms(index, 1)[0])
+def due_times(progress: Mapping[str, Any], indexes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """When ratings of a shard were due, epoch milliseconds, shape as ``indexes``: of ratings before its ``next_index``."""
+    schedule = _schedule(progress)
+    return schedule.plan.time_of(schedule.arrivals.points_at(indexes) / schedule.share)
 
 
 def _schedule(progress: Mapping[str, Any]) -> ShardSchedule:

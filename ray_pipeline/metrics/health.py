@@ -32,6 +32,7 @@ class Evidence:
         oracle: record ``oracle``; empty before the first.
         windows: the verdicts on all windows.
         scores: how the scoreboard stands; empty before it has said so.
+        alone_since_ms: since when the generator goes on though the job has stopped; None = it does not.
     """
 
     kafka_connected: bool
@@ -44,6 +45,7 @@ class Evidence:
     oracle: dict[str, Any]
     windows: Tally
     scores: dict[str, Any]
+    alone_since_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,12 @@ def assess(evidence: Evidence) -> Health:
     if evidence.windows.wrong:
         more = f" (and {evidence.windows.wrong - 1:,} more)" if evidence.windows.wrong > 1 else ""
         unhealthy.append(f"{evidence.windows.first_wrong}{more}")
-    stopped = generator.get("state") == "stopped" and job.get("state") == "stopped"
-    if job and job.get("state") != "stopped":
+    job_stopped = job.get("state") == "stopped"
+    if job_stopped and evidence.alone_since_ms is not None and now_ms - evidence.alone_since_ms > _STALE_MS:
+        stale_since_ms = int(job["updated_ms"])
+        heard = now_ms - int(generator["updated_ms"]) <= _STALE_MS
+        degraded.append("the Spark job has stopped" + (", and the generator goes on" if heard else ""))
+    if job and not job_stopped:
         age_ms = now_ms - int(job["updated_ms"])
         if age_ms > _STALE_MS:
             stale_since_ms = int(job["updated_ms"])
@@ -90,7 +96,9 @@ def assess(evidence: Evidence) -> Health:
         if alive < wanted and int(job.get("batch", -1)) >= 0:
             degraded.append(f"{alive} of {wanted} Spark executors are alive")
         rate = max(evidence.delivered_rate, 1.0)
-        if int(job.get("lag", 0)) / rate > _LAG_S:
+        # what came since the last micro-batch is unread until the next one has ended
+        lag_s = _LAG_S + 2 * int(job.get("trigger_interval_ms", 0)) / 1000
+        if int(job.get("lag", 0)) / rate > lag_s:
             degraded.append(f"the Spark job is {int(job['lag']):,} ratings behind")
         if job.get("state") == "waiting":
             degraded.append(f"the windows wait: {job.get('reason')}")
@@ -113,10 +121,13 @@ def assess(evidence: Evidence) -> Health:
     reasons = (*unhealthy, *degraded)
     if unhealthy:
         return Health("unhealthy", reasons, stale_since_ms)
-    if stopped:
-        return Health("stopped", ("generator and Spark job have stopped", *reasons), None)
+    if job_stopped and generator.get("state", "stopped") == "stopped":
+        who = "generator and Spark job have stopped" if generator else "the Spark job has stopped"
+        return Health("stopped", (who, *reasons), None)
     if not job or int(job.get("batch", -1)) < 0:
         return Health("starting", ("no data yet", *reasons), stale_since_ms)
+    if job_stopped and generator.get("state") == "starting":
+        return Health("starting", ("the Spark job has not started again yet", *reasons), stale_since_ms)
     return Health("degraded" if degraded else "healthy", reasons, stale_since_ms)
 
 

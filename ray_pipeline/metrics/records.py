@@ -170,6 +170,7 @@ class _Job(_Status):
     executors: NotRequired[_Whole]
     executors_wanted: NotRequired[_Whole]
     lag: NotRequired[_Whole]
+    trigger_interval_ms: NotRequired[_Count]
     counted: NotRequired[_Whole]
     late_dropped: NotRequired[_Whole]
     rejected: NotRequired[_Whole]

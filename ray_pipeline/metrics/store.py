@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ray_pipeline.metrics.curve import DeliveredCurve, planned
-from ray_pipeline.metrics.expected import ReadCheck, check_of, due_ms, surplus
+from ray_pipeline.metrics.expected import ReadCheck, check_of, due_times, surplus
 from ray_pipeline.metrics.health import Evidence, Health, assess
 from ray_pipeline.metrics.latency import LatencyMeter
 from ray_pipeline.metrics.rate import RateMeter
@@ -26,17 +30,57 @@ _SCORES_KEPT = 1_000
 _LIVE_MS = 2_000
 
 
+class _Newest:
+    """Records of windows by their starts, epoch milliseconds; the newest so many.
+
+    Args:
+        most: how many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.starts: list[int] = []  # ascending
+        self._most = most
+        self._records: dict[int, dict[str, Any]] = {}
+        self._ends: dict[int, int] = {}
+
+    def get(self, start_ms: int) -> dict[str, Any] | None:
+        return self._records.get(start_ms)
+
+    def put(self, start_ms: int, record: dict[str, Any]) -> None:
+        if start_ms not in self._records:
+            insort(self.starts, start_ms)
+        self._records[start_ms] = record
+        self._ends[start_ms] = epoch_ms(record["window_end"])
+        if len(self.starts) > self._most:
+            self.remove(self.starts[0])
+
+    def remove(self, start_ms: int) -> None:
+        if self._records.pop(start_ms, None) is not None:
+            del self.starts[bisect_left(self.starts, start_ms)], self._ends[start_ms]
+
+    def around_newest(self) -> int | None:
+        """Start of the first of the windows that hold the newest one's start; None without any."""
+        newest = found = self.starts[-1] if self.starts else None
+        for start_ms in reversed(self.starts):
+            if newest is None or self._ends[start_ms] <= newest:
+                break
+            found = start_ms
+        return found
+
+
 @dataclass
 class _Windows:
-    """Windows of one type, by start in epoch milliseconds."""
+    """Windows of one type."""
 
-    total: dict[int, dict[str, Any]] = field(default_factory=dict)
-    topn: dict[int, dict[str, Any]] = field(default_factory=dict)
-    genres: dict[int, dict[str, Any]] = field(default_factory=dict)
+    total: _Newest = field(default_factory=lambda: _Newest(_TOTALS_KEPT))
+    topn: _Newest = field(default_factory=lambda: _Newest(_DETAILS_KEPT))
+    genres: _Newest = field(default_factory=lambda: _Newest(_DETAILS_KEPT))
 
 
 class MetricsStore:
     """Takes the records of the topics in; values are absolute, so a record that comes twice changes nothing.
+
+    All are of one stream. When another one begins in the same topics, after they were cleared, what was known is forgotten.
 
     Args:
         window_types: names of the window types, the main one first.
@@ -47,7 +91,11 @@ class MetricsStore:
         self.kafka_connected = False
         self.version = 0
         self._lock = threading.RLock()
-        self._windows: dict[str, _Windows] = {name: _Windows() for name in window_types}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know nothing of a stream."""
+        self._windows: dict[str, _Windows] = {name: _Windows() for name in self.window_types}
         self._generator: dict[str, Any] = {}
         self._job: dict[str, Any] = {}
         self._sent: dict[int, int] = {}
@@ -68,6 +116,7 @@ class MetricsStore:
         self._rejects: dict[tuple[int, int], dict[str, Any]] = {}
         self._scores: dict[str, dict[str, Any]] = {}
         self._disagreeing_since_ms: int | None = None
+        self._alone_since_ms: int | None = None
         self._last_window_ms: int | None = None
 
     # -- records in
@@ -110,11 +159,8 @@ class MetricsStore:
         """A record of topic ``metrics``."""
         with self._lock:
             windows = self._windows.setdefault(record["window_type"], _Windows())
-            by_start: dict[int, dict[str, Any]] = getattr(windows, record["kind"])
-            by_start[epoch_ms(record["window_start"])] = record
-            most = _TOTALS_KEPT if record["kind"] == "total" else _DETAILS_KEPT
-            while len(by_start) > most:
-                del by_start[min(by_start)]
+            newest: _Newest = getattr(windows, record["kind"])
+            newest.put(epoch_ms(record["window_start"]), record)
             self._last_window_ms = max(self._last_window_ms or 0, int(record["updated_ms"]))
             self._verdicts.actual(record)
             self.version += 1
@@ -124,7 +170,7 @@ class MetricsStore:
         with self._lock:
             (window_type, start_ms), kind = window_of(key)
             if kind and window_type in self._windows:
-                getattr(self._windows[window_type], kind).pop(start_ms, None)
+                getattr(self._windows[window_type], kind).remove(start_ms)
             self._verdicts.no_actual(key, reason)
             self.version += 1
 
@@ -144,8 +190,14 @@ class MetricsStore:
             self._verdicts.no_expected(key, reason)
             self.version += 1
 
-    def progress(self, key: str, record: dict[str, Any], now_ms: int) -> None:
-        """A record of topic ``ratings.progress``."""
+    def progress(self, key: str, record: dict[str, Any], now_ms: int) -> bool:
+        """A record of topic ``ratings.progress``.
+
+        Returns:
+            Whether another stream begins with it. What was known is forgotten then, also what may be of the new one already: topics are
+            read in any order, so all must be read again from their beginning.
+        """
+        another = False
         with self._lock:
             if key.startswith("shard/"):
                 partition, sent = int(record["partition"]), int(record["next_index"])
@@ -159,8 +211,13 @@ class MetricsStore:
                 self._delivered.add(self._rated_ms, grown)
             elif key == "generator":
                 self._generator = record
+                self._note_alone()
             elif key == "run":
                 check_of(record["settings"], self._guard_ms, 0)  # raises where no shard could be made of them
+                # a start that goes on with a stream keeps its identity
+                another = bool(self._run) and self._run.get("run") != record.get("run")
+                if another:
+                    self._begin()
                 self._run = record
                 self._checks.clear()
             elif key == "windows":
@@ -168,18 +225,20 @@ class MetricsStore:
                 self._checks.clear()
             self._compare(now_ms)
             self.version += 1
+            return another
 
     def job(self, record: dict[str, Any], now_ms: int) -> None:
         """A record of topic ``metrics.progress``."""
         with self._lock:
             fresh = record.get("batch", -1) != self._job.get("batch", -1)
             self._job = record
+            self._note_alone()
             self._verdicts.job_at(int(record.get("batch", -1)), record.get("watermark_ms"), now_ms)
             if fresh:
                 offset_ms = int(self._generator.get("clock_offset_ms", 0))
                 # not when a feed that begins reads older records, nor while the past is made
                 live = now_ms - int(record["updated_ms"]) < _LIVE_MS and self._generator.get("state") != "backfilling"
-                self._latency.add(self._with_due_times(record.get("partitions", {})), now_ms, offset_ms, live)
+                self._latency.add(self._own(record.get("partitions", {})), now_ms, offset_ms, live, self._due_times)
             self._compare(now_ms)
             self.version += 1
 
@@ -224,6 +283,7 @@ class MetricsStore:
                     self._oracle,
                     self._verdicts.tally(now_ms),
                     self._scores.get("", {}),
+                    self._alone_since_ms,
                 )
             )
 
@@ -234,13 +294,8 @@ class MetricsStore:
     def current(self, window_type: str) -> int | None:
         """Start of the current window: of those that hold the newest rating, the most complete; None without data."""
         with self._lock:
-            total = self._windows[window_type].total
-            if not total:
-                return None
-            newest = max(
-                total
-            )  # of a sliding type it has only just begun: the current one ends first of those around it
-            return min(start for start, record in total.items() if epoch_ms(record["window_end"]) > newest)
+            # of a sliding type the newest has only just begun: the current one ends first of those around its start
+            return self._windows[window_type].total.around_newest()
 
     def summary(self, now_ms: int) -> dict[str, Any]:
         """Every window type's current window, and how the stages stand."""
@@ -255,6 +310,14 @@ class MetricsStore:
                 "latency_ms": self.latency_ms(now_ms),
                 "verification": self.verification(now_ms),
             }
+
+    def summary_with_health(self, now_ms: int) -> dict[str, Any]:
+        """What :meth:`summary` says, and ``health``: ``status``, ``reasons``, ``stale_since`` (ISO-8601, None while all is fresh)."""
+        with self._lock:
+            found = self.health(now_ms)
+            stale_since = None if found.stale_since_ms is None else iso_ms(found.stale_since_ms)
+            health = {"status": found.status, "reasons": list(found.reasons), "stale_since": stale_since}
+            return {**self.summary(now_ms), "health": health}
 
     def tally(self, now_ms: int) -> Tally:
         """How many windows have which verdict."""
@@ -372,10 +435,10 @@ class MetricsStore:
             if current is None:
                 return []
             total = self._windows[window_type].total
-            starts = sorted(
-                s for s in total if s <= current and (from_ms is None or s >= from_ms) and (to_ms is None or s < to_ms)
-            )
-            found = [self._with_final(total[s]) for s in starts[-limit:]]
+            until = bisect_right(total.starts, current if to_ms is None else min(current, to_ms - 1))
+            first = 0 if from_ms is None else bisect_left(total.starts, from_ms)
+            records = [total.get(start_ms) for start_ms in total.starts[max(first, until - limit) : until]]
+            found = [self._with_final(record) for record in records if record is not None]
             return found if now_ms is None else [self._with_verdict(record, now_ms) for record in found]
 
     def rejects(self) -> list[dict[str, Any]]:
@@ -404,15 +467,13 @@ class MetricsStore:
     def _detail(self, kind: str, window_type: str, start_ms: int | None) -> dict[str, Any] | None:
         with self._lock:
             at = self.current(window_type) if start_ms is None else start_ms
-            by_start: dict[int, dict[str, Any]] = getattr(self._windows[window_type], kind)
-            record = None if at is None else by_start.get(at)
+            newest: _Newest = getattr(self._windows[window_type], kind)
+            record = None if at is None else newest.get(at)
             return None if record is None else self._with_final(record)
 
     def _current_total(self, window_type: str, now_ms: int) -> dict[str, Any] | None:
-        current = self.current(window_type)
-        if current is None:
-            return None
-        return self._with_verdict(self._with_final(self._windows[window_type].total[current]), now_ms)
+        record = self._detail("total", window_type, None)
+        return None if record is None else self._with_verdict(record, now_ms)
 
     def _with_verdict(self, record: dict[str, Any], now_ms: int) -> dict[str, Any]:
         return {**record, **self._verdicts.of(record["window_type"], epoch_ms(record["window_start"]), now_ms)}
@@ -453,15 +514,25 @@ class MetricsStore:
         check = self._checks[partition]
         return None if check is None else check.surplus
 
-    def _with_due_times(self, partitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """What was read, with the time at which the last record was due where event times are broken on purpose."""
-        found = {}
-        for name, said in partitions.items():
-            progress = self._progress.get(int(name))
-            records = int(said["records"]) - self._outside.before(int(name), int(said["next_offset"]))
-            spoilt = progress is not None and records > 0 and self._check(int(name)) is not None
-            found[name] = {**said, "max_event_ms": due_ms(progress, records - 1)} if spoilt and progress else said
-        return found
+    def _own(self, partitions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """What was read, with the records of the shards alone."""
+        return {
+            name: {**said, "records": int(said["records"]) - self._outside.before(int(name), int(said["next_offset"]))}
+            for name, said in partitions.items()
+        }
+
+    def _due_times(self, name: str, indexes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """Event times at which ratings of a shard were due: of those that it has said to have sent. None where it has said nothing."""
+        progress = self._progress.get(int(name))
+        return None if progress is None else due_times(progress, indexes[indexes < int(progress["next_index"])])
+
+    def _note_alone(self) -> None:
+        """Note since when the generator goes on though the job has stopped. A generator that starts waits for the job."""
+        state = self._generator.get("state", "stopped")
+        if self._job.get("state") != "stopped" or state in ("starting", "stopping", "stopped", "failed"):
+            self._alone_since_ms = None
+        elif self._alone_since_ms is None:
+            self._alone_since_ms = max(int(self._job["updated_ms"]), int(self._generator["updated_ms"]))
 
     def _telling(self, partition: int, newest: dict[str, Any]) -> dict[str, Any] | None:
         """The last totals of a partition that can be compared with the shard's plan; None when there are none.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -106,6 +108,8 @@ class Verdicts:
 
     def __init__(self) -> None:
         self._pairs: dict[WindowId, _Pair] = {}
+        self._in_time: list[tuple[int, str]] = []  # start and type of each of them, ascending
+        self._forgotten_ms = -math.inf  # start of the newest window that was forgotten
         self._unsettled: set[WindowId] = set()
         self._types: dict[str, int] = {}
         self._whole: dict[str, set[int]] = {}
@@ -261,14 +265,24 @@ class Verdicts:
     def _pair(self, key: WindowId) -> _Pair | None:
         """A window, made when it is new; None when it is older than all that are kept."""
         pair = self._pairs.get(key)
-        if pair is None:
-            if len(self._pairs) >= _WINDOWS_KEPT:
-                oldest = min(self._pairs, key=lambda k: k[1])
-                if key[1] <= oldest[1]:
-                    return None
-                self._forget(oldest)
-            pair = self._pairs[key] = _Pair()
+        if pair is not None:
+            return pair
+        window_type, start_ms = key
+        if start_ms <= self._forgotten_ms:
+            return None
+        if len(self._pairs) >= _WINDOWS_KEPT:
+            oldest_ms, of_type = self._in_time[0]
+            if start_ms <= oldest_ms:
+                return None
+            self._forget((of_type, oldest_ms))
+        insort(self._in_time, (start_ms, window_type))
+        pair = self._pairs[key] = _Pair()
         return pair
+
+    def _drop(self, key: WindowId) -> None:
+        del self._pairs[key]
+        del self._in_time[bisect_left(self._in_time, key[::-1])]
+        self._unsettled.discard(key)
 
     def _forget(self, key: WindowId) -> None:
         pair = self._pairs[key]
@@ -277,9 +291,9 @@ class Verdicts:
             self._counts[Verdict.WRONG] += pair.settled is None
             if not self._forgotten:
                 self._forgotten[key] = found
-        del self._pairs[key]
-        self._unsettled.discard(key)
+        self._drop(key)
         self._wrong.pop(key, None)
+        self._forgotten_ms = max(self._forgotten_ms, key[1])
 
     def _reopen(self, key: WindowId, pair: _Pair) -> None:
         """Something was said of a window: judge it anew, at once where it agrees; what does not may still be on its way."""
@@ -290,8 +304,7 @@ class Verdicts:
             assert pair.verified is not None
             self._note(key, pair, pair.verified)
         elif pair.expected is None and not pair.actual:
-            del self._pairs[key]  # all that was said of it has been taken back
-            self._unsettled.discard(key)
+            self._drop(key)  # all that was said of it has been taken back
         elif pair.expected is not None and pair.expected["final"] and len(pair.actual) == len(KINDS):
             self._judge(key, pair, 0)
 

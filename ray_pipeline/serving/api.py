@@ -42,6 +42,7 @@ __all__ = ["make_api"]
 
 _NO_DATA = "no data yet"
 _STREAM_S = 1.0
+_STREAM_QUIET_MS = 5_000
 _STATUS_OF: dict[type[RayPipelineError], int] = {UncheckedError: 404, ConfigurationError: 409}
 """All others say that something is away that may come back: 503."""
 _Place = Annotated[int, Path(ge=0, lt=2**53)]
@@ -200,7 +201,10 @@ def make_api(
 
     @app.get("/metrics/stream", tags=["metrics"], response_class=StreamingResponse)
     async def stream(request: Request) -> StreamingResponse:
-        """Server-sent events: event ``summary`` with the JSON of ``/metrics/summary``, when it changed, at most once a second."""
+        """Server-sent events: event ``summary`` with the JSON of ``/metrics/summary``, when it changed, at most once a second.
+
+        In silence every five seconds. ``health`` is in it too: ``status``, ``reasons``, ``stale_since``.
+        """
         return StreamingResponse(
             _events(store, clock, request, ending),
             media_type="text/event-stream",
@@ -214,7 +218,7 @@ def make_api(
 
     @app.get("/ratings/tail", tags=["ratings"])
     def tail(limit: Annotated[int, Query(ge=1, le=100)] = 10) -> dict[str, Any]:
-        """The newest records of topic ``ratings``, newest first, each value as it is."""
+        """The newest records of topic ``ratings``, newest first, each value as it is; of its first 16 partitions, where it has more."""
         records = feed.tail(limit)
         rows = [
             {
@@ -351,11 +355,13 @@ def _as_csv(windows: list[dict[str, Any]]) -> str:
 async def _events(
     store: MetricsStore, clock: Clock, request: Request, ending: threading.Event | None
 ) -> AsyncIterator[str]:
-    sent = -1
+    sent, sent_ms = -1, 0
     while not (ending and ending.is_set()) and not await request.is_disconnected():
-        if store.version != sent:
-            sent = store.version
-            data = json.dumps(store.summary(clock.now_ms()), separators=(",", ":"))
+        now_ms = clock.now_ms()
+        # rates and health change by silence, too
+        if store.version != sent or now_ms - sent_ms >= _STREAM_QUIET_MS:
+            sent, sent_ms = store.version, now_ms
+            data = json.dumps(store.summary_with_health(now_ms), separators=(",", ":"))
             yield f"event: summary\nid: {sent}\ndata: {data}\n\n"
         else:
             yield ": nothing new\n\n"

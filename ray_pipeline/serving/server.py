@@ -136,9 +136,7 @@ class ServingStage:
 
     def summary(self) -> dict[str, Any]:
         """What ``GET /metrics/summary`` says, with health."""
-        now_ms = self._clock.now_ms()
-        health = self._store.health(now_ms)
-        return {**self._store.summary(now_ms), "health": {"status": health.status, "reasons": list(health.reasons)}}
+        return self._store.summary_with_health(self._clock.now_ms())
 
     def stop(self, deadline_s: float = 10.0) -> None:
         """End servers and feed."""

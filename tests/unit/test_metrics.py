@@ -9,14 +9,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_pipeline.delivery.interface import Epoch
+from ray_pipeline.generator.arrivals import poisson_arrivals
 from ray_pipeline.generator.plan import RatePlan, ShardSchedule
+from ray_pipeline.metrics import store as store_module
 from ray_pipeline.metrics.expected import surplus
 from ray_pipeline.metrics.health import Evidence, assess
 from ray_pipeline.metrics.latency import LatencyMeter
 from ray_pipeline.metrics.rate import RateMeter
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.metrics.verdicts import Tally
-from ray_pipeline.windows.spec import iso_ms
+from ray_pipeline.windows.spec import epoch_ms, iso_ms
 
 NOW = 1_700_000_000_000
 TUMBLING, SLIDING = "tumbling_1min", "sliding_5min_1min"
@@ -69,6 +71,46 @@ def test_latency_is_measured_from_the_intended_time() -> None:
     shifted.add(said(0, 0), NOW, -NOW, live=True)
     shifted.add(said(10, 1000), NOW + 1200, -NOW, live=True)
     assert (shifted.percentiles(NOW + 1200) or (0,))[0] < 1_300
+
+
+STREAMS = {
+    "a pause": [Epoch(NOW, 50.0), Epoch(NOW + 60_000, 0.0), Epoch(NOW + 660_000, 50.0)],
+    "a burst": [Epoch(NOW, 0.2), Epoch(NOW + 660_000, 5_000.0)],
+    "a plan": [Epoch(NOW, 0.0, "50 for 1m then 0 for 10m then 50", NOW)],
+}
+
+
+@pytest.mark.parametrize("epochs", STREAMS.values(), ids=STREAMS)
+@pytest.mark.parametrize("seed", [None, 42], ids=["regular", "random"])
+def test_latency_after_a_pause_is_that_of_the_ratings_and_not_of_the_pause(
+    epochs: list[Epoch], seed: int | None
+) -> None:
+    store, schedule = MetricsStore((TUMBLING,)), ShardSchedule(RatePlan(epochs), 0.25, 0.5, poisson_arrivals(seed, 0))
+    read = 0
+    for at_ms in [*range(NOW + 1_000, NOW + 62_000, 1_000), *range(NOW + 661_000, NOW + 690_000, 1_000)]:
+        sent = schedule.count_due(at_ms)
+        if sent == read:
+            continue
+        read, newest_ms = sent, int(schedule.due_ms(sent - 1, 1)[0])
+        said = {"epochs": [epoch.to_record() for epoch in epochs], "share": 0.25, "phase": 0.5, "poisson_seed": seed}
+        progress = {**said, "partition": 0, "next_index": sent, "event_time_ms": newest_ms, "committed_ms": at_ms}
+        store.progress("shard/0", progress, at_ms)
+        partitions = {"0": {"records": read, "next_offset": read, "max_event_ms": newest_ms}}
+        store.job(job(batch=at_ms, updated_ms=at_ms + 400, partitions=partitions), at_ms + 400)
+        latency = store.latency_ms(at_ms + 400)
+        assert latency is None or 0 < latency["p50"] <= latency["p99"] <= 1_401, (at_ms - NOW, latency)
+    assert store.latency_ms(NOW + 690_000) is not None
+
+
+def test_ratings_that_no_shard_has_told_of_yet_are_in_no_latency() -> None:
+    store = MetricsStore((TUMBLING,))
+    for sent, read in ((100, 100), (100, 140), (160, 160)):
+        store.progress("shard/0", shard_progress(sent), NOW)
+        partitions = {
+            "0": {"records": read, "next_offset": read, "max_event_ms": shard_progress(read)["event_time_ms"]}
+        }
+        store.job(job(batch=read, partitions=partitions), NOW)
+        assert (store.latency_ms(NOW) is None) == (read < 160)
 
 
 def job(**changes: Any) -> dict[str, Any]:
@@ -143,6 +185,13 @@ def evidence(**changes: Any) -> Evidence:
         ),
         ({"windows": Tally(9, 1, 0, 2, "window A holds 3")}, "unhealthy", "window A holds 3 (and 1 more)"),
         ({"generator": generator(state="stopped"), "job": job(state="stopped")}, "stopped", "have stopped"),
+        (
+            {"generator": {}, "job": job(state="stopped", updated_ms=NOW - 3_600_000)},
+            "stopped",
+            "Spark job has stopped",
+        ),
+        ({"generator": generator(state="starting"), "job": job(state="stopped")}, "starting", "not started again yet"),
+        ({"generator": generator(state="stopped")}, "healthy", None),
     ],
 )
 def test_health_says_why(changes: dict[str, Any], status: str, reason: str | None) -> None:
@@ -150,6 +199,61 @@ def test_health_says_why(changes: dict[str, Any], status: str, reason: str | Non
     assert found.status == status
     assert (reason is None and not found.reasons) or any(reason in r for r in found.reasons if reason)
     assert (found.stale_since_ms is not None) == ("said nothing" in str(changes and reason) and "job" in changes)
+
+
+def test_a_job_that_has_stopped_while_the_generator_goes_on_is_said_and_its_windows_are_stale() -> None:
+    store = MetricsStore((TUMBLING,))
+    store.kafka_connected = True
+
+    def at(second: int, generator_is: str, job_is: str, job_said_s: int | None = None) -> tuple[str, str, int | None]:
+        now_ms = NOW + second * 1000
+        store.progress("generator", generator(state=generator_is, updated_ms=now_ms), now_ms)
+        said_ms = now_ms if job_said_s is None else NOW + job_said_s * 1000
+        store.job(job(state=job_is, updated_ms=said_ms, partitions={}), now_ms)
+        store.expected("oracle", {"state": "running", "batch": 3, "updated_ms": now_ms}, now_ms)
+        found = store.health(now_ms)
+        return found.status, "; ".join(found.reasons), found.stale_since_ms
+
+    assert at(0, "running", "running")[0] == "healthy"
+    for second in range(1, 12):
+        assert at(second, "running", "stopped", 1) == ("healthy", "", None)
+    alone = ("degraded", "the Spark job has stopped, and the generator goes on", NOW + 1_000)
+    assert at(12, "running", "stopped", 1) == at(13, "paused", "stopped", 1) == alone
+    assert (
+        store.health(NOW + 60_000).reasons[0] == "the Spark job has stopped"
+    )  # of the generator nothing is known then
+    assert at(61, "running", "running") == ("healthy", "", None)
+    # an end in order: the generator first, and it may take its time
+    for second in range(62, 120):
+        status, reasons, stale = at(
+            second, "stopping" if second < 80 else "stopped", "running" if second < 90 else "stopped"
+        )
+        assert (status, stale) == ("healthy" if second < 90 else "stopped", None), reasons
+    # the next start: the job comes up first, the generator sends then, and the job says so a moment later
+    for second in range(1_000, 1_030):
+        assert at(second, "starting", "stopped", 119)[::2] == ("starting", None)
+    for second in range(1_030, 1_033):
+        assert at(second, "running", "stopped", 119) == ("healthy", "", None)
+    assert at(1_033, "running", "running") == ("healthy", "", None)
+    # whoever begins to look does not wait
+    begun = MetricsStore((TUMBLING,))
+    begun.kafka_connected = True
+    begun.job(job(state="stopped", updated_ms=NOW), NOW + 3_600_000)
+    begun.progress("generator", generator(updated_ms=NOW + 3_580_000), NOW + 3_600_000)
+    begun.progress("generator", generator(updated_ms=NOW + 3_600_000), NOW + 3_600_000)
+    assert begun.health(NOW + 3_600_000).status == "degraded"
+
+
+@pytest.mark.parametrize(("interval_ms", "unread_s", "status"), [
+    (None, 14, "healthy"), (None, 16, "degraded"), (0, 16, "degraded"),
+    (60_000, 60, "healthy"), (60_000, 120, "healthy"), (60_000, 136, "degraded"),
+])  # fmt: skip
+def test_what_came_since_a_micro_batch_is_unread_for_as_long_as_there_is_none(
+    interval_ms: int | None, unread_s: int, status: str
+) -> None:
+    said = {} if interval_ms is None else {"trigger_interval_ms": interval_ms}
+    found = assess(evidence(job=job(lag=unread_s * 100, **said)))
+    assert found.status == status and ("ratings behind" in "".join(found.reasons)) == (status == "degraded")
 
 
 def window(window_type: str, start_ms: int, length_ms: int, kind: str = "total", **fields: Any) -> dict[str, Any]:
@@ -181,6 +285,35 @@ def test_tumbling_and_sliding_never_overwrite_each_other() -> None:
     # of the sliding windows around the newest rating, the one that ends first has the most data
     assert windows[SLIDING]["count"] == 8
     assert len(filled().history(TUMBLING)) == 3 and len(filled().history(SLIDING)) == 3
+
+
+def test_however_many_windows_there_are_few_are_looked_at_for_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, base = MetricsStore((TUMBLING, SLIDING)), NOW - NOW % 60_000
+    for minute in range(2_000):
+        store.window(window(TUMBLING, base + minute * 60_000, 60_000))
+        store.window(window(SLIDING, base + minute * 60_000, 300_000))
+    looked: list[str] = []
+    monkeypatch.setattr(store_module, "epoch_ms", lambda text: looked.append(text) or epoch_ms(text))  # type: ignore[func-returns-value]
+    assert store.current(TUMBLING) == base + 1_999 * 60_000 and store.current(SLIDING) == base + 1_995 * 60_000
+    assert len(looked) < 10
+
+
+def test_the_current_window_is_found_in_any_order_of_records_with_gaps_and_without_those_taken_back() -> None:
+    store, base = MetricsStore((TUMBLING, SLIDING)), NOW - NOW % 60_000
+    for minute in (7, 2, 9, 3, 0, 8, 1):
+        store.window(window(SLIDING, base + minute * 60_000, 300_000, count=minute))
+    assert store.current(SLIDING) == base + 7 * 60_000
+    store.no_window(f"{SLIDING}|{iso_ms(base + 7 * 60_000)}|total")
+    assert store.current(SLIDING) == base + 8 * 60_000
+    for minute in (8, 9, 9):
+        store.no_window(f"{SLIDING}|{iso_ms(base + minute * 60_000)}|total")
+    assert store.current(SLIDING) == base and [w["count"] for w in store.history(SLIDING)] == [0]
+    store.window(window(SLIDING, base + 4 * 60_000, 300_000, count=4))
+    assert store.current(SLIDING) == base
+    store.window(window(SLIDING, base + 5 * 60_000, 300_000, count=5))
+    assert [w["count"] for w in store.history(SLIDING)] == [0, 1]
+    assert [w["count"] for w in store.history(SLIDING, base + 1, base + 60_001)] == [1]
+    assert store.history(SLIDING, base + 120_000) == store.history(SLIDING, None, base) == []
 
 
 def test_records_are_absolute_and_history_has_bounds() -> None:
@@ -280,6 +413,38 @@ def test_a_lasting_difference_between_sent_and_read_turns_health_red() -> None:
     assert "2 ratings that were sent have not been read" in store.health(NOW + 10_001).reasons[0]
     store.job(read(100), NOW)
     assert store.health(NOW + 9_000).reasons == ()
+
+
+def test_another_stream_in_the_same_topics_has_nothing_of_the_one_before() -> None:
+    store = MetricsStore((TUMBLING,))
+    store.kafka_connected = True
+
+    def stream(name: str, read: int, posted: int, batch: int) -> bool:
+        """Whether another one began."""
+        another = store.progress("run", {"run": name, "settings": {}}, NOW)
+        store.progress("generator", generator(run=name), NOW)
+        store.progress("shard/0", shard_progress(read), NOW)
+        for offset in range(200, 200 + posted):
+            said = {"userId": 1, "movieId": 1, "rating": 3.0, "timestamp": NOW - 50_000}
+            store.posted({"partition": 0, "offset": offset, **said}, NOW)
+        newest_ms = shard_progress(read)["event_time_ms"]
+        partitions = {"0": {"records": read + posted, "next_offset": 300, "max_event_ms": newest_ms}}
+        store.job(job(batch=batch, partitions=partitions), NOW)
+        store.expected("oracle", {"state": "running", "batch": batch, "updated_ms": NOW}, NOW)
+        store.reject({"partition": 0, "offset": 7, "reason": name})
+        return another
+
+    assert not stream("a", 1_000, 40, 50)
+    store.window(window(TUMBLING, NOW, 60_000, batch=40))  # wrong: no rating belongs to it
+    store.score("mine", {"model": "mine"})
+    assert not stream("a", 1_010, 40, 51)  # a start that goes on with it
+    assert len(store.history(TUMBLING)) == 1 and store.generator(NOW)["delivered_total"] == 1_010
+    assert stream("b", 100, 0, 2)
+    found = store.health(NOW + 9_000)
+    assert found.reasons == () and store.outside() == {} and store.history(TUMBLING) == []
+    assert store.windows(NOW)["wrong"] == store.windows(NOW)["pending"] == 0 and store.scores()["models"] == []
+    assert store.generator(NOW)["delivered_total"] == 100 and [r["reason"] for r in store.rejects()] == ["b"]
+    assert store.run()["run"] == "b" and store.kafka_connected
 
 
 def test_what_was_there_before_is_no_rate() -> None:

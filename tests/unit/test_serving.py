@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -39,6 +40,8 @@ from ray_pipeline.metrics.records import read_score
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.rates.language import parse_plan
+from ray_pipeline.serving import api as api_module
+from ray_pipeline.serving import feed as feed_module
 from ray_pipeline.serving import views
 from ray_pipeline.serving.api import make_api
 from ray_pipeline.serving.gate import ControlGate, Refused
@@ -319,6 +322,73 @@ def test_a_gate_compares_names_and_ports() -> None:
     gate.check("10.0.0.9", "host.example:8000", "http://host.example:8000", TOKEN)
     with pytest.raises(Refused, match="not this machine"):
         gate.check("127.0.0.1", None, None, None)
+
+
+def test_the_tail_is_as_long_as_was_asked_for_whoever_else_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Latest:
+        def __init__(self, _: str, __: str, most_partitions: int = 0) -> None:
+            self.partitions = most_partitions
+
+        def read(self, count: int) -> list[Record]:
+            asked.append(count)
+            return [Record("ratings", 0, n, "5", b"{}", NOW + n) for n in range(1_000)][-count:]
+
+    monkeypatch.setattr(feed_module, "LatestRecords", Latest)
+    store, clock = MetricsStore(TYPES), FakeClock(NOW)
+    store.kafka_connected = True
+    feed = feed_module.Feed(load_settings(), "nowhere:1", store, clock)
+    for _ in range(5):
+        for count in (8, 100, 8, 50, 20):
+            assert [record.offset for record in feed.tail(count)] == list(range(999, 999 - count, -1))
+    assert asked == [20, 100]
+    clock.advance(1.0)
+    assert len(feed.tail(8)) == 8 and len(feed.tail(21)) == 21 and asked == [20, 100, 20, 100]
+
+
+def test_the_stream_shows_that_everything_has_fallen_silent() -> None:
+    store, clock = MetricsStore(TYPES), FakeClock(NOW)
+    store.kafka_connected = True
+    job = {"state": "running", "batch": 3, "partitions": {}, "executors": 1, "executors_wanted": 1}
+
+    def stages(now_ms: int) -> None:
+        store.progress("generator", {"state": "running", "updated_ms": now_ms}, now_ms)
+        sent, epochs = (now_ms - NOW) // 10 + 9_000, (Epoch(NOW - 60_000, 100.0),)
+        shard = ShardProgress("r", "c", 0, sent, now_ms, now_ms, epochs, 1.0, 0.5)
+        store.progress("shard/0", json.loads(shard.to_json()), now_ms)
+        store.job({**job, "updated_ms": now_ms}, now_ms)
+        store.expected("oracle", {"state": "running", "batch": 3, "updated_ms": now_ms}, now_ms)
+
+    async def sleep(seconds: float) -> None:
+        clock.advance(seconds)
+        if clock.now_ms() <= NOW + 3_000:
+            stages(clock.now_ms())
+
+    async def is_disconnected() -> bool:
+        return clock.now_ms() > NOW + 30_000
+
+    async def events() -> list[tuple[int, dict[str, Any]]]:
+        found = []
+        for second in range(-10, 1):
+            stages(NOW + second * 1_000)
+        asked: Any = SimpleNamespace(is_disconnected=is_disconnected)
+        async for text in api_module._events(store, clock, asked, None):
+            if not text.startswith(":"):
+                kind, _, data = text.strip().split("\n")
+                assert kind == "event: summary"
+                found.append((clock.now_ms() - NOW, json.loads(data.removeprefix("data: "))))
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(api_module.asyncio, "sleep", sleep)
+        found = asyncio.run(events())
+    assert [at_ms for at_ms, _ in found] == [0, 1000, 2000, 3000, 8000, 13000, 18000, 23000, 28000]
+    assert [event["generator"]["delivered_rate"] for _, event in found] == [100.0] * 4 + [0.0] * 5
+    fine, silent = ({"status": "healthy", "reasons": [], "stale_since": None}, iso_ms(NOW + 3_000))
+    assert [event["health"] for _, event in found[:6]] == [fine] * 6
+    assert all((e["health"]["status"], e["health"]["stale_since"]) == ("degraded", silent) for _, e in found[6:])
+    assert {**found[-1][1], "health": None}.keys() == {**store.summary(NOW), "health": None}.keys()
 
 
 def running() -> MetricsStore:

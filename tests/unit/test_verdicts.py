@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -22,6 +23,7 @@ from ray_pipeline.kafka.read import Record
 from ray_pipeline.metrics import verdicts as verdicts_module
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.metrics.verdicts import Verdicts
+from ray_pipeline.serving import feed as feed_module
 from ray_pipeline.serving.feed import Feed
 from ray_pipeline.truth.oracle import expected_key
 from ray_pipeline.truth.windows import Cut
@@ -303,6 +305,105 @@ def test_a_wrong_window_that_is_forgotten_is_still_named(monkeypatch: pytest.Mon
     for record in window(0)[1]:  # older than all that are kept
         verdicts.actual(record)
     assert verdicts.tally(test_truth.LATER_MS) == found
+
+
+class Pairs(dict[Any, Any]):
+    """Counts how often all windows are looked at."""
+
+    looked = 0
+
+    def __iter__(self) -> Any:
+        self.looked += 1
+        return super().__iter__()
+
+
+def test_however_many_windows_there_are_a_new_one_or_an_old_one_is_no_look_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verdicts_module, "_WINDOWS_KEPT", 50)
+    verdicts = Verdicts()
+    verdicts._pairs = pairs = Pairs()
+    starts = [*range(0, 60), *range(10), *range(100, 150)]  # new ones, forgotten ones, new ones after a gap
+    for n in starts:
+        verdicts.actual(window(n)[1][0])
+    assert pairs.looked == 0
+    assert sorted(pairs) == [(WINDOW, epoch_ms(window(n)[0]["window_start"])) for n in range(100, 150)]
+    for n in (0, 59, 70, 99):  # older than all that are kept
+        verdicts.expect(window(n)[0])
+    assert len(pairs) == 50 and min(pairs) == (WINDOW, epoch_ms(window(100)[0]["window_start"]))
+
+
+def test_a_forgotten_window_stays_forgotten_though_a_newer_one_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts_module, "_WINDOWS_KEPT", 5)
+    verdicts = Verdicts()
+    for n in range(8):
+        verdicts.actual(window(n)[1][0])
+    for n in (7, 5):
+        verdicts.no_actual(key_of(window(n)[1][0]))
+    verdicts.no_actual("rubbish", "is none")  # stands for itself, at the beginning of time
+    verdicts.actual(window(1)[1][0])
+    assert verdicts.tally(NOW).pending == 3 and verdicts.tally(NOW).wrong == 0
+    for n in (5, 7, 8):
+        verdicts.actual(window(n)[1][0])
+    assert verdicts.tally(NOW).pending == 5  # 4, 5, 6, 7 and 8
+
+
+STREAMS: dict[str, list[tuple[str, str, Any]]] = {
+    name: [
+        ("progress", "run", {"run": name, "config": "c", "settings": {}}),
+        ("progress", "windows", {"max_ahead_s": 600.0}),
+        *(("metrics", key_of(r), r) for n in windows for r in window(n, count=count)[1]),
+        *(("expected", expected_key(window(n)[0]), window(n, count=count)[0]) for n in windows),
+        ("job", "job", test_metrics.job(batch=7, updated_ms=NOW, partitions={})),
+        ("expected", "oracle", {"state": "running", "batch": 7, "updated_ms": NOW}),
+        ("rejected", "0/1", {"partition": 0, "offset": 1, "reason": name}),
+    ]
+    for name, windows, count in (("a", (0, 1, 2, 3), 3), ("b", (0, 1), 4))
+}
+
+
+@hypothesis_settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_another_stream_after_a_reset_is_known_whole_in_whatever_order_its_records_are_read(
+    data: st.DataObject,
+) -> None:
+    """What the feed makes of topics that were cleared while it looked away, and of a record of a run that sent nothing."""
+    topics = sorted({topic for topic, _, _ in STREAMS["a"]})
+    pipeline, followed = Live(), 0
+
+    def read(said: list[tuple[str, str, Any]]) -> list[Record]:
+        """Each topic in its order."""
+        by_topic = {name: [row for row in said if row[0] == name] for name in topics}
+        found = []
+        for name in data.draw(st.permutations([topic for topic, _, _ in said])):
+            topic, key, value = by_topic[name].pop(0)
+            place = sum(1 for row, *_ in said if row == topic) - len(by_topic[name]) - 1
+            full = getattr(pipeline.settings, f"{topic}_topic")
+            found.append(Record(full, 0, place, key, json.dumps(value).encode(), NOW))
+        return found
+
+    sent_nothing = data.draw(st.booleans())
+    second = [*(STREAMS["a"][:1] if sent_nothing else []), *STREAMS["b"]]
+
+    def follow(_: str, __: list[str], ___: bool, stop: Any) -> Any:
+        nonlocal followed
+        followed += 1
+        assert followed < 10
+        if followed == 1:
+            yield read(STREAMS["a"])
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+        for record in read(second):
+            yield [record]
+        stop.set()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(feed_module, "follow", follow)
+        pipeline.feed._follow()
+    pipeline.take("progress", "generator", test_metrics.generator(updated_ms=NOW))
+    assert pipeline.store.run()["run"] == "b" and pipeline.store._guard_ms == 600_000
+    assert [w["count"] for w in pipeline.store.history(WINDOW)] == [4, 4]
+    assert [r["reason"] for r in pipeline.store.rejects()] == ["b"]
+    assert pipeline.tally()["verified"] == 2 and pipeline.tally()["wrong"] == 0 and pipeline.health() == ("healthy", "")
 
 
 def test_status_says_the_same_of_what_it_reads() -> None:
