@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import tomllib
@@ -29,7 +30,7 @@ from pydantic_settings import (
 
 from ray_pipeline.brokers import Brokers, Security
 from ray_pipeline.errors import ConfigurationError
-from ray_pipeline.fitted import REPLACED_FIELDS, declared_settings
+from ray_pipeline.fitted import RAW_MEAN_MOST, RAW_SD_MOST, REPLACED_FIELDS, declared_settings
 from ray_pipeline.presets import load_preset
 from ray_pipeline.rates.language import parse_plan, tidy
 from ray_pipeline.scenario import parse_attack, parse_drift
@@ -115,6 +116,9 @@ EVENT_FIELDS = (
 """The settings that an event is a function of, together with the catalogue's content (see :meth:`Settings.digest`); a fitted
 model is a catalogue too, and its content is the whole file's."""
 
+_LAST_MS = 253_402_300_799_999
+"""The end of the year 9999: the windows' job takes no later event time."""
+
 _SENT_LATE_MS = 3_600_000
 """A sender may be down for so long before what the job makes of a record with a future time becomes uncertain."""
 
@@ -176,7 +180,9 @@ class Settings(BaseSettings):
     arrivals: Literal["regular", "poisson"] = Field(
         "regular", description="how ratings follow each other: regular (evenly) or poisson (at random)"
     )
-    duration_s: float | None = Field(None, gt=0, description="stop after this many seconds of event time")
+    duration_s: float | None = Field(
+        None, gt=0, le=86_400 * 36_600, description="stop after this many seconds of event time"
+    )
     ratings: int | None = Field(None, gt=0, description="stop after exactly this many ratings")
     backfill: int | None = Field(
         None,
@@ -184,7 +190,10 @@ class Settings(BaseSettings):
         description="ratings of history that a Spark job sends before the first live one; into an empty topic only",
     )
     start_time_ms: int | None = Field(
-        None, ge=0, description="event time of the first instant, epoch ms UTC; default: now"
+        None,
+        ge=1,
+        le=_LAST_MS,
+        description="event time of the first instant, epoch milliseconds UTC (date +%s%3N), up to the year 9999; default: now",
     )
     speed: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] | Literal["max"] = Field(
         1.0,
@@ -222,8 +231,18 @@ class Settings(BaseSettings):
         description="model file made by ray-pipeline fit: users and movies of your own data, in place of drawn ones",
     )
     rank: int = Field(20, ge=1, le=512, description="number of latent factors")
-    mean_rating: float = Field(3.5, ge=0.5, le=5.0, description="mean of the raw score, in stars")
-    rating_sd: float = Field(1.1, gt=0, le=5, description="standard deviation of the raw score, in stars")
+    mean_rating: float = Field(
+        3.5,
+        ge=-RAW_MEAN_MOST,
+        le=RAW_MEAN_MOST,
+        description="mean of the raw score, in stars: before it is rounded and cut off at 0.5 and 5, so it may lie beyond them",
+    )
+    rating_sd: float = Field(
+        1.1,
+        gt=0,
+        le=RAW_SD_MOST,
+        description="standard deviation of the raw score, in stars: before rounding and cutting off",
+    )
     user_bias_share: float = Field(0.15, ge=0, le=1, description="share of variance due to the user's bias")
     movie_bias_share: float = Field(0.2, ge=0, le=1, description="share of variance due to the movie's bias")
     factor_share: float = Field(
@@ -402,13 +421,23 @@ class Settings(BaseSettings):
 
     # -- state
     state_dir: Path = Field(default_factory=_default_state_dir, description="where state is kept between runs")
-    stop_timeout_s: float = Field(120.0, gt=0, description="longest orderly shutdown, seconds")
+    stop_timeout_s: float = Field(120.0, gt=0, le=86_400 * 30, description="longest orderly shutdown, seconds")
 
     @field_validator("rate", "duration_s", "watermark_s", "archive_interval_s")
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
         if value is not None and value in (float("inf"), float("-inf")):
             msg = "must be a finite number"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("control_token")
+    @classmethod
+    def _fits_a_header(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isascii() and value.isprintable() and value == value.strip()):
+            msg = (
+                "must be printable ASCII without spaces around it: no other text comes through an HTTP header as it was"
+            )
             raise ValueError(msg)
         return value
 
@@ -539,6 +568,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _topics_differ(self) -> Settings:
+        first: dict[str, str] = {}
+        for field in (name for name in type(self).model_fields if name.endswith("_topic")):
+            topic = getattr(self, field)
+            other = first.setdefault(topic, field)
+            if other != field:
+                msg = f"{other} and {field} are both {topic!r}: give each its own, with {flag_of(other)} or {flag_of(field)}"
+                raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _security_fits(self) -> Settings:
         protocol = self.security_protocol
         login = ("sasl_mechanism", "sasl_username", "sasl_password")
@@ -592,8 +632,24 @@ class Settings(BaseSettings):
                 "drop one of them or set max_ahead_s to 0"
             )
             raise ValueError(msg)
+        self._check_start()
         self._check_ahead()
         return self
+
+    def _check_start(self) -> None:
+        """Times that are shifted on purpose must not leave the calendar at a stream's beginning."""
+        if self.start_time_ms is None:
+            return
+        skews_ms = (0, *parse_clock_skew(self.clock_skew).values())
+        late_s, disorder_s = self.late_share and self.late_max_s, self.disorder_share and self.disorder_s
+        least_ms = 1 + math.ceil(max(late_s, disorder_s) * 1000) - min(skews_ms)
+        most_ms = _LAST_MS - math.ceil(self.future_share and self.future_s * 1000) - max(skews_ms)
+        if not least_ms <= self.start_time_ms <= most_ms:
+            msg = (
+                f"start_time_ms={self.start_time_ms} is too near to the calendar's end for event times that are shifted on purpose: "
+                f"give {least_ms} … {most_ms}, or lower late_max_s, disorder_s, future_s or clock_skew"
+            )
+            raise ValueError(msg)
 
     def _check_ahead(self) -> None:
         """A record must be clearly within what the job takes, or clearly beyond it: it may be sent late, as after a silence."""
@@ -828,9 +884,12 @@ def _rate_or_plan(merged: Settings, given: Mapping[str, Any], file: Path | None)
         return {}
 
     in_file = tomllib.loads(file.read_text()) if file else {}
+    in_environment = {variable.upper() for variable in os.environ}  # their case does not matter
 
     def precedence(name: str) -> int:
-        return 3 if name in given else 2 if ENVIRONMENT_PREFIX + name.upper() in os.environ else int(name in in_file)
+        return (
+            3 if name in given else 2 if ENVIRONMENT_PREFIX + name.upper() in in_environment else int(name in in_file)
+        )
 
     if precedence("rate") == precedence("plan"):
         raise ConfigurationError(
@@ -856,7 +915,7 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
             file.open("rb").close()
     known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
+        if variable.upper().startswith(ENVIRONMENT_PREFIX) and variable.upper() not in known:
             raise ConfigurationError(f"environment variable {variable} names no setting", "Correct or unset it")
 
     given = {name: value for name, value in flags.items() if value is not None}
@@ -906,7 +965,16 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
 
 def _complete(merged: Settings, given: Mapping[str, Any], file: Path | None) -> Settings:
     """With what a model file brings, and with one of rate and plan; as set count those that anybody has said."""
-    chosen = {**_of_model(merged), **_rate_or_plan(merged, given, file)}
-    settings = Settings.model_validate({**merged.model_dump(), **chosen})
+    brought = _of_model(merged)
+    chosen = {**brought, **_rate_or_plan(merged, given, file)}
+    try:
+        settings = Settings.model_validate({**merged.model_dump(), **chosen})
+    except ValidationError as error:
+        explained, where = _explain(error), error.errors()[0]["loc"]
+        if where and where[0] in brought:  # nobody may set it beside the file
+            raise ConfigurationError(
+                f"model file {merged.model}: {explained.problem}", "Make the file again with ray-pipeline fit"
+            ) from None
+        raise
     settings.model_fields_set.intersection_update({*merged.model_fields_set, *chosen})
     return settings

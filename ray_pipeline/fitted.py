@@ -25,6 +25,8 @@ from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
 
 __all__ = [
     "FITTED_PREFIX",
+    "RAW_MEAN_MOST",
+    "RAW_SD_MOST",
     "REPLACED_FIELDS",
     "FittedModel",
     "FittedSide",
@@ -52,6 +54,12 @@ REPLACED_FIELDS = (
     "whole_star_share",
 )
 """The settings that a model file brings: measured on the data, so that they say of the stream what they say of a synthetic one."""
+
+RAW_MEAN_MOST = 20.0
+"""So far from 0 the mean of raw scores may lie, stars. Where most ratings are the highest, the raw mean lies above it: stars."""
+
+RAW_SD_MOST = 20.0
+"""The most that raw scores may spread, stars."""
 
 _FORMAT = 2
 

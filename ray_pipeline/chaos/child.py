@@ -127,7 +127,7 @@ class ChildRun:
     def _launch(self) -> subprocess.Popen[bytes]:
         # its command says all of its settings
         environment = {
-            k: v for k, v in os.environ.items() if k != "RAY_ADDRESS" and not k.startswith(ENVIRONMENT_PREFIX)
+            k: v for k, v in os.environ.items() if k != "RAY_ADDRESS" and not k.upper().startswith(ENVIRONMENT_PREFIX)
         }
         with self.output.open("ab") as file:
             self._process = subprocess.Popen(

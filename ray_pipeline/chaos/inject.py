@@ -317,12 +317,22 @@ class Injector:
         return f"for {seconds:g} s"
 
     def _rescale(self, fault: Fault) -> str:
-        wanted = min(int(fault.parameters["actors"]), self._settings.partitions)
+        partitions = self._partitions()
+        wanted = min(int(fault.parameters["actors"]), partitions)
         now = len(self._observer.record("generator").get("actors", ()))
         if wanted == now:
-            wanted = wanted - 1 or 2
+            others = [actors for actors in (now - 1, now + 1) if 1 <= actors <= partitions]
+            if not others:
+                msg = "one partition has one actor"
+                raise LookupError(msg)
+            wanted = others[0]
         self._tell("scale", actors=wanted)
         return f"{now} → {wanted} actors"
+
+    def _partitions(self) -> int:
+        """How many the run has, as it says itself: nobody need have told the storm."""
+        published = self._observer.record("run").get("settings", {})
+        return int(published.get("partitions", self._settings.partitions))
 
     def _tell(self, command: str, **fields: Any) -> None:
         """Send a command and wait until the generator has it.

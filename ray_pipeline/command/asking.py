@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from ray_pipeline import doctor
 from ray_pipeline.clock import Clock, SystemClock
 from ray_pipeline.cluster.token import present_token
+from ray_pipeline.command.followers import FOLLOWERS, followers
 from ray_pipeline.command.options import (
     BROKER,
     FORMAT,
@@ -566,7 +567,7 @@ def reset(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
     """Clear checkpoint, topics and state of this pipeline, and nothing else."""
-    alive = active_runs(settings.state_dir)
+    alive = [*active_runs(settings.state_dir), *followers(settings.state_dir)]
     if alive:
         who = " and ".join(f"process {run.pid} ({', '.join(run.stages)})" for run in alive)
         raise EnvironmentProblem(
@@ -577,7 +578,8 @@ def reset(
 
 
 def _clear(settings: Settings, yes: bool) -> None:
-    state = [settings.state_dir / name for name in ("broker", "checkpoint", "checkpoint-archive", "logs", "runs")]
+    names_of_state = ("broker", "checkpoint", "checkpoint-archive", "logs", "runs", FOLLOWERS)
+    state = [settings.state_dir / name for name in names_of_state]
     there = [path for path in state if path.exists()]
     names = []
     if brokers := settings.brokers:

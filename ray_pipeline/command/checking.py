@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["audit", "explain", "grade"]
 
 _WIDTH = 100
+_LATEST_S = 86_400 * 3_660
 _EXIT_CODES = {"agreed": 0, "disagreed": 1, "unchecked": 2}
 
 TIME = "event time, ISO-8601 (UTC where no zone is given)"
@@ -87,7 +88,9 @@ def grade(
         str, typer.Option("--as", metavar="deduplicated|rejected|late|attacked", help="what it is to hold")
     ],
     kind: Annotated[str, typer.Option(help="grade on one kind of case alone, such as malformed or out_of_order")] = "",
-    lateness: Annotated[float, typer.Option(min=0, help="as late count those at least so late, seconds")] = 0.0,
+    lateness: Annotated[
+        float, typer.Option(min=0, max=_LATEST_S, help="as late count those at least so late, seconds")
+    ] = 0.0,
     as_json: JSON = False,
 ) -> None:
     """Give another system marks: precision and recall of what it kept, rejected or called late.

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ray_pipeline.command.options import BROKER, GENERATOR, JSON, emit_json, with_settings
+from ray_pipeline.command.results import require_file, write_file
 from ray_pipeline.config import Settings
-from ray_pipeline.errors import ConfigurationError, EnvironmentProblem
+from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.state import broker_for_reading
 
 if TYPE_CHECKING:
@@ -49,17 +50,20 @@ def conformance(
     if events is not None and topic is not None:
         raise ConfigurationError(problem="--events and --topic exclude each other", fix="Give one of them")
     from ray_pipeline.conformance.judge import judge
+    from ray_pipeline.conformance.page import render_page
 
+    if report is not None:
+        require_file(report, "--report")
     began = time.monotonic()
     evidence = _made(settings, events) if topic is None else _read(settings, topic)
     found = judge(evidence, "made anew" if topic is None else f"read from topic {topic}")
     found.duration_s = round(time.monotonic() - began, 3)
-    if report is not None:
-        _write(report, evidence, found)
     if as_json:
         emit_json(found.as_dict())
     else:
         _print(found)
+    if report is not None:
+        write_file(report, render_page(evidence, found), "report", "--report")
     raise typer.Exit(_EXIT_CODES[found.verdict])
 
 
@@ -79,17 +83,6 @@ def _read(settings: Settings, topic: str) -> Evidence:
     with broker_for_reading(settings) as bootstrap:
         sample = read_sample(settings.model_copy(update={"ratings_topic": topic}), bootstrap, _READ_MOST)
     return Evidence(sample, sample.source)
-
-
-def _write(path: Path, evidence: Evidence, found: ConformanceReport) -> None:
-    from ray_pipeline.conformance.page import render_page
-
-    try:
-        path.write_text(render_page(evidence, found), encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentProblem(
-            problem=f"the report cannot be written to {path}: {error.strerror}", fix="Name another file with --report"
-        ) from None
 
 
 def _print(found: ConformanceReport) -> None:

@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 from rich.markup import escape
 
 from ray_pipeline.config import ENVIRONMENT_PREFIX, FAULT_FIELDS, SECURITY_FIELDS, Settings, flag_of, load_settings
-from ray_pipeline.errors import RayPipelineError
+from ray_pipeline.errors import ConfigurationError, RayPipelineError
 from ray_pipeline.knobs import Knob, knob_of
 
 __all__ = [
@@ -175,6 +176,8 @@ def with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., N
             flags = {name: None if value == [] else value for name in fields for value in [given.pop(name)]}
             file = given.pop("config")
             with errors_as_lines():
+                for parameter in own:
+                    _require_finite(parameter, given[parameter.name])
                 settings = load_settings(file, **flags)
                 configure_logging(settings)
                 command(settings=settings, **given)
@@ -255,6 +258,20 @@ def _default(knob: Knob) -> str:
     if knob.kind == "flag":
         return f"{'' if knob.default else 'no-'}{knob.name}"
     return f"{knob.default} {knob.unit}".rstrip()
+
+
+def _require_finite(parameter: inspect.Parameter, value: Any) -> None:
+    """Refuse what is a number to Click: inf in a range without an end, nan in none.
+
+    Raises:
+        ConfigurationError: it is one of those.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        info = get_args(parameter.annotation)[1]
+        # an option's first name stands where its default would, were it not for Annotated
+        names = (info.default, *(info.param_decls or ()), f"--{parameter.name.replace('_', '-')}")
+        flag = next(name for name in names if isinstance(name, str))
+        raise ConfigurationError(problem=f"{flag} {value:g} is not a finite number", fix="Give another")
 
 
 def _as_written(parameter: inspect.Parameter) -> inspect.Parameter:

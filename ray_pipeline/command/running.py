@@ -18,10 +18,12 @@ import psutil
 import typer
 
 from ray_pipeline.clock import Clock, SystemClock
+from ray_pipeline.command.followers import known_as_follower
 from ray_pipeline.command.options import BROKER, GENERATOR, PROCESSOR, SERVING, SINK, VERIFIER, with_settings
+from ray_pipeline.command.results import require_file, write_file
 from ray_pipeline.command.terminal import take_terminal
 from ray_pipeline.config import SECURITY_FIELDS, Settings
-from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, StageFailedError
+from ray_pipeline.errors import ConfigurationError, StageFailedError
 from ray_pipeline.kafka.broker import EmbeddedBroker
 from ray_pipeline.kafka.client import check_broker
 from ray_pipeline.kafka.read import follow
@@ -40,7 +42,8 @@ _FORCED_EXIT = 130
 _ONE_SIGNAL_MS = 1_000
 """Signals of one kind that come so soon are one: what `timeout` sends to all of a group, `make` sends to the command once more."""
 
-SUMMARY_FILE = Annotated[Path | None, typer.Option("--summary-json", help="write the summary to this file as JSON")]
+_SUMMARY = "--summary-json"
+SUMMARY_FILE = Annotated[Path | None, typer.Option(_SUMMARY, help="write the summary to this file as JSON")]
 
 
 class StopSignal:
@@ -99,14 +102,16 @@ def run(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
     Without --duration or --ratings until Ctrl-C. A second run on the same state directory goes on where the first stopped.
     With another --sink than kafka: write the same ratings to a file or a pipe, and nothing else.
     """
-    _require_folder(summary_json)
+    if summary_json is not None:
+        require_file(summary_json, _SUMMARY)
     _run(settings, ALL_STAGES, summary_json)
 
 
 @with_settings(*BROKER, *GENERATOR, *SINK)
 def generate(settings: Settings, summary_json: SUMMARY_FILE = None) -> None:
     """Run the generator alone, against any broker; or, with another --sink, into a file or a pipe."""
-    _require_folder(summary_json)
+    if summary_json is not None:
+        require_file(summary_json, _SUMMARY)
     _run(_with_broker(settings) if settings.sink == "kafka" else settings, ("generate",), summary_json)
 
 
@@ -134,17 +139,18 @@ def serve(settings: Settings) -> None:
     stop = StopSignal()
     stop.install()
     doctor.require(settings, ("serve",))
-    ensure_topics(settings, brokers)
-    stage = ServingStage(settings, brokers)
-    stage.start()
-    stop.started()
-    try:
-        for name, url in stage.urls().items():
-            say(f"{name}: {told(url, getattr(settings, f'{name}_host'))}")
-        say(f"control token: {settings.control_token}")
-        stop.event.wait()
-    finally:
-        stage.stop()
+    with known_as_follower(settings.state_dir, "serve", brokers):
+        ensure_topics(settings, brokers)
+        stage = ServingStage(settings, brokers)
+        stage.start()
+        stop.started()
+        try:
+            for name, url in stage.urls().items():
+                say(f"{name}: {told(url, getattr(settings, f'{name}_host'))}")
+            say(f"control token: {settings.control_token}")
+            stop.event.wait()
+        finally:
+            stage.stop()
 
 
 @with_settings(*BROKER, *VERIFIER)
@@ -157,22 +163,24 @@ def verify(settings: Settings) -> None:
     assert brokers is not None
     stop = StopSignal()
     stop.install()
-    ensure_topics(settings, brokers)
-    stage = VerificationStage(settings, brokers)
-    stage.start()
-    stop.started()
-    say("the oracle follows the stream")
-    try:
-        while not stop.event.wait(_STATUS_EVERY_S):
-            oracle, scores = stage.status()["oracle"], stage.status()["scores"]
-            if oracle["state"] == "failed":
-                raise StageFailedError(problem=f"the oracle failed: {oracle['reason']}", fix="")
-            why = f": {scores['reason']}" if scores["reason"] else ""
-            say(
-                f"{oracle['state']} | micro-batch {oracle['batch']}, {oracle['behind']} behind | scores {scores['state']}{why}"
-            )
-    finally:
-        stage.stop()
+    with known_as_follower(settings.state_dir, "verify", brokers):
+        ensure_topics(settings, brokers)
+        stage = VerificationStage(settings, brokers)
+        stage.start()
+        stop.started()
+        say("the oracle follows the stream")
+        try:
+            while not stop.event.wait(_STATUS_EVERY_S):
+                oracle, scores = stage.status()["oracle"], stage.status()["scores"]
+                if oracle["state"] == "failed":
+                    raise StageFailedError(problem=f"the oracle failed: {oracle['reason']}", fix="")
+                why = f": {scores['reason']}" if scores["reason"] else ""
+                say(
+                    f"{oracle['state']} | micro-batch {oracle['batch']}, {oracle['behind']} behind | "
+                    f"scores {scores['state']}{why}"
+                )
+        finally:
+            stage.stop()
 
 
 @with_settings(*BROKER)
@@ -202,23 +210,6 @@ def broker(settings: Settings) -> None:
 
 
 # -- inside
-
-
-def _require_folder(summary_json: Path | None) -> None:
-    """Refuse a summary that could not be written, before there is one.
-
-    Raises:
-        ConfigurationError: its folder does not exist, or it is a folder itself.
-    """
-    if summary_json is None:
-        return
-    if not summary_json.absolute().parent.is_dir():
-        raise ConfigurationError(
-            problem=f"the folder {summary_json.absolute().parent} of the summary does not exist",
-            fix="Make it, or name another file with --summary-json",
-        )
-    if summary_json.is_dir():
-        raise ConfigurationError(problem=f"{summary_json} is a folder", fix="Name a file with --summary-json")
 
 
 def _with_broker(settings: Settings) -> Settings:
@@ -362,15 +353,8 @@ def _print_windows(settings: Settings, bootstrap: str, stop: threading.Event) ->
 
 def _report(summary: dict[str, Any], file: Path | None, to_stderr: bool = False) -> None:
     _print_summary(summary, to_stderr)
-    if file is None:
-        return
-    try:
-        file.write_text(json.dumps(summary, indent=2) + "\n")
-    except OSError as error:
-        raise EnvironmentProblem(
-            problem=f"the summary cannot be written to {file} ({error.strerror})",
-            fix="It stands above; name another file with --summary-json",
-        ) from None
+    if file is not None:
+        write_file(file, json.dumps(summary, indent=2) + "\n", "summary", _SUMMARY)
 
 
 def _print_summary(summary: dict[str, Any], to_stderr: bool) -> None:

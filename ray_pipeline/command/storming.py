@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,11 @@ from ray_pipeline.chaos.storm import Storm
 from ray_pipeline.chaos.victims import ProcessTree
 from ray_pipeline.clock import SystemClock
 from ray_pipeline.command.options import STATE, TOPICS, with_settings
+from ray_pipeline.command.results import require_file, write_file
 from ray_pipeline.command.running import say
 from ray_pipeline.command.terminal import take_terminal
 from ray_pipeline.config import Settings, flag_of
-from ray_pipeline.errors import ConfigurationError, RayPipelineError
+from ray_pipeline.errors import ConfigurationError, EnvironmentProblem, RayPipelineError
 from ray_pipeline.state import RunInfo, active_run, broker_for_reading, brokers_of
 from ray_pipeline.truth.audit import Finding
 from ray_pipeline.verification.audit import AuditReport, audit
@@ -39,6 +40,8 @@ __all__ = ["chaos"]
 _FAULTS_A_MINUTE = 60  # more than can happen: the time ends the storm, not the plan
 _FAILED = 1
 _UNCHECKED = 2
+_REPORT = "--report"
+_LONGEST_MIN = 7 * 24 * 60
 
 
 _PLACES = "what a storm breaks is on this machine, and what it leaves in a folder of its own"
@@ -70,7 +73,9 @@ class _Wanted:
 @with_settings(*STATE, *TOPICS, "commit_interval_ms", "partitions", "catalog", "model", "movies", "delivery", "fast")
 def chaos(
     settings: Settings,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="how long faults are injected at most")] = 5.0,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.1, max=_LONGEST_MIN, help="how long faults are injected at most")
+    ] = 5.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the plan")] = 1,
     faults: Annotated[
         str | None,
@@ -88,7 +93,7 @@ def chaos(
     ] = 200.0,
     report: Annotated[
         list[Path] | None,
-        typer.Option("--report", help="write the report to this file: as JSON, or *.md as a table; may be given again"),
+        typer.Option(_REPORT, help="write the report to this file: as JSON, or *.md as a table; may be given again"),
     ] = None,
 ) -> None:
     """Kill, stop and change parts of a pipeline on this machine by a seeded plan, and say what became of the stream.
@@ -100,24 +105,37 @@ def chaos(
     if start:
         _require_for_own(settings)
     for file in report or ():
-        if not file.absolute().parent.is_dir():
-            raise ConfigurationError(
-                problem=f"--report: there is no folder {file.parent}", fix="Make it, or name another"
-            )
+        require_file(file, _REPORT)
     count = int(minutes * _FAULTS_A_MINUTE) + 1 if each is None else each * len(kinds)
     wanted = _Wanted(seed, minutes, plan(seed, count, kinds, evenly=each is not None))
     stop = _on_signals()
     made = _storm_of_own(settings, wanted, rate, stop) if start else _storm_outside(settings, wanted, stop)
     found = made.as_dict()
-    for file in report or ():
-        table = f"# A fault storm\n\n{as_table(found)}"
-        file.write_text(table if file.suffix == ".md" else json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     typer.echo(as_table(found))
     for finding in (found["audit"] or {}).get("findings", ()):
         typer.echo(f"finding: {Finding(**finding)}")
     if made.reason:
         typer.echo(f"{made.verdict}: {made.reason}", err=True)
+    _write(found, report or ())
     raise typer.Exit({"survived": 0, "failed": _FAILED}.get(made.verdict, _UNCHECKED))
+
+
+def _write(found: dict[str, Any], files: Iterable[Path]) -> None:
+    """Write the report to all files that can be written.
+
+    Raises:
+        EnvironmentProblem: one cannot.
+    """
+    failed: EnvironmentProblem | None = None
+    for file in files:
+        table = f"# A fault storm\n\n{as_table(found)}"
+        text = table if file.suffix == ".md" else json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+        try:
+            write_file(file, text, "report", _REPORT)
+        except EnvironmentProblem as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 def _kinds(text: str | None, start: bool) -> tuple[Kind, ...]:

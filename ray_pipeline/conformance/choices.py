@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ray_pipeline.conformance.evidence import Evidence
 from ray_pipeline.conformance.measure import Counted, Distance, Estimate, Measure, Unchecked, quadratic
+from ray_pipeline.model.arrival import Arrivals
 from ray_pipeline.model.partitioner import partition_of
 
 __all__ = [
@@ -46,22 +47,26 @@ def movie_ids(evidence: Evidence) -> Measure:
 
 def distinct_users(evidence: Evidence) -> Measure:
     """How many different users have rated, as many as the declared law lets rate in so many sessions."""
-    world = evidence.declared
-    law, partition = world.user_law, world.user_map.partition
+    world, other_law = evidence.declared, _other_law(evidence, _CROWDING)
     expected = variance = 0.0
-    for p, size in enumerate(_sizes(evidence)):
-        of_shard = law[partition == p]
-        some, spread = _occupied(of_shard / of_shard.sum(), size / world.settings.session_length)
+    for p in range(world.settings.partitions):
+        law = world.user_law[world.user_map.partition == p]
+        position = evidence.position[(evidence.sample.partition == p) & ~evidence.struck]
+        law = _mean_law(law / law.sum(), world.shard(p).users.arrivals, position)
+        some, spread = _occupied(law, len(position) / world.settings.session_length, exactly=not other_law)
         expected, variance = expected + some, variance + spread
-    if _other_law(evidence, _CROWDING):
+    if other_law:
         expected, variance = _distinct(evidence.again, evidence.again.sample.user_ids), 2 * variance + 1
     return Estimate(_distinct(evidence, evidence.sample.user_ids), np.sqrt(max(variance, 0.25)), expected)
 
 
 def distinct_movies(evidence: Evidence) -> Measure:
     """How many different movies have been rated."""
-    expected, variance = _occupied(evidence.declared.movie_law, float((~evidence.struck).sum()))
-    if _other_law(evidence, _LEANING):
+    world, other_law = evidence.declared, _other_law(evidence, _LEANING)
+    position = evidence.position[~evidence.struck]
+    law = _mean_law(world.movie_law, world.movies.arrivals, position)
+    expected, variance = _occupied(law, len(position), exactly=not other_law)
+    if other_law:
         expected, variance = _distinct(evidence.again, evidence.again.sample.movie_ids), 2 * variance + 1
     return Estimate(_distinct(evidence, evidence.sample.movie_ids), np.sqrt(max(variance, 0.25)), expected)
 
@@ -156,18 +161,26 @@ def _popularity(evidence: Evidence) -> Measure:
     return _power(np.log(world.unit.movie_law), counts, one_group, world.laws_power[1])
 
 
-def _sizes(evidence: Evidence) -> Ids:
-    """Ratings of each declared partition, shape (partitions,)."""
-    partitions = evidence.declared.settings.partitions
-    return np.bincount(evidence.sample.partition[~evidence.struck], minlength=partitions)[:partitions]
+def _mean_law(law: Floats, arrivals: Arrivals | None, position: Floats) -> Floats:
+    """The law of who, or what, occurs, in the mean over some positions: founders stand in for those that have yet to join."""
+    if arrivals is None or not len(position):
+        return law
+    there = 1.0 - np.searchsorted(np.sort(position), arrivals.joins) / len(position)
+    founders = np.where(arrivals.joins == 0, law, 0.0)
+    return np.asarray(np.minimum(law * there + (1.0 - law @ there) * founders / founders.sum(), 1.0))
 
 
-def _occupied(law: Floats, draws: float) -> tuple[float, float]:
-    """Mean and variance of the number of different items in so many draws (Johnson and Kotz, "Urn Models", 1977)."""
+def _occupied(law: Floats, draws: float, exactly: bool) -> tuple[float, float]:
+    """Mean and variance of the number of different items in so many draws (Johnson and Kotz, "Urn Models", 1977).
+
+    An exact number of draws of one law makes the variance less than where so many are expected, as sessions are.
+    """
+    if not draws:
+        return 0.0, 0.0
     with np.errstate(divide="ignore"):
         missed = np.exp(draws * np.log1p(-law))
-    met = float((1.0 - missed).sum())
-    return met, float((missed * (1.0 - missed)).sum()) - draws * float((law * missed).sum()) ** 2
+    met, variance = float((1.0 - missed).sum()), float((missed * (1.0 - missed)).sum())
+    return met, variance - draws * float((law * missed).sum()) ** 2 if exactly else variance
 
 
 def _power(log_unit: Floats, counts: Ids, group: npt.NDArray[np.int32], declared: float) -> Measure:

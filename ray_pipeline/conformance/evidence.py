@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ray_pipeline.conformance.sample import Sample
 from ray_pipeline.conformance.scores import Intervals, ScoreFit, Terms, fit_scores
 from ray_pipeline.conformance.world import World
+from ray_pipeline.events import Fault
 from ray_pipeline.model.faults import make_faults
 from ray_pipeline.model.population import Habits
 from ray_pipeline.truth.rise import longest_rise
@@ -128,7 +129,10 @@ class Evidence:
 
     @functools.cached_property
     def repeats(self) -> npt.NDArray[np.int64]:
-        """Shape (raw,): how many records back the first one lies that says the same; 0 where a rating is the first to say it."""
+        """Shape (raw,): how many records back the one lies that each repeats; 0 where a rating repeats none.
+
+        Two honest ratings of a moment may be alike: what the seed draws in its own place is no repeat of what says the same before it.
+        """
         raw = self.raw
         names = (raw.partition, raw.timestamps_ms, raw.user_ids, raw.movie_ids, raw.half_stars)
         order = np.lexsort((raw.index, *names))
@@ -136,10 +140,28 @@ class Evidence:
         same[:1] = False
         for column in names:
             same[1:] &= column[order][1:] == column[order][:-1]
+        same[same] = ~self._own(order[same])
         group = np.maximum.accumulate(np.where(same, 0, np.arange(len(raw))))
         found = np.zeros(len(raw), np.int64)
         found[order] = raw.index[order] - raw.index[order][group]
         return found
+
+    def _own(self, row: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether each of some records has the user and movie that the seed draws in its place, and is to repeat none, shape (k,)."""
+        raw, own = self.raw, np.zeros(len(row), np.bool_)
+        for p in range(self.declared.settings.partitions):
+            mine = np.flatnonzero(raw.partition[row] == p)
+            if not len(mine):
+                continue
+            at, model = raw.index[row[mine]], self.declared.shard(p)
+            first, count = int(at.min()), int(at.max() - at.min()) + 1
+            drawn = model.draw(first, count)
+            user, movie = drawn.user_ids[at - first], drawn.movie_ids[at - first]
+            own[mine] = (user == raw.user_ids[row[mine]]) & (movie == raw.movie_ids[row[mine]])
+            if model.faults is not None:  # a declared repeat may happen to be of the same user and movie
+                fates = model.faults.fates(first, count, self.declared.schedules[p].due_ms)
+                own[mine] &= fates.faults[at - first] != Fault.DUPLICATE
+        return own
 
     @functools.cached_property
     def user(self) -> npt.NDArray[np.int64]:

@@ -7,12 +7,15 @@ biases.
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.conformance.evidence import Evidence
 from ray_pipeline.conformance.measure import Counted, Measure, Unchecked
 from ray_pipeline.conformance.world import World
+from ray_pipeline.events import HALF_STARS_MAX
 from ray_pipeline.model.alias import AliasTable
 from ray_pipeline.model.population import Movies, Users
 from ray_pipeline.model.ratings import ShardModel
@@ -28,6 +31,7 @@ _TRAIN_FEWEST, _TRAIN_MOST = 40_000, 1_000_000
 _TEST = 80_000
 _ABOVE_THRESHOLD = 15.0
 _RANK_MOST = 40
+_WITHIN_LEAST = 0.2  # share of the raw scores that ratings can say
 _ROUNDS = 12
 _PLAIN = {"taste_exposure": 0.0, "session_length": 1.0, "drift": (), "attack": ()}
 """All of them rate alike, and nothing happens meanwhile."""
@@ -44,6 +48,9 @@ def learnable(evidence: Evidence) -> Measure:
     rank = source.settings.rank
     if source.settings.factor_share == 0:
         return Unchecked("factor_share is 0: there is nothing to learn")
+    law = NormalDist(source.settings.mean_rating, source.settings.rating_sd)
+    if law.cdf(HALF_STARS_MAX / 2) - law.cdf(0.5) < _WITHIN_LEAST:
+        return Unchecked("most scores are cut off at 0.5 or 5 stars: what they were cannot be learned")
     if rank > _RANK_MOST:
         return Unchecked(f"a short fit cannot find more than {_RANK_MOST} factors")
     ids = _frequent(source, declared)

@@ -23,6 +23,7 @@ __all__ = ["Intervals", "ScoreFit", "Terms", "fit_scores"]
 Floats = npt.NDArray[np.float64]
 
 _FEWEST = 1_000
+_DIFFERING_FEWEST = 30
 _WARM_UP = 20_000
 _STEPS_MOST = 60
 _TINY = 1e-300
@@ -140,11 +141,16 @@ class ScoreFit:
 
 
 def fit_scores(terms: Terms, ratings: Intervals) -> ScoreFit | None:
-    """Maximum-likelihood scales of the terms; None where there are too few ratings, users or movies to tell them apart."""
+    """Maximum-likelihood scales of the terms; None where there are too few ratings, users or movies to tell them apart.
+
+    Or where nearly all ratings are as one score makes them: then no term shows at all.
+    """
     if len(ratings) < _FEWEST or np.linalg.cond(terms.design.T @ terms.design) > _CONDITION_MOST:
         return None
     every = max(1, len(ratings) // _WARM_UP)
     some, design = ratings.every(every), terms.design[::every]
+    if _differing(design, some) < _DIFFERING_FEWEST > _differing(terms.design, ratings):
+        return None
     beta, *_ = np.linalg.lstsq(design, some.middle, rcond=None)
     noise = max(float((some.middle - design @ beta).std()), 0.1)
     point = np.append(beta, 1.0) / noise
@@ -158,6 +164,14 @@ def fit_scores(terms: Terms, ratings: Intervals) -> ScoreFit | None:
     jacobian[:, 4] = -scales / gamma
     covariance = jacobian @ np.linalg.inv(-hessian) @ jacobian.T
     return ScoreFit(scales, covariance, slope * gamma, weight * gamma**2)
+
+
+def _differing(design: Floats, ratings: Intervals) -> int:
+    """How many ratings, at least, a score that is the same for all does not explain."""
+    low = np.sort(np.where(ratings.lowest, -np.inf, ratings.low / design[:, 0]))
+    high = np.sort(np.where(ratings.highest, np.inf, ratings.high / design[:, 0]))
+    explained = np.arange(1, len(low) + 1) - np.searchsorted(high, low, "right")
+    return len(low) - int(explained.max(initial=0))
 
 
 def _climb(design: Floats, ratings: Intervals, point: Floats) -> Floats:

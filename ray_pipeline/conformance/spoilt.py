@@ -34,7 +34,7 @@ _NO_SHARD = 2**31 - 1
 _BINS = 12
 _EXPECTED_LEAST = 20.0
 _FEWEST = 200
-_ALIKE_MOST = 5
+_ALIKE_MOST = 100
 
 
 def text_share(fault: Fault, setting: str) -> Callable[[Evidence], Measure]:
@@ -49,11 +49,7 @@ def text_share(fault: Fault, setting: str) -> Callable[[Evidence], Measure]:
 
 def repeats(evidence: Evidence) -> Measure:
     """Share of records that repeat an earlier one of their partition."""
-    declared, raw = evidence.declared.settings.duplicate_share, evidence.raw
-    moments = len(np.unique(raw.timestamps_ms * evidence.declared.settings.partitions + raw.partition))
-    if len(raw) > _ALIKE_MOST * moments:
-        return Unchecked("so many ratings of a millisecond that honest ones may be alike")
-    return _share(int((evidence.repeats > 0).sum()), evidence.records, declared)
+    return _share(int((evidence.repeats > 0).sum()), evidence.records, evidence.declared.settings.duplicate_share)
 
 
 def repeat_distance(evidence: Evidence) -> Measure:
@@ -61,6 +57,10 @@ def repeat_distance(evidence: Evidence) -> Measure:
     fates = _simulated(evidence.declared.settings)
     if fates is None or not (fates.faults == Fault.DUPLICATE).any():
         return _nothing(int((evidence.repeats > 0).sum()), "no records are declared to be repeated")
+    raw = evidence.raw
+    moments = len(np.unique(raw.timestamps_ms * evidence.declared.settings.partitions + raw.partition))
+    if len(raw) > _ALIKE_MOST * moments:
+        return Unchecked("so many ratings of a millisecond that those before a repeat may be alike")
     back = (np.arange(len(fates.sources)) - fates.sources)[fates.faults == Fault.DUPLICATE]
     found = evidence.repeats[evidence.repeats > 0]
     if len(found) < _FEWEST:

@@ -19,7 +19,9 @@ _BLOCK = 1 << 14
 _RANKED_MOST = 200_000
 _CERTAIN = 5.0  # standard errors that a factor's weight must be above 0
 _NOISELESS = 0.03  # stars; half stars do not tell less noise from none
-_TOO_FEW = Unchecked("too few ratings of declared users and movies to tell the terms of a score apart")
+_TOO_FEW = Unchecked(
+    "too few ratings of declared users and movies, or too few that differ, to tell the terms of a score apart"
+)
 
 
 def mean(evidence: Evidence) -> Measure:
@@ -50,10 +52,11 @@ def factor_share(evidence: Evidence) -> Measure:
 def noise_share(evidence: Evidence) -> Measure:
     """Share of the variance that nothing explains."""
     world, fit = evidence.declared, evidence.fit
-    if fit is None or world.settings.rating_sd * world.noise_share**0.5 > _NOISELESS:
+    declared_sd = world.settings.rating_sd * world.noise_share**0.5
+    if fit is None or max(declared_sd, abs(fit.scales[4])) > _NOISELESS:
         return _fitted(evidence, lambda fit: fit.share(4, world.noise_share))
     share = fit.share(4, world.noise_share).value
-    return Counted(share, world.noise_share, 0.0 if abs(fit.scales[4]) <= _NOISELESS else share, share)
+    return Counted(share, world.noise_share, 0.0, max(share, world.noise_share))
 
 
 def rank(evidence: Evidence) -> Measure:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = ["OutsideDelivery"]
 _log = logging.getLogger(__name__)
 
 _DEADLINE_S = 30.0
+_POLL_S = 0.1
 
 _Place = tuple[int, int]
 """Partition and offset."""
@@ -204,7 +206,12 @@ class OutsideDelivery:
     def _write(
         self, producer: Producer, topic: str, rows: Sequence[tuple[bytes, bytes | None]], partition: int = -1
     ) -> list[_Place]:
-        """Write records, by the partitioner where no partition is given, and wait for the broker; their partitions and offsets."""
+        """Write records, by the partitioner where no partition is given, and wait for the broker; their partitions and offsets.
+
+        Raises:
+            DeliveryError: the broker did not take them all within the deadline, or refused one.
+        """
+        deadline = time.monotonic() + _DEADLINE_S
         places: list[_Place] = [(-1, -1)] * len(rows)
         failures: list[str] = []
 
@@ -215,8 +222,16 @@ class OutsideDelivery:
             places[at] = (message.partition(), message.offset())
 
         for at, (key, value) in enumerate(rows):
-            producer.produce(topic, value, key, partition, on_delivery=functools.partial(placed, at))
-        left = producer.flush(_DEADLINE_S)
+            while True:
+                try:
+                    producer.produce(topic, value, key, partition, on_delivery=functools.partial(placed, at))
+                    break
+                except BufferError:  # its queue is full: what the broker answers makes room
+                    if time.monotonic() > deadline:
+                        problem = f"ratings from outside: the queue stayed full for {_DEADLINE_S:.0f} s"
+                        raise DeliveryError(problem=problem, fix="The broker is too slow or away") from None
+                    producer.poll(_POLL_S)
+        left = producer.flush(max(0.0, deadline - time.monotonic()))
         if failures or left:
             reason = failures[0] if failures else f"{left} were not acknowledged within {_DEADLINE_S:.0f} s"
             raise DeliveryError(problem=f"ratings from outside: {reason}", fix="The broker is too slow or away")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.errors import RatingsFileError
-from ray_pipeline.fitted import FittedModel, FittedSide
+from ray_pipeline.fitted import RAW_MEAN_MOST, RAW_SD_MOST, FittedModel, FittedSide
 from ray_pipeline.fitting.als import Factoriser, Residuals
 from ray_pipeline.fitting.biases import Biases, fit_biases
 from ray_pipeline.fitting.calibration import Calibration, calibrate
@@ -156,8 +156,9 @@ def _assembled(
         "users": len(ratings.user_ids),
         "movies": len(ratings.movie_ids),
         "rank": factors[0].shape[1],
-        "mean_rating": float(np.clip(mean, 0.5, 5.0)),
-        "rating_sd": float(np.sqrt(variance)),
+        # of raw scores: where most ratings are the highest, their mean lies above it, within the bounds by the calibration
+        "mean_rating": float(np.clip(mean, -RAW_MEAN_MOST, RAW_MEAN_MOST)),
+        "rating_sd": min(float(np.sqrt(variance)), RAW_SD_MOST),
         **{name: share / variance for name, share in variances.items()},
         "popularity_exponent": _zipf_exponent(counts[1]),
         "activity_sigma": float(np.clip(np.log(counts[0]).std(), 0.0, 3.0)),

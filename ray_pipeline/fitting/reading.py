@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def _parquet(path: Path, names: ColumnNames) -> Iterator[tuple[Any, Any, Any]]:
             users, movies = (batch[name].cast(pa.int64()) for name in (names.user, names.movie))
             yield _checked(path, names, users, movies, batch[names.rating].cast(pa.float64()), first)
             first += len(batch)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise RatingsFileError(
             f"ratings file {path}, from row {first} on: {_line(error)}", "Correct the file"
         ) from None
@@ -132,11 +133,11 @@ def _checked(path: Path, names: ColumnNames, users: Any, movies: Any, stars: Any
 
 
 def _csv(path: Path, names: ColumnNames) -> Iterator[tuple[Any, Any, Any]]:
-    with _text(path) as file:
-        header = next(csv.reader(file), [])
-    _require_columns(path, names, header)
     types = {names.user: pa.int64(), names.movie: pa.int64(), names.rating: pa.float64()}
     try:
+        with _text(path) as file:
+            header = next(csv.reader(file), [])
+        _require_columns(path, names, header)
         reader = pyarrow.csv.open_csv(
             path,
             read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
@@ -147,8 +148,12 @@ def _csv(path: Path, names: ColumnNames) -> Iterator[tuple[Any, Any, Any]]:
             if not _good(users, movies, stars).all():
                 raise _first_damage(path, names, "a value is out of range")
             yield _columns(users, movies, stars)
+    except csv.Error as error:
+        raise _malformed(path, 1, str(error)) from None
     except pa.ArrowException as error:
         raise _first_damage(path, names, _line(error)) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _good(users: Any, movies: Any, stars: Any) -> npt.NDArray[np.bool_]:
@@ -186,6 +191,8 @@ def _first_damage(path: Path, names: ColumnNames, otherwise: str) -> RatingsFile
                         return _malformed(path, reader.line_num, reason)
         except csv.Error as error:
             return _malformed(path, reader.line_num, str(error))
+        except OSError as error:
+            return _unreadable(path, error)
     return RatingsFileError(f"ratings file {path} cannot be read: {otherwise}", "Correct the file")
 
 
@@ -193,25 +200,35 @@ def _reason(names: ColumnNames, row: dict[str, str]) -> str:
     """Why a row is no rating; empty when it is one."""
     for name in (names.user, names.movie):
         if not _is_id(row[name]):
-            return f"{name} {row[name]!r} is not a whole number from 1 to {_ID_MOST}"
+            return f"{name} {reprlib.repr(row[name])} is not a whole number from 1 to {_ID_MOST}"
     try:
         stars = float(row[names.rating])
     except ValueError:
         stars = 0.0
-    return "" if stars in _STARS else f"{names.rating} {row[names.rating]!r} is not one of 0.5, 1.0, … 5.0 stars"
+    told = reprlib.repr(row[names.rating])
+    return "" if stars in _STARS else f"{names.rating} {told} is not one of 0.5, 1.0, … 5.0 stars"
 
 
 def _is_id(text: str) -> bool:
     number = text.strip()
-    return number.isascii() and number.isdigit() and 1 <= int(number) <= _ID_MOST
+    digits = number.lstrip("0") if number.isascii() and number.isdigit() else ""
+    # int() refuses thousands of digits
+    return 1 <= len(digits) <= len(str(_ID_MOST)) and int(digits) <= _ID_MOST
 
 
 def _require_columns(path: Path, names: ColumnNames, there: list[str]) -> None:
+    options: dict[str, str] = {}
     for option, name in (
         ("--user-column", names.user),
         ("--movie-column", names.movie),
         ("--rating-column", names.rating),
     ):
+        if name in options:
+            raise RatingsFileError(
+                f"ratings file {path}: {options[name]} and {option} both name column {name!r}",
+                f"Name another with {option}",
+            )
+        options[name] = option
         if there.count(name) != 1:
             how = "stands twice" if name in there else "is missing"
             raise RatingsFileError(
@@ -222,6 +239,13 @@ def _require_columns(path: Path, names: ColumnNames, there: list[str]) -> None:
 
 def _malformed(path: Path, line: int, reason: str) -> RatingsFileError:
     return RatingsFileError(f"ratings file {path}, line {line}: {reason}", "Correct the line")
+
+
+def _unreadable(path: Path, error: OSError) -> RatingsFileError:
+    return RatingsFileError(
+        f"ratings file {path} cannot be read: {_line(error)}",
+        "Copy it again if it is cut off; its name must end in .gz, .bz2 or .zst where it is compressed so, and only there",
+    )
 
 
 def _text(path: Path) -> io.TextIOWrapper:

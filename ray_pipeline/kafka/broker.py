@@ -224,11 +224,9 @@ class EmbeddedBroker:
     def _choose_port(self) -> None:
         remembered = self._folder / "port"
         port = self._wanted_port
-        if port == 0 and remembered.is_file():
-            last = int(remembered.read_text())
-            port = last if is_free(self._host, last) else 0
         if port == 0:
-            port = any_free_port(self._host)
+            last = _port_in(remembered)
+            port = last if last and is_free(self._host, last) else any_free_port(self._host)
         elif not is_free(self._host, port):
             raise EnvironmentProblem(
                 problem=f"port {port} for the broker is in use", fix="Choose another with --broker-port, or 0"
@@ -314,6 +312,15 @@ class EmbeddedBroker:
 
     def _log_tail(self) -> str:
         return self._log_file.read_text(errors="replace")[-600:].strip() or "its log is empty"
+
+
+def _port_in(file: Path) -> int:
+    """The port that a file holds; 0 when there is none, as where a disk was full when it was written."""
+    try:
+        port = int(file.read_text())
+    except (OSError, ValueError):
+        return 0
+    return port if 0 < port < 65_536 else 0
 
 
 def _property(text: str) -> str:

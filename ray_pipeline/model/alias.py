@@ -77,6 +77,20 @@ class AliasTable:
         alias[full] = np.flatnonzero(full).astype(np.int32)
         return cls(threshold, alias)
 
+    @staticmethod
+    def scaled(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Weights that a table can hold: as they are where it can, else halved until it can; what is above 0 stays so.
+
+        Args:
+            weights: shape (n,), int64, ≥ 0, n < 2^31, with a sum below 2^63.
+        """
+        product = len(weights) * int(weights.sum())
+        if product < 2**63:
+            return weights
+        # n · sum falls below 2^62, and weights that are held at 1 add less than n² < 2^62
+        halved = weights >> (product.bit_length() - 62)
+        return np.where(weights > 0, np.maximum(halved, 1), 0)
+
     def draw(self, word: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """One item a word.
 

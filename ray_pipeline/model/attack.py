@@ -81,8 +81,8 @@ class Attacks:
         self.movies = np.array(movies, np.int64)
         self.stars = np.array([p.attack.rating for p in self._planned], np.float32)
 
-    def strikes(self, first: int, count: int) -> Strikes | None:
-        """The attacks' ratings among ``first … first + count - 1``; None when no attack goes on there."""
+    def strikes(self, first: int, count: int, apart: int = 0) -> Strikes | None:
+        """The attacks' ratings among ``first … first + count - 1``, drawn so far behind them; None when no attack goes on there."""
         begin, end = first / self._share, (first + count) / self._share
         going_on = [n for n, p in enumerate(self._planned) if p.attack.start <= end and p.attack.end > begin]
         if not going_on:
@@ -91,7 +91,7 @@ class Attacks:
         user, hit = np.zeros(count, np.int64), np.zeros(count, np.bool_)
         for number in going_on:
             planned = self._planned[number]
-            drawn = pairs(self._seed, f"attack/{number}", self._partition, first, count)
+            drawn = pairs(self._seed, f"attack/{number}", self._partition, first + apart, count)
             rows = np.flatnonzero((drawn[:, 0] >> _HALF_WORD) < planned.threshold)
             at = (first + rows) / self._share
             rows = rows[(at >= planned.attack.start) & (at < planned.attack.end)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import io
+import reprlib
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,7 @@ _PATTERNS = (
     "Return to the {a} {n}", "{n} Without a {m}",
 )  # fmt: skip
 _NO_GENRES = "(no genres listed)"
+_ID_MOST = 2**31 - 1
 _CATALOGUE_STREAM_SEED = 0  # the built-in catalogue is the same for every run's seed
 
 
@@ -166,7 +169,7 @@ def _from_file(path: Path) -> Catalogue:
             problem=f"catalogue {path}, line {line}: not UTF-8", fix="Save the file in UTF-8"
         ) from None
     rows: dict[int, tuple[str, tuple[str, ...]]] = {}
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # str.splitlines cuts titles with rarer line ends
     try:
         header = next(reader, None)
         if header != ["movieId", "title", "genres"]:
@@ -193,14 +196,16 @@ def _parse_row(path: Path, line: int, row: list[str]) -> tuple[int, str, tuple[s
     if len(row) != 3:
         raise _malformed(path, line, f"{len(row)} columns instead of 3 (movieId,title,genres)")
     number, title, genres = row
-    if not number.isascii() or not number.isdigit() or not 1 <= int(number) < 2**31:
-        raise _malformed(path, line, f"movieId {number!r} is not a whole number from 1 to 2147483647")
+    digits = number.lstrip("0") if number.isascii() and number.isdigit() else ""
+    # int() refuses thousands of digits
+    if not 1 <= len(digits) <= len(str(_ID_MOST)) or int(digits) > _ID_MOST:
+        raise _malformed(path, line, f"movieId {reprlib.repr(number)} is not a whole number from 1 to {_ID_MOST}")
     if not title.strip():
         raise _malformed(path, line, "the title is empty")
     names = () if genres in ("", _NO_GENRES) else tuple(sorted(set(genres.split("|"))))
     if any(not name.strip() for name in names):
         raise _malformed(path, line, f"genres {genres!r} have an empty name")
-    return int(number), title, names
+    return int(digits), title, names
 
 
 def _malformed(path: Path, line: int, reason: str) -> CatalogueError:

@@ -77,13 +77,14 @@ class ShardChoice:
             founders = users.arrivals.joins == 0 if users.arrivals else None
             self.attacks = Attacks(settings, partition, users.user_ids, founders, share, movies.attacked)
 
-    def choose(self, first: int, count: int) -> Chosen:
-        """Who rates what at the indexes ``first … first + count - 1``."""
-        lo = first if self._sessions is None else self._sessions.lookback(first)
-        lead = first - lo
+    def choose(self, first: int, count: int, apart: int = 0) -> Chosen:
+        """Who rates what at the indexes ``first … first + count - 1``, by the counters that lie so far behind them."""
+        counter = first + apart
+        lo = counter if self._sessions is None else self._sessions.lookback(counter)
+        lead = counter - lo
         drawn = words(self._seed, "events", self._partition, lo, lead + count)
-        at, spare = self._spare(lo, lead + count)
-        begin = slice(None) if self._sessions is None else self._sessions.begins(lo, first, drawn[:, 2])
+        at, spare = self._spare(lo, lead + count, apart)
+        begin = slice(None) if self._sessions is None else self._sessions.begins(lo, counter, drawn[:, 2])
         user = self._users.activity.draw(drawn[begin, 0])
         if at is not None and self._users.arrivals:
             user = Joining(self._users.arrivals, at[begin], spare[begin, 0]).settled(user)
@@ -92,25 +93,26 @@ class ShardChoice:
         if at is not None and self._movies.arrivals:
             joining = Joining(self._movies.arrivals, at[lead:], spare[lead:, 1])
         if self._exposure is not None:
-            base = self._look_around(self._exposure, first, user, movie, joining)
+            base = self._look_around(self._exposure, counter, user, movie, joining)
         else:
             movie = joining.settled(movie) if joining else movie
             base = self._score(user, movie)
-        return Chosen(user, movie, base, drawn[lead:, 2], self._strike(first, user, movie, base))
+        return Chosen(user, movie, base, drawn[lead:, 2], self._strike(first, user, movie, base, apart))
 
-    def _spare(self, first: int, count: int) -> tuple[npt.NDArray[np.float64] | None, Words]:
+    def _spare(self, counter: int, count: int, apart: int) -> tuple[npt.NDArray[np.float64] | None, Words]:
         """Positions, and words for founders, while somebody has yet to join; None from then on."""
-        known = (self._users.arrivals, self._movies.arrivals)
+        known, first = (self._users.arrivals, self._movies.arrivals), counter - apart
         if first / self._share >= max((arrivals.last for arrivals in known if arrivals), default=0.0):
             return None, np.empty((0, 2), np.uint64)
-        spare = pairs(self._seed, "events/joining", self._partition, first, count)
-        return positions(first, count, self._share), spare
+        spare = pairs(self._seed, "events/joining", self._partition, counter, count)
+        # a session that lies apart may reach back behind the beginning
+        return np.maximum(positions(first, count, self._share), 0.0), spare
 
     def _look_around(
-        self, exposure: Exposure, first: int, user: Places, movie: Places, joining: Joining | None
+        self, exposure: Exposure, counter: int, user: Places, movie: Places, joining: Joining | None
     ) -> Scores:
         """Put other movies in the place of those that are passed over; returns the base scores."""
-        more = words(self._seed, "events/exposure", self._partition, first, len(user))
+        more = words(self._seed, "events/exposure", self._partition, counter, len(user))
         base = np.empty(len(user), np.float32)
         for lo in range(0, len(user), _BLOCK):
             part = slice(lo, lo + _BLOCK)
@@ -144,9 +146,9 @@ class ShardChoice:
         scales = self._users.habits.scales
         return taste if scales is None else taste / scales.take(user)
 
-    def _strike(self, first: int, user: Places, movie: Places, base: Scores) -> Strikes | None:
+    def _strike(self, first: int, user: Places, movie: Places, base: Scores, apart: int) -> Strikes | None:
         """Put the attacks' ratings in their places."""
-        strikes = self.attacks.strikes(first, len(user)) if self.attacks else None
+        strikes = self.attacks.strikes(first, len(user), apart) if self.attacks else None
         if strikes is None or self.attacks is None:
             return None
         rows, hit = strikes.rows, strikes.hit

@@ -32,6 +32,8 @@ _ONE = 1 << 32
 _LOW = np.uint64(_ONE - 1)
 _HIGH = np.uint64(32)
 _LAW_ENTRIES = 1 << 16
+_RARE = math.log(2_000_000)
+_NONE = 1e-12  # what sums of shares are off by
 _REPEATABLE = np.isin(np.arange(len(Fault)), [Fault.NONE, Fault.LATE, Fault.OUT_OF_ORDER])
 _FAULT_OF = {
     "late_share": Fault.LATE,
@@ -104,8 +106,7 @@ class Faults:
         self._drop_below = np.uint64(math.floor(settings.drop_share * _ONE))
         late_ms = int(self._late_ms.max()) if settings.late_share else 0
         self.behind_ms = max(late_ms, int(self._disorder_ms) if settings.disorder_share else 0)
-        share = settings.duplicate_share
-        self.reach = math.ceil(14 / -math.log(share)) * settings.duplicate_distance if share else 0
+        self.reach = _reach(settings) if settings.duplicate_share else 0
 
     # -- records
 
@@ -227,6 +228,23 @@ class Faults:
         count = int(indexes.max()) - lowest + 1
         drawn = self._words("faults", lowest, count)
         return (due(lowest, count) + self._shifts(self._kinds(drawn), drawn))[indexes - lowest]
+
+
+def _reach(settings: Settings) -> int:
+    """In how many records behind a record its repeats lie, but for one in a million of them.
+
+    Who looks for a record to repeat comes by repeats, each of which leads up to the distance further back, and by broken records, which
+    lead one back; how many there are of either is geometric.
+    """
+    repeats = settings.duplicate_share
+    readable = settings.late_share + settings.disorder_share
+    broken = sum(getattr(settings, name) for name in FAULT_SHARES) - repeats - readable
+    return _beyond(repeats / (1.0 - broken)) * settings.duplicate_distance + _beyond(broken / (1.0 - repeats))
+
+
+def _beyond(ratio: float) -> int:
+    """What is passed once in two million times by a count that goes on with this probability."""
+    return math.ceil(_RARE / -math.log(ratio)) if ratio > _NONE else 0
 
 
 @functools.cache

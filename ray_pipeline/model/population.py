@@ -178,7 +178,7 @@ def _with_habits(
     if np.any(whole_stars):
         drawn = halfwords_of(settings.seed, "user/whole-stars", user_ids, 2).astype(np.int64)
         whole = (drawn[:, 0] << 16 | drawn[:, 1]) < whole_stars * 2.0**32
-    activity, joining = _activity(settings, user_ids), None
+    activity, joining = AliasTable.scaled(_activity(settings, user_ids)), None
     if settings.new_user_share:
         share, until = settings.new_user_share, settings.arrival_ratings
         joining = arrivals(settings.seed, "user/arrival", user_ids, activity, share, until)

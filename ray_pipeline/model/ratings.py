@@ -122,14 +122,15 @@ class ShardModel:
         users = build_users(settings, user_map.users_of(partition))
         return cls(settings, partition, users, movies, user_map.share(partition))
 
-    def draw(self, first: int, count: int) -> Drawn:
+    def draw(self, first: int, count: int, apart: int = 0) -> Drawn:
         """Ratings ``first … first + count - 1``.
 
         Args:
             first: index of the first rating, ≥ 0.
             count: how many, ≥ 0.
+            apart: others at the same places of the stream, drawn by the counters that lie so far behind those of the shard's own, ≥ 0.
         """
-        chosen = self._choice.choose(first, count)
+        chosen = self._choice.choose(first, count, apart)
         user, movie, scores, strikes = chosen.user, chosen.movie, chosen.base, chosen.strikes
         if self._drift is not None:
             self._drift.add(scores, user, movie, positions(first, count, self._share))

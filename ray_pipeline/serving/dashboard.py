@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,9 @@ from ray_pipeline.serving.workload.panel import Workload, build_workload
 
 __all__ = ["Page", "make_dashboard"]
 
+_log = logging.getLogger(__name__)
+
+_HEALTH = "health"
 _CSS = Path(__file__).with_name("dashboard.css")
 _SCRIPT = Path(__file__).with_name("dashboard.js")
 _WINDOWS_SHOWN = 120
@@ -65,9 +71,10 @@ class Page:
         self._explanations = explanations
         self._clock = clock
         self._titles = dict(zip(catalogue.movie_ids.tolist(), catalogue.titles, strict=True))
+        self._failed: set[tuple[str, type[Exception]]] = set()
 
     def refresh(self, window_type: str, draft: str, shown: str, behind_utc_min: float = 0) -> tuple[Any, ...]:
-        """Everything that changes, in the order of the page's outputs.
+        """Everything that changes, in the order of the page's outputs. One that cannot be made keeps no other from being shown.
 
         Args:
             window_type: of which windows.
@@ -75,38 +82,68 @@ class Page:
             shown: the plan in force when the page last looked.
             behind_utc_min: how far the browser's time is behind UTC, minutes.
         """
-        plan = self.plan_text()
-        now_ms = self._clock.now_ms()
-        store = self._store
-        summary, scores = store.summary(now_ms), store.scores()
-        count, mean = views.history(store.history(window_type, limit=_WINDOWS_SHOWN))
-        top = store.topn(window_type)
+        now_ms, store = self._clock.now_ms(), self._store
+        summary = functools.cache(functools.partial(store.summary, now_ms))
+        plan = functools.cache(self.plan_text)
+
+        @functools.cache
+        def charts() -> tuple[pd.DataFrame, pd.DataFrame]:
+            return views.history(store.history(window_type, limit=_WINDOWS_SHOWN))
+
+        outputs: dict[str, Callable[[], Any]] = {
+            _HEALTH: lambda: self._header(now_ms),
+            "the numbers": lambda: views.tiles(summary(), window_type),
+            "ratings by window": lambda: _in_utc(charts()[0], behind_utc_min),
+            "the mean by window": lambda: _in_utc(charts()[1], behind_utc_min),
+            "ratings by stars": lambda: views.histogram(summary()["windows"].get(window_type)),
+            "ratings by genre": lambda: views.genres(store.genres(window_type), self._catalogue.genre_names),
+            "the top movies": lambda: self._movies(window_type),
+            "the actors": lambda: views.actors(summary()["generator"], summary()["job"]),
+            "the newest ratings": self._tail,
+            "the verdicts": lambda: views.windows(store.history(window_type, limit=_VERDICTS_SHOWN, now_ms=now_ms)),
+            "the scoreboard": self._scoreboard,
+            "the curve": lambda: self.curve(draft, behind_utc_min),
+            "the plan's text": lambda: gr.skip() if draft or plan() == shown else plan(),
+            "the plan": plan,
+            "the rate": self.rate,
+        }
+        return tuple(self._shown(name, make) for name, make in outputs.items())
+
+    def at_first(self, window_type: str) -> tuple[Any, ...]:
+        """What the page's outputs begin with; None where one cannot be made yet."""
+        return tuple(None if isinstance(shown, dict) else shown for shown in self.refresh(window_type, "", ""))
+
+    def _shown(self, name: str, make: Callable[[], Any]) -> Any:
+        """An output; as it was where it cannot be made, which is logged once. But health that is old would be a lie."""
+        try:
+            return make()
+        except Exception as error:  # noqa: BLE001 - whatever it is: the rest of the page goes on without it
+            failure = name, type(error)
+            if failure not in self._failed:
+                self._failed.add(failure)
+                _log.warning("%s cannot be shown: %r", name, error, exc_info=True)
+            return _note("health cannot be told: the log says why", bad=True) if name == _HEALTH else gr.skip()
+
+    def _header(self, now_ms: int) -> str:
+        store, generator = self._store, self._store.generator(now_ms)
+        health, updated = store.health(now_ms), store.last_update()
+        return views.header(health, store.kafka_connected, updated, generator.get("run"), generator.get("state"))
+
+    def _movies(self, window_type: str) -> str:
+        top = self._store.topn(window_type)
         if top is not None:
             top = {**top, "movies": top["movies"][:_MOVIES_SHOWN]}
         titles = [self._titles.get(movie["movieId"]) for movie in top["movies"]] if top else []
+        return views.movies(top, titles)
+
+    def _tail(self) -> str:
         newest = [(record.partition, record.offset, record.value) for record in self._feed.tail(_RATINGS_SHOWN)]
-        return (
-            views.header(
-                store.health(now_ms),
-                store.kafka_connected,
-                store.last_update(),
-                summary["generator"].get("run"),
-                summary["generator"].get("state"),
-            ),
-            views.tiles(summary, window_type),
-            _in_utc(count, behind_utc_min),
-            _in_utc(mean, behind_utc_min),
-            views.histogram(summary["windows"].get(window_type)),
-            views.genres(store.genres(window_type), self._catalogue.genre_names),
-            views.movies(top, titles),
-            views.actors(summary["generator"], summary["job"]),
-            views.ratings_tail(newest, self._titles),
-            views.windows(store.history(window_type, limit=_VERDICTS_SHOWN, now_ms=now_ms)),
-            views.scoreboard(scores["models"][:_MODELS_SHOWN], scores["reason"] if scores["state"] == "failed" else ""),
-            self.curve(draft, behind_utc_min),
-            gr.skip() if draft or plan == shown else plan,
-            plan,
-            self.rate(),
+        return views.ratings_tail(newest, self._titles)
+
+    def _scoreboard(self) -> str:
+        scores = self._store.scores()
+        return views.scoreboard(
+            scores["models"][:_MODELS_SHOWN], scores["reason"] if scores["state"] == "failed" else ""
         )
 
     def curve(self, typed: str, behind_utc_min: float = 0) -> pd.DataFrame:
@@ -252,7 +289,7 @@ def _position(rate: float) -> int:
 def _build(
     page: Page, workload: Workload, store: MetricsStore, settings: Settings, api_url: str, blocks: gr.Blocks
 ) -> None:
-    first = page.refresh(store.window_types[0], "", "")
+    first = page.at_first(store.window_types[0])
     head = gr.HTML(first[0])
     numbers = gr.HTML(first[1])
     with gr.Row(elem_classes="rp-controls"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -33,7 +34,7 @@ class RatingDelivery(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the broker."""
+        """Let go of the broker; what is delivered afterwards takes hold of it again."""
         ...
 
 
@@ -50,6 +51,7 @@ class OutsideQueue:
         self.lost = 0
         self.delivered = 0
         self._open_delivery = open_delivery
+        self._delivery: RatingDelivery | None = None
         self._waiting: deque[Mapping[str, Any]] = deque()
         self._in_hand = 0
         self._changed = threading.Condition()
@@ -94,14 +96,13 @@ class OutsideQueue:
     # -- the thread
 
     def _run(self) -> None:
-        delivery = self._open_delivery()
         while (ratings := self._next()) is not None:
-            done = self._deliver(delivery, ratings)
+            done = self._deliver(ratings)
             with self._changed:
                 self._in_hand = 0
                 self.delivered += done
                 self.lost += len(ratings) - done
-        delivery.close()
+        self._let_go()
 
     def _next(self) -> list[Mapping[str, Any]] | None:
         with self._changed:
@@ -113,14 +114,15 @@ class OutsideQueue:
             self._in_hand = len(found)
             return found
 
-    def _deliver(self, delivery: RatingDelivery, ratings: Sequence[Mapping[str, Any]]) -> int:
+    def _deliver(self, ratings: Sequence[Mapping[str, Any]]) -> int:
         """How many of them were delivered: all, or none."""
-        batch, deadline = _columns(ratings), time.monotonic() + _TRY_FOR_S
+        deadline = time.monotonic() + _TRY_FOR_S
         while True:
             try:
-                delivery.deliver(batch)
-            except RayPipelineError as error:
-                _log.warning("%s", error)
+                self._try(ratings)
+            except Exception as error:  # noqa: BLE001 - whatever it is: without this thread all would wait for ever
+                _log.warning("%s", error, exc_info=not isinstance(error, RayPipelineError))
+                self._let_go()
                 if self._end or time.monotonic() > deadline:
                     _log.warning("%d ratings from outside are dropped", len(ratings))
                     return 0
@@ -128,6 +130,16 @@ class OutsideQueue:
                     self._changed.wait_for(lambda: self._end, _BACKOFF_S)
             else:
                 return len(ratings)
+
+    def _try(self, ratings: Sequence[Mapping[str, Any]]) -> None:
+        # one for good: it knows what is to be made of a commit that nobody has answered to
+        self._delivery = self._delivery or self._open_delivery()
+        self._delivery.deliver(_columns(ratings))
+
+    def _let_go(self) -> None:
+        with contextlib.suppress(Exception):  # it has failed already, or nothing comes after it
+            if self._delivery is not None:
+                self._delivery.close()
 
 
 def _columns(ratings: Sequence[Mapping[str, Any]]) -> EventBatch:

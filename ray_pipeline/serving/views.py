@@ -43,6 +43,8 @@ _LINKS = {
     "history as CSV": "/metrics/history?format=csv",
     "scores": "/predictions/scores",
 }
+_CHARTED = ("1678", "2262")
+"""The years from the first to before the second are those that pandas has nanoseconds for."""
 _NOTHING = '<p class="rp-none">no data yet</p>'
 
 
@@ -107,7 +109,11 @@ def _pace(generator: dict[str, Any]) -> str:
 
 
 def history(windows: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Count and mean by window, for two charts; without the window that is still filling, once there are others."""
+    """Count and mean by window, for two charts; without the window that is still filling, once there are others.
+
+    What somebody says of another age is not drawn.
+    """
+    windows = [w for w in windows if _CHARTED[0] <= w["window_start"] < _CHARTED[1]]
     if len(windows) > 1 and not windows[-1]["final"]:
         windows = windows[:-1]
     # a type that does not depend on the data: the chart takes its axis from it before the first window
@@ -168,7 +174,7 @@ def movies(record: dict[str, Any] | None, titles: Iterable[str | None]) -> str:
     """The most rated movies."""
     if not record or not record["movies"]:
         return _section("Top movies", _NOTHING)
-    most = max(movie["count"] for movie in record["movies"])
+    most = max(movie["count"] for movie in record["movies"]) or 1
     rows = "".join(
         f"<tr><td>{rank}</td><td>{escape(title or 'not in the catalogue')}<small> {movie['movieId']}</small></td>"
         f'<td class="rp-bar"><i style="width:{100 * movie["count"] / most:.0f}%"></i><em>{movie["count"]:,}</em></td>'

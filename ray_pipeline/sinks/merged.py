@@ -84,9 +84,9 @@ class MergedStream:
     def __init__(self, settings: Settings, clock: Clock) -> None:
         catalogue, user_map = load_catalogue(settings), build_user_map(settings)
         shares = [user_map.share(p) for p in range(settings.partitions)]
+        coordinator = Coordinator(settings, settings.digest(catalogue.digest), shares)
         movies = build_movies(settings, catalogue)
         models = [ShardModel.of_shard(settings, p, user_map, movies) for p in range(settings.partitions)]
-        coordinator = Coordinator(settings, settings.digest(catalogue.digest), shares)
         coordinator.observe([untouched(p) for p in range(settings.partitions)])
         told = coordinator.assignments(clock.now_ms())  # the run begins here: all that takes time is done
         self.requested = coordinator.requested

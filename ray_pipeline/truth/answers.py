@@ -20,7 +20,7 @@ from ray_pipeline.truth.replay import ShardReplay
 __all__ = ["AnswerKey", "answer_key"]
 
 _LOST_FROM = 1 << 40
-"""Lost ratings are drawn as those of indexes that no shard comes to."""
+"""Lost ratings are drawn where no shard comes to; who is there by then, and what has begun, goes by where they were lost."""
 _TEXT_BROKEN = (Fault.MALFORMED, Fault.MISSING_FIELD, Fault.OUT_OF_RANGE)
 
 
@@ -124,7 +124,7 @@ class AnswerKey:
             offset = places.get(index)
             if offset is None:
                 continue
-            drawn = self._replay.model.draw(_LOST_FROM + index, 1)
+            drawn = self._replay.model.draw(index, 1, _LOST_FROM)
             times_ms = fates.due_ms[index - first : index - first + 1] + faults.skew_ms
             lost = EventBatch(
                 self._replay.partition, index, drawn.user_ids, drawn.movie_ids, drawn.half_stars, times_ms

@@ -25,6 +25,7 @@ from ray_pipeline.model.ratings import ShardModel
 from ray_pipeline.truth.law import BiasOnly, RatingLaw
 from ray_pipeline.truth.lookup import find_ratings
 from ray_pipeline.truth.replay import ShardReplay
+from ray_pipeline.truth.validity import FreshRecords
 
 __all__ = ["MODELS_MOST", "InvalidPrediction", "Prediction", "Scoreboard", "parse_prediction", "parse_record"]
 
@@ -222,6 +223,7 @@ class Scoreboard:
         self._disturbing = [name for name in _DISTURB_BIAS_ONLY if getattr(settings, name)]
         self.global_mean = _mean_of_stream(models, shares)
         self._replays: dict[int, ShardReplay] = {}
+        self._fresh = {p: FreshRecords(model.faults) for p, model in models.items() if model.faults is not None}
         self._reached = np.full(settings.partitions, -1, np.int64)
         self._next_index = dict.fromkeys(range(settings.partitions), 0)
         self._tallies: list[_Tally] = []
@@ -282,7 +284,8 @@ class Scoreboard:
     def scores(self) -> list[dict[str, Any]]:
         """Each model's record, in the order in which they first came, without the time of publishing."""
         waiting = np.bincount(self._waiting.model, minlength=len(self._tallies))
-        delivered = sum(self._next_index.values())
+        told = any(tally.first_ms is not None for tally in self._tallies)
+        delivered = sum(self._fresh_before(p, n) for p, n in self._next_index.items()) if told else 0
         return [self._score(t, int(n), delivered) for t, n in zip(self._tallies, waiting.tolist(), strict=True)]
 
     def totals(self) -> dict[str, Any]:
@@ -359,11 +362,19 @@ class Scoreboard:
             tally.before = self._due_before(first_ms)
 
     def _due_before(self, time_ms: int | None) -> int:
-        """How many ratings of all shards are due before an event time."""
+        """How many ratings of all shards are due before an event time, of those that can be predicted."""
         if time_ms is None:
             return 0
-        at = np.array([time_ms], np.int64)
-        return sum(int(replay.first_at(at)[0]) for replay in self._replays.values())
+        found = 0
+        for p, replay in self._replays.items():
+            skew_ms = 0 if replay.model.faults is None else replay.model.faults.skew_ms
+            found += self._fresh_before(p, replay.count_before(time_ms - skew_ms))
+        return found
+
+    def _fresh_before(self, partition: int, index: int) -> int:
+        """How many records of a shard before one are ratings that repeat none: all, where nothing is broken on purpose."""
+        fresh = self._fresh.get(partition)
+        return index if fresh is None else fresh.before(index)
 
     def _sum_up(self, batch: _Batch, half_stars: npt.NDArray[np.uint8], index: npt.NDArray[np.int64]) -> None:
         model = self._models[int(batch.partition[0])]

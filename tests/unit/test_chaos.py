@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -604,6 +606,34 @@ def test_a_command_that_is_refused_or_never_answered_is_no_skipped_fault(
     assert failed in done.failed and not done.skipped
 
 
+@pytest.mark.parametrize(
+    ("partitions", "now", "drawn", "told"),
+    [
+        (1, 1, 1, None),
+        (1, 1, 3, None),
+        (2, 1, 3, 2),
+        (2, 2, 3, 1),
+        (2, 1, 1, 2),
+        (4, 3, 3, 2),
+        (4, 2, 3, 3),
+        (8, 8, 3, 3),
+    ],
+)
+def test_actors_are_asked_for_as_the_partitions_of_the_run_allow_whatever_the_storm_was_told(
+    partitions: int, now: int, drawn: int, told: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = {"run": {"settings": {"partitions": partitions}}, "generator": {"actors": [{}] * now}}
+    seen, tree, asked = Observer(load_settings(), "", FakeClock(NOW_MS)), None, list[Any]()
+    monkeypatch.setattr(seen, "record", lambda key: published.get(key, {}))
+    injector = Injector(load_settings(), "", tree, seen, FakeClock(NOW_MS), 200.0, threading.Event())  # type: ignore[arg-type]
+    monkeypatch.setattr(injector, "_tell", lambda command, **fields: asked.append((command, fields["actors"])))
+    done = injector.inject(Fault(0, Kind.RESCALE, 0.0, False, {"actors": drawn}))
+    if told is None:
+        assert "one partition has one actor" in done.skipped and not asked
+    else:
+        assert asked == [("scale", told)] and not done.failed and not done.skipped
+
+
 # -- what an observer sees
 
 
@@ -710,7 +740,11 @@ def test_restarts_are_counted_over_all_runs(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def chaos(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_rest: Callable[[], Any], *outcomes: Outcome
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_rest: Callable[[], Any],
+    *outcomes: Outcome,
+    more: tuple[Path, ...] = (),
 ) -> tuple[int, str, dict[str, Any]]:
     """A storm against a pipeline that runs, with what became of it; exit code, output and report."""
 
@@ -729,7 +763,8 @@ def chaos(
     monkeypatch.setattr(storming, "active_run", lambda *_: RunInfo(1, 0.0, "127.0.0.1:1", ("generate",)))
     monkeypatch.setattr(storming, "audit", lambda *_: Found())
     report = tmp_path / "report.json"
-    done = CliRunner().invoke(app, ["chaos", "--state-dir", str(tmp_path), "--report", str(report)])
+    flags = [part for file in (*more, report) for part in ("--report", str(file))]
+    done = CliRunner().invoke(app, ["chaos", "--state-dir", str(tmp_path), *flags])
     return done.exit_code, done.output, json.loads(report.read_text())
 
 
@@ -767,9 +802,38 @@ def test_what_would_be_lost_after_the_storm_is_refused_before_it(
         assert done.exit_code == 2
         return done.output
 
+    assert "is a folder" in invoke("--start", "--report", str(tmp_path))
     assert "no folder" in invoke("--start", "--report", str(tmp_path / "missing" / "report.json"))
     assert "--start" in invoke("--faults", "kill-run,rate"), "who did not start the run cannot start it again"
     assert "delivery=at-least-once" in invoke("--start", "--delivery", "at-least-once"), "repeats are its promise"
+
+
+def test_a_report_that_may_not_be_written_is_refused_before_the_storm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    done = CliRunner().invoke(app, ["chaos", "--state-dir", str(tmp_path), "--report", str(tmp_path / "report.json")])
+    assert done.exit_code == 3 and "report.json may not be written" in done.output
+
+
+def test_a_report_that_cannot_be_written_takes_neither_the_table_nor_the_other_reports_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Path("/dev/full")
+    code, output, report = chaos(tmp_path, monkeypatch, contextlib.nullcontext, outcome(0), more=(full,))
+    assert code == 3 and f"the report cannot be written to {full} (No space left" in output
+    assert report["verdict"] == "survived" and "survived" in output
+
+
+@pytest.mark.parametrize("variable", ["RAY_PIPELINE_USERS", "ray_pipeline_users", "RAY_ADDRESS"])
+def test_the_storms_own_pipeline_hears_of_the_environment_by_its_command_alone(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: environments.append(env))
+    monkeypatch.setenv(variable, "5")
+    ChildRun(settings_of({}), tmp_path, 250.0, 3)._launch()
+    assert variable not in environments[0] and "PATH" in environments[0]
 
 
 def given_to_run(child: ChildRun) -> dict[str, Any]:

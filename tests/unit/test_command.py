@@ -452,3 +452,89 @@ def test_a_stage_that_runs_in_the_state_directory_is_not_started_twice(
     with pytest.raises(Allowed):
         Pipeline(load_settings(state_dir=tmp_path), stages=stages).start()
     assert not list((tmp_path / "runs").iterdir())
+
+
+# -- numbers that are none
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan", "1e300"])
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("chaos", "--minutes"),
+        ("grade --topic x --as late", "--lateness"),
+        ("fit x.csv -o model.npz", "--held-out"),
+        ("fit x.csv -o model.npz", "--regularisation"),
+    ],
+)
+def test_a_number_without_an_end_is_refused_by_the_name_of_its_option(
+    command: str, flag: str, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_PIPELINE_STATE_DIR", str(tmp_path))
+    done = call(*command.split(), f"{flag}={number}")
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
+    assert flag in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("command", "flag"), [("chaos --start", "--rate"), ("jobs stop x", "--wait")])
+def test_nor_is_one_taken_where_there_is_no_greatest(
+    command: str, flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_PIPELINE_STATE_DIR", str(tmp_path))
+    done = call(*command.split(), flag, "inf")
+    assert (done.exit_code, done.stderr) == (2, f"Error: {flag} inf is not a finite number. Give another\n")
+
+
+# -- stages that follow alone
+
+
+@pytest.mark.usefixtures("signals_left_alone")
+@pytest.mark.parametrize(
+    ("stage", "where"), [("serve", "serving.server.ServingStage"), ("verify", "verification.stage.VerificationStage")]
+)
+def test_a_stage_that_follows_alone_is_known_to_reset_and_is_no_pipeline_to_anybody(
+    stage: str, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    meanwhile: dict[str, Result] = {}
+
+    class Following:
+        def __init__(self, *_: object) -> None:
+            """Nothing is started."""
+
+        def start(self) -> None:
+            for asked in (("reset", "--yes"), ("rate", "5"), ("batch",), ("chaos",), ("topics", "count", "ratings")):
+                meanwhile[asked[0]] = call(*asked, "--state-dir", str(tmp_path))
+            raise StageFailedError("enough is known")
+
+    monkeypatch.setattr(f"ray_pipeline.{where}", Following)
+    monkeypatch.setattr("ray_pipeline.doctor.require", lambda *_: None)
+    monkeypatch.setattr("ray_pipeline.doctor.export_java_or_fail", lambda: "")
+    monkeypatch.setattr(running, "check_broker", lambda *_, **__: None)
+    monkeypatch.setattr(running, "partitions_of", lambda *_: {})
+    monkeypatch.setattr(running, "ensure_topics", lambda *_: None)
+    done = call(stage, "--bootstrap-servers", "127.0.0.1:1", "--state-dir", str(tmp_path))
+    assert done.exit_code == StageFailedError.exit_code and "enough is known" in done.stderr
+    assert meanwhile["reset"].exit_code == EnvironmentProblem.exit_code
+    assert f"process {os.getpid()} ({stage})" in meanwhile["reset"].stderr
+    for name in ("rate", "chaos"):
+        assert "no pipeline runs" in meanwhile[name].stderr, name
+    for name in ("batch", "topics"):
+        assert "nothing has run in the state directory" in meanwhile[name].stderr, name
+    assert call("reset", "--yes", "--state-dir", str(tmp_path)).exit_code == 0 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("signals_left_alone")
+def test_a_state_directory_that_cannot_be_written_keeps_no_stage_from_following(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(running, "_joining", lambda settings: settings)
+    monkeypatch.setattr(running, "ensure_topics", lambda *_: None)
+
+    class Following:
+        def __init__(self, *_: object) -> None:
+            raise StageFailedError("it came so far")
+
+    monkeypatch.setattr("ray_pipeline.verification.stage.VerificationStage", Following)
+    (tmp_path / "file").write_text("")
+    done = call("verify", "--bootstrap-servers", "127.0.0.1:1", "--state-dir", str(tmp_path / "file"))
+    assert "it came so far" in done.stderr

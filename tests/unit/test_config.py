@@ -70,6 +70,19 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         ({"sasl_password": "hush"}, "sasl_password does not go with security_protocol=PLAINTEXT"),
         ({"ssl_ca": "ca.pem"}, "ssl_ca does not go with security_protocol=PLAINTEXT"),
         ({"security_protocol": "SSL", "ssl_key": "key.pem"}, "ssl_certificate and ssl_key go together"),
+        ({"stop_timeout_s": "inf"}, "stop_timeout_s"),
+        ({"stop_timeout_s": "nan"}, "stop_timeout_s"),
+        ({"stop_timeout_s": "1e300"}, "--stop-timeout"),
+        ({"control_token": "pässwört1"}, "--control-token"),
+        ({"control_token": "secret token "}, "printable ASCII"),
+        ({"control_token": "two\nlines of it"}, "printable ASCII"),
+        ({"metrics_topic": "ratings"}, "--ratings-topic or --metrics-topic"),
+        ({"scores_topic": "mine", "control_topic": "mine"}, "control_topic and scores_topic are both 'mine'"),
+        ({"start_time_ms": "0"}, "epoch milliseconds"),
+        ({"start_time_ms": "1700000000000000"}, "epoch milliseconds"),
+        ({"start_time_ms": "1700000000000000000"}, "--start-time"),
+        ({"mean_rating": "35"}, "before it is rounded and cut off"),
+        ({"rating_sd": "21"}, "rating_sd"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -78,6 +91,28 @@ def test_a_bad_value_is_named_with_a_fix(flags: dict[str, str], named: str) -> N
         load_settings(**flags)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_token_that_a_header_can_carry_is_taken() -> None:
+    assert load_settings(control_token="a token: {of} #1~").control_token == "a token: {of} #1~"
+
+
+@pytest.mark.parametrize("variable", ["RAY_PIPELINE_RATE", "ray_pipeline_rate", "Ray_Pipeline_Rate"])
+def test_the_case_of_an_environment_variable_does_not_change_its_precedence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('plan = "100"\n')
+    monkeypatch.setenv(variable, "77")
+    settings = load_settings(file)
+    assert (settings.rate, settings.plan) == (77.0, None)
+    assert load_settings(file, plan="50").plan == "50"
+    monkeypatch.setenv("ray_pipeline_plan", "50")
+    with pytest.raises(ConfigurationError, match="exclude each other"):
+        load_settings(file)
+    monkeypatch.setenv("ray_pipeline_rte", "7")
+    with pytest.raises(ConfigurationError, match="ray_pipeline_rte names no setting"):
+        load_settings()
 
 
 @pytest.mark.parametrize("protocol", ["SSL", "SASL_PLAINTEXT", "SASL_SSL"])

@@ -25,6 +25,7 @@ from ray_pipeline.conformance.world import START_MS, World
 from ray_pipeline.delivery.interface import ShardProgress
 from ray_pipeline.errors import ConfigurationError, UncheckedError
 from ray_pipeline.fitted import REPLACED_FIELDS, FittedModel, FittedSide, write_fitted
+from ray_pipeline.generator.sequence import ShardSequence
 from ray_pipeline.knobs import knob_of
 from ray_pipeline.verification.audit import PublishedRun
 from ray_pipeline.verification.conformance import declared_world
@@ -241,6 +242,52 @@ def test_a_fitted_model_behaves_as_it_is_told_too(tmp_path: Path) -> None:
         load_settings(**{**changes, "genre_share": 0.5})
 
 
+REPEATS = tuple(check for check in CHECKS if check.name in ("repeats", "repeat distance"))
+CROWDED: dict[str, Any] = {"users": 300, "movies": 200, "rate": 1_000.0, "arrivals": "poisson", "ratings": 100_000}
+
+
+def alike(sample: Sample) -> int:
+    """How many ratings say what another of their partition said before."""
+    names = (sample.partition, sample.timestamps_ms, sample.user_ids, sample.movie_ids, sample.half_stars)
+    return len(sample) - np.unique(np.stack([column.astype(np.int64) for column in names]), axis=1).shape[1]
+
+
+def test_honest_ratings_that_are_alike_are_no_repeats() -> None:
+    sample = sample_of(**CROWDED)
+    report = judge(Evidence(sample, declared(**CROWDED)), "right", REPEATS)
+    assert alike(sample) > 3 and report.verdict == "conforms"
+    assert [(row.verdict, row.estimate) for row in report.checks] == [("conforms", 0.0)] * 2
+
+
+def test_twins_of_the_launch_night_are_no_repeats() -> None:
+    world = World(load_settings(preset="launch-night", start_time_ms=START_MS))
+    events = ShardSequence(world.shard(1), world.schedules[1], 0).events(151_900, 100)
+    sample = Sample.of([events], whole=False, source=world)
+    assert alike(sample) == 1
+    assert judge(Evidence(sample, world), "right", REPEATS).verdict == "conforms"
+
+
+@pytest.mark.parametrize("rate", [1_000.0, 1e9])
+def test_repeats_beyond_those_that_are_alike_by_chance_deviate(rate: float) -> None:
+    said = {**CROWDED, "rate": rate, "ratings": 20_000}
+    sample = sample_of(**said)
+    for one in (5_000, 12_345):  # takes the place of the next rating
+        columns = {n: getattr(sample, n).copy() for n in ("user_ids", "movie_ids", "half_stars", "timestamps_ms")}
+        for column in columns.values():
+            column[one + 1] = column[one]
+        report = judge(Evidence(replace(sample, **columns), declared(**said)), "one", REPEATS)
+        assert verdicts(report)["repeats"] == "deviates" and report.checks[0].estimate == 1 / 20_000
+    other = judge(Evidence(sample_of(**said, duplicate_share=0.01), declared(**said)), "many", REPEATS)
+    assert verdicts(other)["repeats"] == "deviates"
+
+
+@pytest.mark.parametrize("rate", [1e4, 1e5])
+def test_shares_and_distances_of_repeats_are_right_also_among_ratings_that_are_alike(rate: float) -> None:
+    said = {**CROWDED, "rate": rate, "arrivals": "regular", "duplicate_share": 0.1}
+    report = judge(Evidence(sample_of(**said), declared(**said)), "right", REPEATS)
+    assert set(verdicts(report).values()) == {"conforms"}, report.checks
+
+
 @pytest.mark.parametrize("real", [0.35, 0.45])
 def test_another_share_of_whole_star_users_shows_either_way(real: float) -> None:
     said = {"whole_star_share": 0.4}
@@ -276,6 +323,60 @@ def test_estimates_are_as_far_off_as_they_say() -> None:
     for name, z in found.items():
         assert 0.6 < np.std(z) < 1.4, name
         assert abs(np.mean(z)) < 0.5, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "events", "seeds"),
+    [
+        ({"session_length": 8.0}, 20_000, 12),
+        (
+            {"users": 3_000, "movies": 400, "new_user_share": 0.9, "new_movie_share": 0.9, "arrival_ratings": 4_000},
+            5_000,
+            24,
+        ),
+        ({"users": 3_000, "movies": 400, "taste_exposure": 1.0, "session_length": 20.0}, 5_000, 12),
+    ],
+)
+def test_distinct_users_and_movies_are_as_far_off_as_they_say(changes: dict[str, Any], events: int, seeds: int) -> None:
+    found: dict[str, list[float]] = {"distinct users": [], "distinct movies": []}
+    checks = [check for check in CHECKS if check.name in found]
+    for seed in range(seeds):
+        world = World(load_settings(seed=seed, **changes))
+        evidence = Evidence(regenerate(world, events, events), world)
+        for check in checks:
+            measure = check.measure(evidence)
+            assert isinstance(measure, Estimate)
+            found[check.name].append((measure.value - measure.declared) / measure.error)
+    for name, z in found.items():
+        assert np.abs(z).max() < 4.2 and np.std(z) < 1.6, name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rating_sd": 0.001},
+        {"rating_sd": 0.07},
+        {"rating_sd": 0.02, "user_scale_sigma": 0.5},
+        {"rating_sd": 0.001, "mean_rating": 4.75},
+        {"rating_sd": 0.01, "whole_star_share": 1.0},
+    ],
+)
+def test_what_hardly_differs_is_not_called_wrong(changes: dict[str, Any]) -> None:
+    checks = tuple(c for c in CHECKS if c.name != EXPENSIVE)
+    for seed in (2, 3, 9):
+        said = {"users": 3_000, "ratings": 20_000, "seed": seed, **changes}
+        report = judge(Evidence(sample_of(**said), declared(**said)), "right", checks)
+        assert report.verdict == "conforms", [row for row in report.checks if row.verdict == "deviates"]
+        alike = "mean_rating" not in changes and "whole_star_share" not in changes
+        assert (verdicts(report)["spread"] == "unchecked") is alike
+
+
+@pytest.mark.parametrize("changes", [{"mean_rating": 8.0, "rating_sd": 3.0}, {"rating_sd": 20.0}])
+def test_factors_that_most_ratings_cannot_say_are_not_asked_for(changes: dict[str, Any]) -> None:
+    said = {"users": 3_000, "ratings": 20_000, **changes}
+    checks = tuple(c for c in CHECKS if c.name == EXPENSIVE)
+    (row,) = judge(Evidence(sample_of(**said), declared(**said)), "right", checks).checks
+    assert row.verdict == "unchecked" and "cut off" in row.reason
 
 
 def test_a_difference_that_a_law_does_not_allow_is_infinitely_unlikely() -> None:
@@ -335,7 +436,8 @@ def test_the_page_is_one_file_that_needs_nothing_else() -> None:
         (["--events", "3000"], 0, "3,000 ratings, made anew: conforms"),
         (["--events", "0"], 2, "--events"),
         (["--events", "10", "--topic", "ratings"], 2, "exclude each other"),
-        (["--events", "10", "--report", "/nowhere/report.html"], 3, "cannot be written"),
+        (["--events", "10", "--report", "/nowhere/report.html"], 2, "no folder /nowhere"),
+        (["--events", "3000", "--report", "/dev/full"], 3, "3,000 ratings, made anew: conforms"),
         (["--topic", "ratings"], 2, "nothing has run"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from ray_pipeline.config import load_settings
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.metrics.store import MetricsStore
 from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.serving import views
 from ray_pipeline.serving.dashboard import Page
 from ray_pipeline.serving.gate import ControlGate
 from ray_pipeline.windows.spec import iso_ms
@@ -173,3 +175,77 @@ def test_charts_say_utc_wherever_the_browser_is(pipeline: Pipeline) -> None:
     for chart, time in ((2, "window"), (11, "time")):
         here, there = (pipeline.page.refresh(WINDOW, "", "", behind)[chart][time][0] for behind in (0, in_berlin))
         assert (there - here).total_seconds() == -3600
+
+
+# -- records of somebody else, and what cannot be shown
+
+FAR = ("0001-01-01T00:00:00.000Z", "1677-09-21T00:00:00.000Z", "2262-04-11T23:47:00.000Z", "9999-12-31T23:59:00.000Z")
+
+
+@pytest.mark.parametrize("start", FAR)
+def test_a_window_of_another_age_is_not_drawn_and_the_others_are(start: str) -> None:
+    far = {"window_start": start, "count": 7, "avg_rating": 1.0, "final": False}
+    near = [{"window_start": iso_ms(NOW + n * 10_000), "count": n, "avg_rating": 3.0, "final": n < 2} for n in range(3)]
+    for found in (views.history([far, *near]), views.history([*near, far])):
+        for chart, expected in zip(found, views.history(near), strict=True):
+            assert chart.equals(expected) and len(chart) == 2, "without the one that is still filling"
+    assert [len(chart) for chart in views.history([far])] == [0, 0]
+
+
+def test_movies_that_nobody_has_rated_are_shown_as_such() -> None:
+    movie = {"movieId": 5, "count": 0, "avg_rating": 0.0}
+    assert "width:0%" in views.movies({"movies": [movie]}, [None])
+
+
+def test_foreign_records_do_not_freeze_the_page(pipeline: Pipeline) -> None:
+    pipeline.generator()
+    for start in (iso_ms(NOW), FAR[-1]):
+        said = {"window_type": WINDOW, "window_start": start, "window_end": start, "count": 0, "updated_ms": NOW}
+        movie = {"movieId": 5, "count": 0, "avg_rating": 0.0}
+        pipeline.store.window({**said, "kind": "total", "avg_rating": 3.0, "histogram": [0] * 10})
+        pipeline.store.window({**said, "kind": "topn", "avg_rating": 3.0, "movies": [movie]})
+    shown = pipeline.page.refresh(WINDOW, "", "")
+    assert "run r1 · running" in pipeline._text(shown[0])
+    assert len(shown[2]) == len(shown[3]) == 1 and "width:0%" in shown[6]
+
+
+def broken(*_: object, **__: object) -> None:
+    raise ZeroDivisionError("somebody else's record")
+
+
+@pytest.mark.parametrize(
+    ("method", "missing"),
+    [("topn", {6}), ("genres", {5}), ("scores", {10}), ("summary", {1, 4, 7}), ("history", {2, 3, 9}), ("plan", {11})],
+)
+def test_what_cannot_be_shown_is_left_as_it_was_logged_once_and_hides_nothing_else(
+    pipeline: Pipeline,
+    method: str,
+    missing: set[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pipeline.generator()
+    monkeypatch.setattr(pipeline.store, method, broken)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            shown = pipeline.page.refresh(WINDOW, "", "")
+    assert "run r1 · running" in pipeline._text(shown[0])
+    assert {at for at, value in enumerate(shown) if isinstance(value, dict)} == missing
+    assert len([line for line in caplog.messages if "cannot be shown" in line]) == len(missing)
+    monkeypatch.undo()
+    assert not any(isinstance(value, dict) for value in pipeline.page.refresh(WINDOW, "", ""))
+
+
+def test_health_that_cannot_be_told_is_not_left_as_it_was(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.store, "health", broken)
+    shown = pipeline.page.refresh(WINDOW, "", "")
+    assert "health cannot be told" in shown[0] and "rp-tiles" in shown[1]
+
+
+def test_what_cannot_be_shown_when_the_page_is_made_is_empty(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.generator()
+    monkeypatch.setattr(pipeline.store, "topn", broken)
+    first = pipeline.page.at_first(WINDOW)
+    assert [at for at, value in enumerate(first) if value is None] == [6] and first[12:14] == ("200", "200")

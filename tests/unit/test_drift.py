@@ -266,3 +266,54 @@ def test_each_rating_of_an_attack_can_be_listed() -> None:
     ]
     assert {(e["kind"], e["partition"], e["attack"]) for e in listed} == {("attack_rating", 2, 0)}
     assert attack_ratings(shard(2), 0, 500) == [] == attack_ratings(model, 10_000, 10)
+
+
+def lost_by(count: int, first: int = 0, **changes: Any) -> tuple[ShardReplay, list[dict[str, Any]]]:
+    """A shard, and the ratings that its answer key says were lost."""
+    found = load_settings(**WORLD, drop_share=0.3, **changes)
+    progress = ShardProgress("r", "c", 1, first + count, None, 0, (Epoch(1_700_000_000_000, 100.0),), SHARES[1], 0.5)
+    replay = ShardReplay(build_models(found, load_catalogue(found), [1])[1], progress)
+    cases = AnswerKey(replay, first).take(encode_values(replay.events(first, count)), range(count))
+    return replay, [case for case in cases if case["kind"] == "dropped"]
+
+
+@pytest.mark.parametrize("session_length", [1.0, 12.0])
+def test_a_lost_rating_is_one_of_the_place_where_it_was_lost(session_length: float) -> None:
+    changes = {
+        "new_user_share": 0.8,
+        "new_movie_share": 0.8,
+        "arrival_ratings": 100_000,
+        "session_length": session_length,
+        "drift": ["abrupt at=50000 size=-3"],
+    }
+    replay, lost = lost_by(4_000, **changes)
+    users, movies = replay.model.users, replay.model.movies
+    assert len(lost) > 1_000 and users.arrivals and movies.arrivals
+    at = np.array([case["index"] for case in lost]) / SHARES[1]
+    for name, ids, joins in (
+        ("userId", users.user_ids, users.arrivals.joins),
+        ("movieId", movies.movie_ids, movies.arrivals.joins),
+    ):
+        of = joins[np.searchsorted(ids, [case["rating"][name] for case in lost])]
+        assert (of <= at).all() and (of > 0).any(), name
+    for first in (0, round(60_000 * SHARES[1])):  # before the drift, and after it
+        replay, lost = lost_by(4_000, first, **changes)
+        given = np.mean([case["rating"]["rating"] for case in lost])
+        assert given == pytest.approx(replay.events(first, 4_000).half_stars.mean() / 2, abs=0.3)
+
+
+def test_ratings_of_an_attack_are_lost_as_others_are() -> None:
+    replay, lost = lost_by(4_000, attack=["review-bomb movie=318 at=4000 ratings=4000 intensity=0.5"])
+    hits = replay.model.hits(np.arange(4_000)).mean()
+    of_attack = [case for case in lost if case["rating"]["movieId"] == 318]
+    assert hits > 0.2 and len(of_attack) / len(lost) == pytest.approx(hits, abs=0.05)
+    assert len([case for case in of_attack if case["index"] < 4_000 * SHARES[1]]) < 20
+
+
+@pytest.mark.parametrize("changes", [{}, {"session_length": 12.0, "taste_exposure": 0.7}])
+def test_lost_ratings_are_those_that_they_always_were_where_nothing_is_scheduled(changes: dict[str, Any]) -> None:
+    replay, lost = lost_by(200, **changes)
+    for case in lost:
+        drawn = replay.model.draw((1 << 40) + case["index"], 1)
+        said = (case["rating"]["userId"], case["rating"]["movieId"], case["rating"]["rating"] * 2)
+        assert said == (drawn.user_ids[0], drawn.movie_ids[0], drawn.half_stars[0])

@@ -189,6 +189,29 @@ def test_a_repeat_is_byte_for_byte_a_valid_record_not_far_before_it() -> None:
     assert np.median(repeats - fates.sources[repeats]) <= 20
 
 
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({"duplicate_share": 0.01, "duplicate_distance": 1, "malformed_share": 0.5}, 30),
+        (
+            {"duplicate_share": 0.02, "duplicate_distance": 100, "malformed_share": 0.5, "missing_field_share": 0.4},
+            1_500,
+        ),
+        ({"duplicate_share": 0.5, "duplicate_distance": 50, "tombstone_share": 0.4}, 5_000),
+        ({"duplicate_share": 0.1, "duplicate_distance": 20, "late_share": 0.4, "disorder_share": 0.4}, 150),
+    ],
+)
+def test_repeats_lie_within_reach_whatever_lies_between(changes: dict[str, Any], most: int) -> None:
+    faults = with_only(**changes)
+    assert (
+        faults is not None and faults.reach <= most
+    )  # all that is in reach is made anew for each record that is looked up
+    fates = faults.fates(0, 300_000, due)
+    repeats = np.flatnonzero(fates.faults == Fault.DUPLICATE)
+    back = repeats - fates.sources[repeats]
+    assert len(repeats) > 2_500 and back.max() <= faults.reach
+
+
 @pytest.mark.parametrize("fault", [f for f in Fault if f >= Fault.UNKNOWN_FIELD])
 def test_broken_texts_are_no_ratings_and_unknown_fields_are(fault: Fault) -> None:
     whole = replays()[0].events(0, 200)
@@ -241,8 +264,38 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any
 
 def test_the_guard_is_off_where_the_event_clock_is_not_the_wall_clock() -> None:
     assert load_settings().guard_ms == 600_000
-    assert load_settings(start_time_ms=0).guard_ms == 0
+    assert load_settings(start_time_ms=1).guard_ms == 0
     assert load_settings(max_ahead_s=0, future_share=0.1, future_s=700).guard_ms == 0
+
+
+LAST_MS = 253_402_300_799_999
+
+
+@pytest.mark.parametrize(
+    ("settings", "least_ms", "most_ms"),
+    [
+        ({}, 1, LAST_MS),
+        ({"late_share": 0.1, "late_max_s": 60}, 60_001, LAST_MS),
+        ({"late_max_s": 60, "disorder_share": 0.1, "disorder_s": 2.5}, 2_501, LAST_MS),
+        ({"clock_skew": "1:-30s,2:500ms"}, 30_001, LAST_MS - 500),
+        ({"clock_skew": "0:2s", "late_share": 0.1, "late_max_s": 1}, 1_001, LAST_MS - 2_000),
+        ({"future_share": 0.1, "future_s": 86_400}, 1, LAST_MS - 86_400_000),
+    ],
+    ids=str,
+)
+def test_no_event_time_is_shifted_out_of_the_calendar_where_the_stream_starts(
+    settings: dict[str, Any], least_ms: int, most_ms: int
+) -> None:
+    for start_ms, beyond_ms in ((least_ms, least_ms - 1), (most_ms, most_ms + 1)):
+        load_settings(**settings, start_time_ms=start_ms)
+        for faults in filter(None, (make_faults(load_settings(**settings), p) for p in range(4))):
+            first, other = (
+                faults.fates(0, 5_000, lambda _, count, at=at: np.full(count, at, np.int64)).times_ms
+                for at in (start_ms, START_MS)
+            )
+            assert np.array_equal(first - start_ms, other - START_MS) and first.max() <= LAST_MS
+        with pytest.raises(ConfigurationError, match="start_time_ms"):
+            load_settings(**settings, start_time_ms=beyond_ms)
 
 
 # -- the shard

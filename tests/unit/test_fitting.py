@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -168,6 +169,68 @@ def test_whole_stars_stay_whole_stars(tmp_path: Path) -> None:
     found = drawn(settings, 50_000)[2]
     assert set(np.unique(found)) == {2, 4, 6, 8, 10}
     assert found.mean() == pytest.approx(half_stars.mean(), abs=0.1)
+
+
+def starred(shares: dict[float, float], count: int = 40_000) -> Ratings:
+    """Ratings that say nothing of users and movies, with so large a share of each number of stars."""
+    random = np.random.default_rng(1)
+    user, movie = (random.integers(0, n, count).astype(np.int32) for n in (400, 100))
+    half_stars = (2 * random.choice(list(shares), count, p=list(shares.values()))).astype(np.uint8)
+    return Ratings(np.arange(1, 401), np.arange(1, 101), user, movie, half_stars)
+
+
+def nothing(residuals: Residuals, rank: int, seed: int, tell: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
+    """No taste."""
+    return np.zeros((residuals.users, rank), np.float32), np.zeros((residuals.movies, rank), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("shares", "raw"),
+    [
+        ({1: 0.06, 2: 0.02, 3: 0.02, 4: 0.05, 5: 0.85}, (6, 12)),
+        ({1: 0.07, 2: 0.04, 3: 0.07, 4: 0.14, 5: 0.68}, (5.5, 6.5)),
+        ({1: 0.97, 2: 0.01, 3: 0.005, 4: 0.005, 5: 0.01}, (-20, -4)),
+        ({1: 0.0005, 4: 0.0005, 5: 0.999}, (5, 20)),
+        ({5: 1.0}, (5, 5)),
+        ({0.5: 0.7, 5: 0.3}, (-20, 2)),
+        ({1: 0.1, 5: 0.9}, (5, 20)),
+    ],
+    ids=str,
+)
+def test_a_stream_has_the_datas_mean_however_much_of_it_is_cut_off(
+    shares: dict[float, float], raw: tuple[float, float], tmp_path: Path
+) -> None:
+    data = starred(shares)
+    write_fitted(tmp_path / "model.npz", fit(data, None, 2, 1, 0.1, nothing, SILENT))
+    settings = load_settings(model=tmp_path / "model.npz", partitions=2, seed=7)
+    assert raw[0] <= settings.mean_rating <= raw[1]
+    found = drawn(settings, 100_000)[2] / 2
+    assert found.mean() == pytest.approx(data.half_stars.mean() / 2, abs=0.05)
+    assert (found == 5).mean() == pytest.approx(shares.get(5, 0), abs=0.07)
+
+
+def test_tastes_are_found_where_most_ratings_are_the_highest(tmp_path: Path) -> None:
+    world = load_settings(**SMALL, mean_rating=6.0, rating_sd=1.6, user_bias_share=0.3, movie_bias_share=0.2)
+    user_ids, movie_ids, half_stars = drawn(world, 120_000)
+    assert (half_stars == 10).mean() > 0.7
+    positions = (user_ids - 1).astype(np.int32), (movie_ids - 1).astype(np.int32)
+    data = Ratings(np.arange(1, 601), np.arange(1, 201), *positions, half_stars)
+    write_fitted(tmp_path / "model.npz", fit(data, None, 3, 1, 0.1, numpy_als, SILENT))
+    settings = load_settings(model=tmp_path / "model.npz", partitions=2)
+    users, ours = np.zeros((2, 600)), drawn(settings, 120_000)
+    assert ours[2].mean() == pytest.approx(half_stars.mean(), abs=0.1)
+    for row, (who, stars) in enumerate(((user_ids, half_stars), (ours[0], ours[2]))):
+        users[row] = np.bincount(who - 1, stars, 600) / np.maximum(np.bincount(who - 1, minlength=600), 1)
+    often = np.bincount(user_ids - 1, minlength=600) > 100
+    assert users[1, often].std() == pytest.approx(users[0, often].std(), rel=0.15)
+
+
+def test_a_model_file_whose_settings_are_out_of_range_is_named(model: FittedModel, tmp_path: Path) -> None:
+    path = tmp_path / "model.npz"
+    write_fitted(path, replace(model, settings={**model.settings, "mean_rating": 99.0}))
+    with pytest.raises(ConfigurationError, match=r"model\.npz: .*mean_rating.* 99\.0 .*Make the file again") as caught:
+        load_settings(model=path)
+    assert "--mean-rating" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +439,49 @@ def test_damage_far_behind_the_first_block_is_named_too(tmp_path: Path) -> None:
     text = table([(1, 2, 3.5, 1_600_000_000_000_000 + i) for i in range(400_000)])
     path.write_text(text + "1,2,3,x\n1,2,seven,1\n")
     with pytest.raises(RatingsFileError, match="line 400003: rating 'seven'"):
+        read_ratings(path, ColumnNames(), SILENT)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "zst"])
+def test_a_file_that_is_not_compressed_as_it_says_is_named(tmp_path: Path, suffix: str) -> None:
+    whole, text = tmp_path / f"whole.csv.{suffix}", table([(1, 2, 3.5, i) for i in range(20_000)])
+    with pa.output_stream(whole) as out:
+        out.write(text.encode())
+    assert len(read_ratings(whole, ColumnNames(), SILENT)) == 20_000
+    for content in (whole.read_bytes()[:-200], text.encode(), whole.read_bytes()[:2000] + b"\0" * 5000):
+        path = tmp_path / f"ratings.csv.{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(
+            RatingsFileError, match=r"ratings\.csv\.[a-z0-9]+ cannot be read: .*ends? in \.gz|line \d+: "
+        ):
+            read_ratings(path, ColumnNames(), SILENT)
+
+
+def test_a_damaged_line_before_the_place_where_the_file_is_cut_off_is_named_or_the_cut(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv.gz"
+    path.write_bytes(
+        gzip.compress(table([*GOOD, ("x", 1, 1, 1)] + [(1, 2, 3.5, i) for i in range(9000)]).encode())[:-20]
+    )
+    with pytest.raises(RatingsFileError, match=r"line 5: userId 'x'|cannot be read"):
+        read_ratings(path, ColumnNames(), SILENT)
+
+
+def test_a_column_that_is_named_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text(table(GOOD))
+    with pytest.raises(RatingsFileError, match=r"--user-column and --movie-column both name column 'userId'.*--movie-"):
+        read_ratings(path, ColumnNames("userId", "userId"), SILENT)
+
+
+def test_an_id_of_thousands_of_digits_is_named_in_short(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    for number in ("9" * 5000, "0" * 5000):
+        path.write_text(table([*GOOD, (number, 1, 3, 1)]))
+        with pytest.raises(RatingsFileError, match=r"line 5: userId '.*' is not a whole number") as caught:
+            read_ratings(path, ColumnNames(), SILENT)
+        assert len(str(caught.value)) < 300
+    path.write_text("x" * 200_000 + "\n")
+    with pytest.raises(RatingsFileError, match="line 1: field larger than field limit"):
         read_ratings(path, ColumnNames(), SILENT)
 
 

@@ -16,7 +16,8 @@ from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.partitioner import partition_of
 from ray_pipeline.model.population import build_movies, build_user_map, build_users
 from ray_pipeline.model.ratings import ShardModel, to_half_stars
-from ray_pipeline.model.streams import halfwords, normal_table, words
+from ray_pipeline.model.streams import halfwords, lognormal_weights, normal_table, words
+from ray_pipeline.truth.law import probabilities
 
 
 def shard(partition: int = 0, **changes: object) -> tuple[Settings, ShardModel]:
@@ -122,6 +123,27 @@ def test_an_alias_table_refuses_what_it_cannot_hold() -> None:
             AliasTable.from_weights(np.array(bad, np.int64))
 
 
+@given(st.lists(st.integers(0, 2**55), min_size=1, max_size=60).filter(any))
+def test_weights_that_overflow_a_table_are_halved_until_it_holds_them(weights: list[int]) -> None:
+    given = np.array(weights, np.int64)
+    held = AliasTable.scaled(given)
+    if len(weights) * sum(weights) < 2**63:
+        assert held is given
+    assert np.array_equal(held > 0, given > 0)
+    assert held / held.sum() == pytest.approx(given / given.sum(), abs=1e-12)
+    assert len(AliasTable.from_weights(held)) == len(weights)
+
+
+def test_millions_of_users_of_a_wide_law_fit_into_one_partition() -> None:
+    count = 5_200_000
+    settings = load_settings(users=count, activity_sigma=3, partitions=1, rank=1)
+    ids = np.arange(1, count + 1)
+    weights = lognormal_weights(3.0)[halfwords(settings.seed, "user/activity", 1, count)]
+    assert count * int(weights.sum()) >= 2**63
+    found = probabilities(build_users(settings, ids).activity)
+    assert np.abs(found - weights / weights.sum()).sum() < 1e-4
+
+
 def test_words_of_a_counter_can_be_made_alone() -> None:
     together = words(1, "x", 2, 10, 6)
     assert np.array_equal(together[3:4], words(1, "x", 2, 13, 1))
@@ -209,6 +231,10 @@ HEADER = "movieId,title,genres\n"
         (HEADER + "1,,Drama\n", 2, "title is empty"),
         (HEADER + "1,A,Drama||War\n", 2, "empty name"),
         (HEADER + '1,"A" b,Drama\n', 2, "expected after"),
+        (HEADER + "9" * 5000 + ",A,Drama\n", 2, "movieId '9.*' is not a whole number"),
+        (HEADER + '1,"A\nB\n\nC",Drama\n2,B,\n2,C,\n', 7, "twice"),
+        (HEADER + "1,A\u2028B\x0c,Drama\n2,\x85 \x0b,Drama\n", 3, "title is empty"),
+        (HEADER + '1,"A' + "\x1cB\u2029" + '\nC",Drama\nx,B,Drama\n', 4, "movieId 'x'"),
     ],
 )
 def test_a_malformed_catalogue_row_is_named_by_its_line(tmp_path, text: str, line: int, reason: str) -> None:
@@ -230,6 +256,17 @@ def test_a_catalogue_that_may_not_be_read_is_named_with_a_fix(tmp_path, monkeypa
         load_catalogue(load_settings(catalog=path))
     with pytest.raises(CatalogueError, match="does not exist"):
         load_catalogue(load_settings(catalog=tmp_path))
+
+
+@pytest.mark.parametrize("rare", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"], ids=ascii)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=repr)
+def test_a_title_may_hold_what_ends_lines_elsewhere(tmp_path, rare: str, end: str) -> None:
+    path = tmp_path / "movies.csv"
+    rows = ["movieId,title,genres", f"1,A{rare}B (1999),Drama", f'2,"C{rare}{end}D, ""E""",Comedy', "3,F,War"]
+    path.write_text(end.join(rows), encoding="utf-8", newline="")
+    catalogue = load_catalogue(load_settings(catalog=path))
+    assert catalogue.titles == (f"A{rare}B (1999)", f'C{rare}{end}D, "E"', "F")
+    assert catalogue.genres == (("Drama",), ("Comedy",), ("War",))
 
 
 def test_a_catalogue_of_ones_own(tmp_path) -> None:

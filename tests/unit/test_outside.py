@@ -200,8 +200,10 @@ def test_without_a_record_of_them_they_are_records_that_nobody_sent() -> None:
 class Delivery:
     """Keeps what is delivered; fails as often as it is told to."""
 
-    def __init__(self, failures: int = 0) -> None:
+    def __init__(self, failures: int = 0, error: Exception | None = None) -> None:
         self.failures = failures
+        self.error = error or DeliveryError(problem="the broker is away")
+        self.closed = 0
         self.values: list[bytes] = []
         self.go = threading.Event()
         self.go.set()
@@ -210,11 +212,11 @@ class Delivery:
         assert self.go.wait(20)
         if self.failures:
             self.failures -= 1
-            raise DeliveryError(problem="the broker is away")
+            raise self.error
         self.values += encode_values(batch)
 
     def close(self) -> None:
-        """Nothing is held."""
+        self.closed += 1
 
 
 RATING = {"userId": 116483, "movieId": 5, "rating": 3.0, "timestamp": NOW - 5}
@@ -292,6 +294,42 @@ def test_what_fails_is_tried_again_and_given_up_with_a_count(monkeypatch: pytest
     assert queue.waiting() == 0 and len(delivery.values) == 1
     with pytest.raises(QueueFull):
         queue.put([RATING] * 20_001)
+    queue.close()
+
+
+@pytest.mark.parametrize("error", [BufferError("Local: Queue full"), KeyError("rating"), OSError("no such file")])
+def test_what_is_no_error_of_ours_is_a_delivery_that_failed_and_ends_nothing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outside_module, "_BACKOFF_S", 0.01)
+    delivery = Delivery(failures=1, error=error)
+    queue = OutsideQueue(lambda: delivery)
+    for _ in range(2):
+        queue.put([RATING])
+    wait_for("both", lambda: queue.delivered == 2, 20)
+    assert queue.lost == queue.waiting() == 0 and delivery.closed == 1 and queue._thread is not None
+    monkeypatch.setattr(outside_module, "_TRY_FOR_S", 0.0)
+    delivery.failures = 1
+    queue.put([RATING, RATING])
+    wait_for("giving up", lambda: queue.lost == 2, 20)
+    assert queue._thread.is_alive()
+    queue.close()
+
+
+def test_a_delivery_that_cannot_be_made_at_first_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schema registry may be away when the first ratings come."""
+    monkeypatch.setattr(outside_module, "_BACKOFF_S", 0.01)
+    delivery, away = Delivery(), [OSError("no route"), DeliveryError(problem="the registry is away")]
+
+    def opened() -> Delivery:
+        if away:
+            raise away.pop()
+        return delivery
+
+    queue = OutsideQueue(opened)
+    queue.put([RATING])
+    wait_for("delivery", lambda: queue.delivered == 1, 20)
+    assert len(delivery.values) == 1 and queue.lost == 0
     queue.close()
 
 
@@ -398,6 +436,45 @@ def test_a_commit_in_doubt_says_nothing_of_other_ratings(monkeypatch: pytest.Mon
         delivery.deliver(replay.events(0, 3))
     delivery.deliver(replay.events(3, 2))
     assert list(broker.seen("ratings").values()) == encode_values(replay.events(0, 5))
+
+
+class Slow(Broker):
+    """Its producer's queue has room for three records, and more only when it is served."""
+
+    queued = 0
+    answers_come = True
+
+    def produce(self, topic: str, value: bytes, key: bytes, partition: int, on_delivery: Any = None) -> None:
+        if self.queued == 3:
+            raise BufferError("Local: Queue full")
+        self.queued += 1
+        super().produce(topic, value, key, partition, on_delivery)
+
+    def poll(self, _: float) -> None:
+        self.queued = 0 if self.answers_come else self.queued
+
+    def purge(self) -> None:
+        self.queued = 0
+
+
+def test_ratings_that_a_full_queue_has_no_room_for_wait_until_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Slow(monkeypatch)
+    OutsideDelivery("", "ratings", "outside").deliver(test_audit.replay().events(0, 10))
+    assert list(broker.seen("ratings").values()) == encode_values(test_audit.replay().events(0, 10))
+    assert unowned(broker) == ([], 0)
+
+
+def test_a_queue_that_stays_full_is_a_delivery_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_module, "_DEADLINE_S", 0.0)
+    broker, batch = Slow(monkeypatch), test_audit.replay().events(0, 10)
+    broker.answers_come = False
+    delivery = OutsideDelivery("", "ratings", "outside")
+    with pytest.raises(DeliveryError, match="the queue stayed full"):
+        delivery.deliver(batch)
+    broker.answers_come = True
+    monkeypatch.setattr(delivery_module, "_DEADLINE_S", 30.0)
+    delivery.deliver(batch)
+    assert list(broker.seen("ratings").values()) == encode_values(batch) and unowned(broker) == ([], 0)
 
 
 def delivered(delivery: OutsideDelivery, batch: EventBatch) -> None:

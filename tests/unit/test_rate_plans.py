@@ -253,7 +253,7 @@ def test_it_is_backfilling_until_every_shard_has_reached_the_present_and_live_fo
     assert not found.backfilling(START_MS + 12_000)
     found.observe([running[0], dataclasses.replace(running[1], behind_s=30.0)])
     assert not found.backfilling(START_MS + 50_000)
-    assert not started(start_time_ms=0).backfilling(START_MS)
+    assert not started(start_time_ms=1).backfilling(START_MS)
     with pytest.raises(ConfigurationError, match="5 s in the future"):
         started(start_time_ms=START_MS + 5_000, speed="max")
 

@@ -261,4 +261,4 @@ def test_as_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match="speed=max needs start_time_ms"):
         load_settings(speed="max")
     with pytest.raises(ConfigurationError, match="setting speed"):
-        load_settings(speed="0.5", start_time_ms="0")
+        load_settings(speed="0.5", start_time_ms="1")

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from ray_pipeline.config import Settings, load_settings
 from ray_pipeline.delivery.interface import Epoch, ShardProgress
-from ray_pipeline.events import EventBatch
+from ray_pipeline.events import EventBatch, Fault
 from ray_pipeline.model.catalogue import load_catalogue
 from ray_pipeline.model.population import Habits, build_user_map
 from ray_pipeline.model.ratings import to_half_stars
 from ray_pipeline.model.streams import normal_table
-from ray_pipeline.truth import scoring
+from ray_pipeline.truth import scoring, validity
 from ray_pipeline.truth.law import BiasOnly, RatingLaw, probabilities
 from ray_pipeline.truth.lookup import find_ratings
 from ray_pipeline.truth.replay import ShardReplay, build_models
@@ -42,9 +42,10 @@ class World:
         self.ratings: list[EventBatch] = []
         for p, share in enumerate(self.shares):
             progress = ShardProgress("run", "c", p, 0, None, 0, epochs, share, (p + 0.5) / len(self.shares))
-            ratings = ShardReplay(self.models[p], progress).events(0, round(total * share))
+            replay = ShardReplay(self.models[p], progress)
+            ratings = replay.events(0, round(total * share))
             self.ratings.append(ratings)
-            last_ms = int(ratings.timestamps_ms[-1])
+            last_ms = replay.due_ms(len(ratings) - 1)
             self.progress.append(ShardProgress("run", "c", p, len(ratings), last_ms, 0, epochs, share, progress.phase))
 
     def board(self) -> Scoreboard:
@@ -359,6 +360,67 @@ def test_coverage_is_of_what_was_delivered_since_the_first_predicted_rating(smal
     found = score(small.board(), some)
     assert found["first_event_ms"] == first >= middle and found["delivered"] == (times >= first).sum()
     assert found["coverage"] == pytest.approx(0.5, abs=0.01)
+
+
+SPOILT: dict[str, Any] = {
+    "duplicate_share": 0.2,
+    "duplicate_distance": 30,
+    "malformed_share": 0.1,
+    "out_of_range_share": 0.05,
+    "tombstone_share": 0.05,
+    "unknown_field_share": 0.05,
+    "late_share": 0.1,
+    "late_mean_s": 2.0,
+    "late_max_s": 5.0,
+}
+
+
+def readable(world: World) -> list[tuple[int, bytes]]:
+    """Event time and prediction of each rating that can be read and repeats none, of all partitions."""
+    found = []
+    for ratings in world.ratings:
+        assert ratings.faults is not None
+        fresh = (ratings.faults < Fault.MALFORMED) & (ratings.faults != Fault.DUPLICATE)
+        columns = (ratings.user_ids, ratings.movie_ids, ratings.timestamps_ms)
+        found += [
+            (t, record(u, m, 3.0, t)) for u, m, t in zip(*(column[fresh].tolist() for column in columns), strict=True)
+        ]
+    return found
+
+
+def test_who_predicts_all_that_can_be_read_has_predicted_all() -> None:
+    world = World(50.0, 6_000, users=300, movies=200, **SPOILT)
+    every = readable(world)
+    assert len(every) < 0.7 * sum(len(r) for r in world.ratings)
+    found = score(world.board(), [value for _, value in every])
+    assert (found["delivered"], found["coverage"]) == (len(every), 1.0)
+    assert found["matched"] == found["delivered"]
+    half = score(world.board(), [value for _, value in every[::2]])
+    assert half["coverage"] == pytest.approx(0.5, abs=0.01)
+    # who has begun later, is judged by what came later
+    middle = int(np.median([time_ms for time_ms, _ in every]))
+    later = score(world.board(), [value for time_ms, value in every if time_ms >= middle])
+    assert later["delivered"] < 0.6 * len(every) and later["coverage"] == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_wrong_clock_is_known_to_be_wrong_when_delivered_ratings_are_counted() -> None:
+    world = World(50.0, 6_000, users=300, movies=200, clock_skew="0:-20s,1:15s")
+    every = readable(world)
+    middle = int(np.median([time_ms for time_ms, _ in every]))
+    later = [value for time_ms, value in every if time_ms >= middle]
+    found = score(world.board(), later)
+    assert found["delivered"] == len(later)
+
+
+def test_fresh_records_are_counted_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validity, "_BLOCK", 1_000)
+    world = World(50.0, 9_000, users=300, movies=200, **SPOILT)
+    ratings, faults = world.ratings[0], world.models[0].faults
+    assert faults is not None and ratings.faults is not None
+    fresh = np.cumsum((ratings.faults < Fault.MALFORMED) & (ratings.faults != Fault.DUPLICATE))
+    counted = validity.FreshRecords(faults)
+    for index in (0, 1, 7, 2_000, 999, 1_000, len(fresh), 1_001):
+        assert counted.before(index) == (fresh[index - 1] if index else 0)
 
 
 def test_a_prediction_waits_until_its_rating_is_delivered_or_its_patience_ends(small: World) -> None:

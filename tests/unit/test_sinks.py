@@ -207,6 +207,15 @@ def test_a_file_that_is_there_and_a_folder_that_is_not_are_refused(tmp_path: Pat
     assert there.read_text() == "mine"
 
 
+@pytest.mark.parametrize("changes", [{"users": 2}, {"users": 3, "partitions": 16}], ids=str)
+def test_too_few_users_for_the_partitions_are_named_with_a_fix(changes: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no user falls to partition \d+: users=\d are too few\. Raise users"):
+        write_ratings(load_settings(**{**SMALL, **changes}, sink="stdout", ratings=3), io.BytesIO())
+    with pytest.raises(ConfigurationError, match="no user falls to partition"):
+        write_ratings(load_settings(**{**SMALL, **changes}, sink="ndjson", output=tmp_path / "out", ratings=3))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_pipeline_delivers_to_kafka_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="sink=ndjson: a pipeline delivers to Kafka"):
         Pipeline(sink="ndjson", output=tmp_path / "x", ratings=1)
