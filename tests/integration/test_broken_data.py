@@ -36,7 +36,7 @@ NAMES = (
 )  # fmt: skip
 TOPICS = {f"{name}_topic": f"broken.{name}" for name in NAMES}
 FLAGS = """
-    --rate 300 --no-ui --api-port 0 --tumbling 5 --sliding 10 --slide 5 --watermark 2 --fast
+    --rate 600 --no-ui --api-port 0 --tumbling 5 --sliding 10 --slide 5 --watermark 2 --fast
     --late-share 0.1 --late-mean 20 --late-max 60 --disorder-share 0.1 --disorder 2 --duplicate-share 0.05 --drop-share 0.02
     --malformed-share 0.02 --missing-field-share 0.02 --unknown-field-share 0.02 --out-of-range-share 0.02
     --tombstone-share 0.02 --future-share 0.01 --clock-skew 1:-1s --silent 2:every=15s,for=4s
@@ -70,7 +70,7 @@ def test_all_is_well_with_data_that_is_broken_as_told(
 
     wait_for("ratings that come too late", enough, 150)
     # nothing of the password is on disk: who asks a run of the state directory shows it again
-    assert command("rate", "400", "--config", file, "--state-dir", running.state_dir).returncode == 0
+    assert command("rate", "800", "--config", file, "--state-dir", running.state_dir).returncode == 0
     unknown = command("topics", "count", "ratings", "--state-dir", running.state_dir)
     assert unknown.returncode == 4 and "--security-protocol" in unknown.stderr, unknown.stderr
     assert running.end_by_timeout() == 0, running.text
