@@ -20,8 +20,11 @@ document.addEventListener("input", (event) => {
 });
 document.addEventListener("change", (event) => {
   if (!event.target.matches("#rp-rate input, #rp-slider input[type=range]")) return;
-  rpEditing = false;
-  document.querySelector("#rp-set-rate").click();
+  // Gradio takes the value in a moment after the event that told it
+  setTimeout(() => {
+    rpEditing = false;
+    document.querySelector("#rp-set-rate").click();
+  }, 50);
 });
 // a click on a rating names its place
 document.addEventListener("click", (event) => {
@@ -57,3 +60,20 @@ for (const kind of ["pointerdown", "click"]) {
     if (link) link.hostname = location.hostname;
   });
 }
+// a plot that is given wider numbers than it began with keeps its margin, and cuts them off, until its width changes
+const rpCutOff = (plot) => {
+  const edge = plot.getBoundingClientRect().left - 1;
+  const texts = [...plot.querySelectorAll("text")].filter((text) => text.getBoundingClientRect().left < edge);
+  return texts.map((text) => text.textContent).join();
+};
+setInterval(() => {
+  for (const plot of document.querySelectorAll(".vega-embed svg.marks")) {
+    const frame = plot.closest(".vega-embed");
+    const cut = rpCutOff(plot);
+    if (cut && cut !== frame.rpCut) {
+      frame.style.width = `${frame.offsetWidth - 1}px`;
+      setTimeout(() => (frame.style.width = ""), 100);
+    }
+    frame.rpCut = cut;
+  }
+}, 1000);

@@ -102,8 +102,8 @@ def test_rate_pause_and_resume_act_on_the_generator(board: Page, urls: dict[str,
     expect(field).to_have_value(f"{generator()['target_rate']:g}", timeout=10_000)
     slider.press("ArrowRight")
     expect(field).to_have_value("220", timeout=10_000)
+    expect(board.locator("#rp-said")).to_contain_text("rate 220/s", timeout=15_000)
     wait_for("the target", lambda: generator()["target_rate"] == 220, 15)
-    expect(board.locator("#rp-said")).to_contain_text("rate 220/s: done", timeout=10_000)
     board.click("#rp-pause")
     wait_for("paused", lambda: generator()["state"] == "paused", 15)
     wait_for("nothing delivered", lambda: number(tile(board, "Delivered")) == 0, 15)
@@ -305,6 +305,14 @@ def test_left_open_it_neither_flickers_nor_grows(board: Page, urls: dict[str, st
     wait_for(f"it to be no more than {most}", lambda: all(n <= most[name] for name, n in grown().items()), 60)
 
 
+_NOTHING_CUT_OFF = """() => {
+  const plots = [...document.querySelectorAll("svg.marks")];
+  const within = (text, plot) => text.getBoundingClientRect().left >= plot.getBoundingClientRect().left - 1;
+  return plots.length >= 5 && plots.every((plot) => [...plot.querySelectorAll("text")].every((text) => within(text, plot)));
+}"""
+"""Numbers of charts, whatever they were when the page was opened."""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 420])
 def test_it_fits_wide_and_narrow_light_and_dark(
@@ -316,6 +324,7 @@ def test_it_fits_wide_and_narrow_light_and_dark(
     page.get_by_text("Workload: put another stream together").click()
     expect(page.locator("#rp-preview svg").first).to_be_visible(timeout=30_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= width + 1
+    page.wait_for_function(_NOTHING_CUT_OFF, timeout=30_000)
     background, ink = page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.rp-tile b')).color]"
     )
