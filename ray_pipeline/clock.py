@@ -6,7 +6,10 @@ import threading
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "FakeClock", "SystemClock"]
+__all__ = ["LAST_MS", "Clock", "FakeClock", "SystemClock"]
+
+LAST_MS = 253_402_300_799_999
+"""The end of the year 9999, epoch milliseconds: no later time can be written, and Spark prints none."""
 
 
 class Clock(Protocol):

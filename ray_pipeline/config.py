@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from ray_pipeline.brokers import Brokers, Security
+from ray_pipeline.clock import LAST_MS
 from ray_pipeline.errors import ConfigurationError
 from ray_pipeline.fitted import RAW_MEAN_MOST, RAW_SD_MOST, REPLACED_FIELDS, declared_settings
 from ray_pipeline.presets import load_preset
@@ -116,9 +117,6 @@ EVENT_FIELDS = (
 """The settings that an event is a function of, together with the catalogue's content (see :meth:`Settings.digest`); a fitted
 model is a catalogue too, and its content is the whole file's."""
 
-_LAST_MS = 253_402_300_799_999
-"""The end of the year 9999: the windows' job takes no later event time."""
-
 _SENT_LATE_MS = 3_600_000
 """A sender may be down for so long before what the job makes of a record with a future time becomes uncertain."""
 
@@ -192,7 +190,7 @@ class Settings(BaseSettings):
     start_time_ms: int | None = Field(
         None,
         ge=1,
-        le=_LAST_MS,
+        le=LAST_MS,  # the windows' job takes no later event time
         description="event time of the first instant, epoch milliseconds UTC (date +%s%3N), up to the year 9999; default: now",
     )
     speed: Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)] | Literal["max"] = Field(
@@ -643,7 +641,7 @@ class Settings(BaseSettings):
         skews_ms = (0, *parse_clock_skew(self.clock_skew).values())
         late_s, disorder_s = self.late_share and self.late_max_s, self.disorder_share and self.disorder_s
         least_ms = 1 + math.ceil(max(late_s, disorder_s) * 1000) - min(skews_ms)
-        most_ms = _LAST_MS - math.ceil(self.future_share and self.future_s * 1000) - max(skews_ms)
+        most_ms = LAST_MS - math.ceil(self.future_share and self.future_s * 1000) - max(skews_ms)
         if not least_ms <= self.start_time_ms <= most_ms:
             msg = (
                 f"start_time_ms={self.start_time_ms} is too near to the calendar's end for event times that are shifted on purpose: "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -19,6 +18,7 @@ from ray_pipeline.kafka.client import RIGHTS, check_broker
 from ray_pipeline.kafka.rights import missing_rights
 from ray_pipeline.kafka.topics import partitions_of, topic_specs
 from ray_pipeline.model.catalogue import load_catalogue
+from ray_pipeline.ports import why_not_free
 from ray_pipeline.state import active_run, active_runs, brokers_of, require_writable
 from spark_compat.classes import broker_classes, spark_classes
 from spark_compat.errors import SparkCompatError
@@ -247,18 +247,13 @@ def _ports(settings: Settings) -> Iterable[Finding]:
 def _port(name: str, host: str, port: int) -> Finding:
     if port == 0:
         return Finding("ports", "ok", f"{name}: any free one")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return Finding(
-                "ports",
-                "problem",
-                f"port {port} on {host} cannot be used ({error.strerror})",
-                f"Choose another with --{name}-port, or 0",
-            )
+    if (reason := why_not_free(host, port)) is not None:
+        return Finding(
+            "ports",
+            "problem",
+            f"port {port} on {host} cannot be used ({reason})",
+            f"Choose another with --{name}-port, or 0",
+        )
     return Finding("ports", "ok", f"{name}: {port} is free")
 
 

@@ -9,12 +9,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HALF_STARS_MAX", "HALF_STARS_MIN", "EventBatch", "Fault"]
+__all__ = ["HALF_STARS_MAX", "HALF_STARS_MIN", "ID_MOST", "EventBatch", "Fault", "id_in"]
 
 HALF_STARS_MIN = 1
 """Lowest rating, in half stars: 0.5 stars."""
 HALF_STARS_MAX = 10
 """Highest rating, in half stars: 5.0 stars."""
+ID_MOST = 2**31 - 1
+"""Greatest id of a user or movie."""
+
+
+def id_in(text: str) -> int | None:
+    """The id of a user or movie that a text is, in digits; None where it is none."""
+    digits = text.lstrip("0") if text.isascii() and text.isdigit() else ""
+    # int() refuses thousands of digits
+    found = int(digits) if 1 <= len(digits) <= len(str(ID_MOST)) else 0
+    return found if 1 <= found <= ID_MOST else None
 
 
 class Fault(enum.IntEnum):

@@ -8,7 +8,7 @@ from collections.abc import Container
 
 from ray_pipeline.errors import EnvironmentProblem
 
-__all__ = ["any_free_port", "is_free"]
+__all__ = ["any_free_port", "is_free", "why_not_free"]
 
 _PORTS = range(20_000, 32_000)
 """Where they are looked for: below those that Linux gives to connections, one of which may take a port that was free a moment ago,
@@ -36,10 +36,15 @@ def any_free_port(host: str, besides: Container[int] = ()) -> int:
 
 def is_free(host: str, port: int) -> bool:
     """Whether somebody could listen there now."""
+    return why_not_free(host, port) is None
+
+
+def why_not_free(host: str, port: int) -> str | None:
+    """What the system says to who would listen there now; None where he could."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return error.strerror or str(error)
+        return None

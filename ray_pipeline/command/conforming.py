@@ -50,7 +50,6 @@ def conformance(
     if events is not None and topic is not None:
         raise ConfigurationError(problem="--events and --topic exclude each other", fix="Give one of them")
     from ray_pipeline.conformance.judge import judge
-    from ray_pipeline.conformance.page import render_page
 
     if report is not None:
         require_file(report, "--report")
@@ -63,6 +62,8 @@ def conformance(
     else:
         _print(found)
     if report is not None:
+        from ray_pipeline.conformance.page import render_page
+
         write_file(report, render_page(evidence, found), "report", "--report")
     raise typer.Exit(_EXIT_CODES[found.verdict])
 

@@ -6,14 +6,13 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+from ray_pipeline.clock import LAST_MS
 from ray_pipeline.codec import number_in, parse_json, text_in, whole_in
 from ray_pipeline.errors import RecordError
 from ray_pipeline.events import EventBatch
 
 __all__ = ["Epoch", "ShardDelivery", "ShardProgress", "progress_key"]
 
-_LAST_MS = 253_402_300_799_999
-"""The end of the year 9999: no later time can be written."""
 _MOST_RATE = 1e12
 
 
@@ -53,9 +52,9 @@ class Epoch:
         if not isinstance(record, dict):
             msg = f"an epoch is {str(record)[:80]}"
             raise ValueError(msg)
-        from_ms = whole_in(record, "from_ms", _LAST_MS)
+        from_ms = whole_in(record, "from_ms", LAST_MS)
         if "plan" in record:
-            return cls(from_ms, 0.0, text_in(record, "plan"), whole_in(record, "zero_ms", _LAST_MS))
+            return cls(from_ms, 0.0, text_in(record, "plan"), whole_in(record, "zero_ms", LAST_MS))
         return cls(from_ms, number_in(record, "rate", _MOST_RATE))
 
 
@@ -149,8 +148,8 @@ class ShardProgress:
             config=text_in(record, "config"),
             partition=whole_in(record, "partition"),
             next_index=whole_in(record, "next_index"),
-            event_time_ms=None if record.get("event_time_ms") is None else whole_in(record, "event_time_ms", _LAST_MS),
-            committed_ms=whole_in(record, "committed_ms", _LAST_MS),
+            event_time_ms=None if record.get("event_time_ms") is None else whole_in(record, "event_time_ms", LAST_MS),
+            committed_ms=whole_in(record, "committed_ms", LAST_MS),
             epochs=tuple(Epoch.from_record(epoch) for epoch in epochs),
             share=number_in(record, "share", 1.0),
             phase=number_in(record, "phase", 1.0),

@@ -18,14 +18,13 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ray_pipeline.errors import RatingsFileError
-from ray_pipeline.events import HALF_STARS_MAX, HALF_STARS_MIN
+from ray_pipeline.events import HALF_STARS_MAX, HALF_STARS_MIN, ID_MOST, id_in
 
 __all__ = ["ColumnNames", "Ratings", "read_ratings"]
 
 _BLOCK_BYTES = 8 << 20
 _BATCH_ROWS = 1 << 18
 _TELL_EVERY = 5_000_000
-_ID_MOST = 2**31 - 1
 _STARS = {half / 2 for half in range(HALF_STARS_MIN, HALF_STARS_MAX + 1)}
 
 
@@ -161,7 +160,7 @@ def _good(users: Any, movies: Any, stars: Any) -> npt.NDArray[np.bool_]:
     good = np.ones(len(users), np.bool_)
     for ids in (users, movies):
         value = pc.fill_null(ids, 0).to_numpy(zero_copy_only=False)
-        good &= (value >= 1) & (value <= _ID_MOST)
+        good &= (value >= 1) & (value <= ID_MOST)
     doubled = pc.fill_null(stars, 0.0).to_numpy(zero_copy_only=False) * 2
     # NaN is no more than anything
     return np.asarray(
@@ -199,21 +198,14 @@ def _first_damage(path: Path, names: ColumnNames, otherwise: str) -> RatingsFile
 def _reason(names: ColumnNames, row: dict[str, str]) -> str:
     """Why a row is no rating; empty when it is one."""
     for name in (names.user, names.movie):
-        if not _is_id(row[name]):
-            return f"{name} {reprlib.repr(row[name])} is not a whole number from 1 to {_ID_MOST}"
+        if id_in(row[name].strip()) is None:
+            return f"{name} {reprlib.repr(row[name])} is not a whole number from 1 to {ID_MOST}"
     try:
         stars = float(row[names.rating])
     except ValueError:
         stars = 0.0
     told = reprlib.repr(row[names.rating])
     return "" if stars in _STARS else f"{names.rating} {told} is not one of 0.5, 1.0, … 5.0 stars"
-
-
-def _is_id(text: str) -> bool:
-    number = text.strip()
-    digits = number.lstrip("0") if number.isascii() and number.isdigit() else ""
-    # int() refuses thousands of digits
-    return 1 <= len(digits) <= len(str(_ID_MOST)) and int(digits) <= _ID_MOST
 
 
 def _require_columns(path: Path, names: ColumnNames, there: list[str]) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ray_pipeline.config import Settings
 from ray_pipeline.errors import CatalogueError
+from ray_pipeline.events import ID_MOST, id_in
 from ray_pipeline.fitted import load_fitted
 from ray_pipeline.model.scopes import attacked_movies, drifting_movies
 from ray_pipeline.model.streams import words
@@ -41,7 +42,6 @@ _PATTERNS = (
     "Return to the {a} {n}", "{n} Without a {m}",
 )  # fmt: skip
 _NO_GENRES = "(no genres listed)"
-_ID_MOST = 2**31 - 1
 _CATALOGUE_STREAM_SEED = 0  # the built-in catalogue is the same for every run's seed
 
 
@@ -196,16 +196,15 @@ def _parse_row(path: Path, line: int, row: list[str]) -> tuple[int, str, tuple[s
     if len(row) != 3:
         raise _malformed(path, line, f"{len(row)} columns instead of 3 (movieId,title,genres)")
     number, title, genres = row
-    digits = number.lstrip("0") if number.isascii() and number.isdigit() else ""
-    # int() refuses thousands of digits
-    if not 1 <= len(digits) <= len(str(_ID_MOST)) or int(digits) > _ID_MOST:
-        raise _malformed(path, line, f"movieId {reprlib.repr(number)} is not a whole number from 1 to {_ID_MOST}")
+    movie_id = id_in(number)
+    if movie_id is None:
+        raise _malformed(path, line, f"movieId {reprlib.repr(number)} is not a whole number from 1 to {ID_MOST}")
     if not title.strip():
         raise _malformed(path, line, "the title is empty")
     names = () if genres in ("", _NO_GENRES) else tuple(sorted(set(genres.split("|"))))
     if any(not name.strip() for name in names):
         raise _malformed(path, line, f"genres {genres!r} have an empty name")
-    return int(digits), title, names
+    return movie_id, title, names
 
 
 def _malformed(path: Path, line: int, reason: str) -> CatalogueError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from ray_pipeline.clock import LAST_MS
 from ray_pipeline.windows.spec import Panes, WindowSpec
 
 __all__ = ["RESULT_COLUMNS", "aggregate", "parse", "rejected", "valid"]
@@ -20,7 +21,6 @@ RESULT_COLUMNS = ("pane_ms", "id", "a0", "a1", "a2", "a3", "a4", "max_offset", "
 counts each, half stars 1 … 10, the odd one low; for totals ``a0`` = records and ``a1`` = rejected."""
 
 _SCHEMA = "userId LONG, movieId LONG, rating DOUBLE, timestamp LONG"
-_LATEST_MS = 253_402_300_799_999  # end of the year 9999, the last that Spark's timestamps print
 # the name under which Spark's stateful operators look for the watermark of a grouping column
 _WATERMARK_METADATA = "spark.watermarkDelayMs"
 
@@ -67,7 +67,7 @@ def _checked(raw: DataFrame, guard_ms: int, *more: Column) -> DataFrame:
     half = r["rating"] * 2
     nothing = r.isNull() | (r["userId"].isNull() & r["movieId"].isNull() & r["rating"].isNull())
     no_user, no_movie = r["userId"].isNull() | (r["userId"] < 1), r["movieId"].isNull() | (r["movieId"] < 1)
-    no_time = r["timestamp"].isNull() | ~r["timestamp"].between(1, _LATEST_MS)
+    no_time = r["timestamp"].isNull() | ~r["timestamp"].between(1, LAST_MS)
     reason = (
         F.when(nothing, "no JSON object with the fields of a rating")
         .when(no_user, "userId is missing or no whole number above 0")

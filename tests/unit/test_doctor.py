@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ray_pipeline import doctor
+from ray_pipeline import doctor, ports
 from ray_pipeline.cluster import directory, head, runtime
 from ray_pipeline.command.sparkjob import ray_address
 from ray_pipeline.config import Settings, load_settings
@@ -80,7 +80,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
             if address in listening:
                 raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(doctor.socket, "socket", Socket)
+    monkeypatch.setattr(ports.socket, "socket", Socket)
     return listening
 
 
